@@ -1,0 +1,1 @@
+"""The package that the chapters of LLM Learn import: small, and checked against reference libraries."""

@@ -1,0 +1,97 @@
+"""Attention: every position reads from the others, by content."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def causal_mask(num_queries: int, num_keys: int | None = None, *, device=None) -> Tensor:
+    """Which keys each query may use: those at its own position and before it.
+
+    Args:
+        num_queries: T; the queries are the last T of the S positions.
+        num_keys: S, at least T; T where left out.
+        device: where the mask lives.
+
+    Returns:
+        (T, S) bool, True = use.
+    """
+    num_keys = num_queries if num_keys is None else num_keys
+    if not 0 < num_queries <= num_keys:
+        raise ValueError(
+            f"num_queries is {num_queries}, num_keys {num_keys}: need 1 <= num_queries <= num_keys"
+        )
+    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """How much each query reads from each key (Vaswani et al. 2017, arXiv:1706.03762, Eq. 1, the softmax).
+
+    Args:
+        q: (..., T, D) queries.
+        k: (..., S, D) keys.
+        mask: bool, broadcastable to (..., T, S), True = use. A query with no key to use gets zeros.
+
+    Returns:
+        (..., T, S) weights; each row sums to 1.
+    """
+    if q.shape[-1] != k.shape[-1]:
+        raise ValueError(
+            f"q has width {q.shape[-1]}, k has {k.shape[-1]}: queries and keys need the same width"
+        )
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"mask has dtype {mask.dtype}: it must be bool, True = use")
+    scores = q @ k.mT / math.sqrt(q.shape[-1])  # (..., T, S)
+    if mask is None:
+        return scores.softmax(-1)
+    # The lowest finite number, not -inf: a row without any key would become NaN, and so would its gradient.
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1).masked_fill(~mask, 0.0)
+
+
+def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Averages the values by attention weights (Vaswani et al. 2017, arXiv:1706.03762, Eq. 1).
+
+    Args:
+        q: (..., T, D) queries.
+        k: (..., S, D) keys.
+        v: (..., S, D) values; their width may differ.
+        mask: bool, broadcastable to (..., T, S), True = use.
+
+    Returns:
+        (..., T, D)
+    """
+    if k.shape[-2] != v.shape[-2]:
+        raise ValueError(f"k has {k.shape[-2]} positions, v has {v.shape[-2]}: each key needs its value")
+    return attention_weights(q, k, mask) @ v
+
+
+class MultiHeadAttention(nn.Module):
+    """Several attentions side by side, each on its own projection (Vaswani et al. 2017, Section 3.2.2).
+
+    Args:
+        d_model: C, width of the input and the output.
+        num_heads: H; must divide `d_model`.
+        bias: whether the projections add a bias.
+    """
+
+    def __init__(self, *, d_model: int, num_heads: int, bias: bool = True):
+        super().__init__()
+        if num_heads < 1 or d_model % num_heads:
+            raise ValueError(f"num_heads is {num_heads}: it must divide d_model, which is {d_model}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.out = nn.Linear(d_model, d_model, bias=bias)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of every head: (B, T, C) -> three of (B, H, T, D)."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, H, D)
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C); `mask` is bool, broadcastable to (B, H, T, T), True = use."""
+        if x.ndim != 3 or x.shape[-1] != self.out.in_features:
+            raise ValueError(f"x has shape {tuple(x.shape)}: expected (B, T, {self.out.in_features})")
+        heads = scaled_dot_product_attention(*self.heads(x), mask)  # (B, H, T, D)
+        return self.out(heads.transpose(1, 2).flatten(2))  # (B, T, C)

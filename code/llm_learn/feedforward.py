@@ -1,0 +1,22 @@
+"""What each position does by itself, after it has read from the others."""
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Two linear layers around a GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415), as in GPT-2.
+
+    Args:
+        d_model: C, width of the input and the output.
+        d_ff: width in between.
+    """
+
+    def __init__(self, *, d_model: int, d_ff: int):
+        super().__init__()
+        self.up = nn.Linear(d_model, d_ff)
+        self.down = nn.Linear(d_ff, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)"""
+        # GPT-2 approximates the GELU with tanh, and so must whoever loads its weights.
+        return self.down(nn.functional.gelu(self.up(x), approximate="tanh"))

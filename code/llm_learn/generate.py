@@ -1,0 +1,99 @@
+"""Writing with a language model: from logits to the next id, from a prompt to a text."""
+
+import torch
+from torch import Tensor, nn
+
+
+def filter_logits(logits: Tensor, *, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """Rules out unlikely ids by setting their logits to -inf.
+
+    Args:
+        logits: (B, V)
+        top_k: keep the k most likely ids (Fan et al. 2018, arXiv:1805.04833).
+        top_p: keep the smallest set of most likely ids whose probabilities reach p
+            (Holtzman et al. 2020, arXiv:1904.09751).
+
+    Returns:
+        (B, V)
+    """
+    if top_k is not None:
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}: at least one id must be kept")
+        kth_largest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
+        logits = logits.masked_fill(logits < kth_largest, float("-inf"))
+    if top_p is not None:
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p is {top_p}: it must be above 0 and at most 1")
+        sorted_logits, order = logits.sort(descending=True)
+        probabilities = sorted_logits.softmax(-1)
+        # An id stays while the ids before it have not reached p; the most likely one always stays.
+        mass_before = probabilities.cumsum(-1) - probabilities
+        remove = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, mass_before >= top_p)
+        logits = logits.masked_fill(remove, float("-inf"))
+    return logits
+
+
+def sample_next(
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draws the next id of each row: (B, V) -> (B, 1). `temperature=0` takes the most likely one."""
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}: it must be 0 (greedy) or above")
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    probabilities = filter_logits(logits / temperature, top_k=top_k, top_p=top_p).softmax(-1)
+    return torch.multinomial(probabilities, 1, generator=generator)
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    ids: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_id: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Continues each row of `ids`, one id at a time.
+
+    Args:
+        model: maps ids (B, T) to logits (B, T, V), and has `config.context_length`.
+        ids: (B, T) prompts, at least one id and at most the context length.
+        max_new_tokens: ids to add.
+        temperature, top_k, top_p: see `sample_next` and `filter_logits`.
+        eos_id: a row that drew it is finished, and is filled with it.
+        generator: decides the draws.
+
+    Returns:
+        (B, T + new); new is smaller than `max_new_tokens` only where every row finished early.
+    """
+    context_length = model.config.context_length
+    if ids.ndim != 2 or not 1 <= ids.shape[1] <= context_length:
+        raise ValueError(
+            f"ids has shape {tuple(ids.shape)}: a prompt (B, T) needs T from 1 to {context_length}"
+        )
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}: it cannot be negative")
+    was_training = model.training
+    model.eval()
+    finished = torch.zeros(ids.shape[0], 1, dtype=torch.bool, device=ids.device)
+    for _ in range(max_new_tokens):
+        # The model has no positions past its context length: it sees the most recent ids.
+        logits = model(ids[:, -context_length:])[:, -1]  # (B, V)
+        next_ids = sample_next(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+        if eos_id is not None:
+            next_ids = next_ids.masked_fill(finished, eos_id)
+            finished |= next_ids == eos_id
+        ids = torch.cat([ids, next_ids], dim=1)
+        if finished.all():
+            break
+    model.train(was_training)
+    return ids

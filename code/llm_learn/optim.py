@@ -1,0 +1,94 @@
+"""Optimizers and learning-rate schedules."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+class AdamW(torch.optim.Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101, Algorithm 2).
+
+    Args:
+        params: parameters, or dictionaries of them with their own settings.
+        lr: learning rate.
+        betas: decay of the running means of the gradient and of its square.
+        eps: added to the denominator.
+        weight_decay: the share of each weight, times `lr`, that a step takes away.
+    """
+
+    def __init__(
+        self, params, *, lr: float, betas=(0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01
+    ):
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}: it cannot be negative")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas is {betas}: both must be at least 0 and below 1")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if not self.state[p]:
+                    self.state[p] = {
+                        "step": 0,
+                        "mean": torch.zeros_like(p),
+                        "mean_square": torch.zeros_like(p),
+                    }
+                self.state[p]["step"] += 1
+            grads = [p.grad for p in params]
+            means = [self.state[p]["mean"] for p in params]
+            mean_squares = [self.state[p]["mean_square"] for p in params]
+            steps = [self.state[p]["step"] for p in params]
+            beta_1, beta_2 = group["betas"]
+            # Each _foreach call is one line of the algorithm for all parameters at once.
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_lerp_(means, grads, 1 - beta_1)
+            torch._foreach_mul_(mean_squares, beta_2)
+            torch._foreach_addcmul_(mean_squares, grads, grads, 1 - beta_2)
+            denominators = torch._foreach_sqrt(mean_squares)
+            torch._foreach_div_(denominators, [math.sqrt(1 - beta_2**t) for t in steps])
+            torch._foreach_add_(denominators, group["eps"])
+            torch._foreach_addcdiv_(
+                params, means, denominators, [-group["lr"] / (1 - beta_1**t) for t in steps]
+            )
+
+
+def decay_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
+    """Two groups for an optimizer: matrices, which decay, and biases and norms, which do not."""
+    parameters = [p for _, p in named_parameters]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def cosine_schedule(step: int, *, max_steps: int, warmup_steps: int = 0, floor: float = 0.1) -> float:
+    """The factor on the learning rate: linear warm-up, then half a cosine (Loshchilov and Hutter 2017).
+
+    Args:
+        step: 0 is the first update.
+        max_steps: updates in all; later steps stay at the floor.
+        warmup_steps: updates until the factor reaches 1.
+        floor: the factor at the end.
+
+    Returns:
+        A factor between 0 and 1; never 0 during warm-up, since such a step would be wasted.
+    """
+    if not 0 <= warmup_steps < max_steps:
+        raise ValueError(
+            f"warmup_steps is {warmup_steps}: it must be from 0 to below max_steps, which is {max_steps}"
+        )
+    if step < 0:
+        raise ValueError(f"step is {step}: the first update is step 0")
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - 1 - warmup_steps))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,240 @@
+"""Text to ids and back: characters, and byte-level byte-pair encoding (BPE)."""
+
+import heapq
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import regex
+
+# How GPT-4 cuts text into chunks before any merge: contractions, words with one leading mark or space,
+# up to three digits, punctuation, whitespace. Written without possessive quantifiers: an engine that reads
+# `{1,3}+` as "one or more groups" would swallow long numbers whole.
+GPT4_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# Ids 0-255 stand for the 256 bytes, printable ones first. It is GPT-2's order, and it decides ties between
+# equally frequent pairs, so keeping it makes our merges those of the reference library.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTE_ORDER = bytes(_PRINTABLE + sorted(set(range(256)) - set(_PRINTABLE)))
+
+
+class CharTokenizer:
+    """One id for each character of a training text, in sorted order.
+
+    Args:
+        text: the text whose characters become the vocabulary; must not be empty.
+    """
+
+    def __init__(self, text: str):
+        if not text:
+            raise ValueError("text is empty: a vocabulary needs at least one character")
+        self.chars = sorted(set(text))
+        self._ids = {char: i for i, char in enumerate(self.chars)}
+        self.vocab_size = len(self.chars)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`; raises ValueError for a character that the training text did not have."""
+        unknown = sorted(set(text) - self._ids.keys())
+        if unknown:
+            raise ValueError(
+                f"text has characters outside the vocabulary of {self.vocab_size}: {unknown[:5]}"
+            )
+        return [self._ids[char] for char in text]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; raises ValueError for an id outside the vocabulary."""
+        return "".join(self.chars[i] for i in _checked_ids(ids, self.vocab_size))
+
+
+def _checked_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
+    ids = [int(i) for i in ids]
+    for i in ids:
+        if not 0 <= i < vocab_size:
+            raise ValueError(f"ids holds {i}, outside the vocabulary: ids go from 0 to {vocab_size - 1}")
+    return ids
+
+
+def merge_pair(ids: Sequence[int], pair: tuple[int, int], new_id: int) -> list[int]:
+    """Replaces every occurrence of `pair` in `ids`, from left to right, by `new_id`.
+
+    >>> merge_pair([1, 1, 1, 2], (1, 1), 9)
+    [9, 1, 2]
+    """
+    merged, i = [], 0
+    while i < len(ids):
+        if i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair:
+            merged.append(new_id)
+            i += 2
+        else:
+            merged.append(ids[i])
+            i += 1
+    return merged
+
+
+def train_merges(chunk_counts: dict[bytes, int], num_merges: int) -> list[tuple[int, int]]:
+    """Learns byte-pair merges (Sennrich et al. 2016, arXiv:1508.07909, Algorithm 1).
+
+    The most frequent pair wins; among equals, the pair with the smaller ids. Each step touches only the
+    chunks that contain the merged pair, and a heap with outdated entries replaces the search for the maximum.
+
+    Args:
+        chunk_counts: how often each pre-tokenized chunk (as bytes) occurs.
+        num_merges: how many merges to learn, at most; fewer come back when no pair is left.
+
+    Returns:
+        The merges in order; merge `i` creates the id `256 + i`.
+    """
+    byte_ids = bytes(BYTE_ORDER.index(b) for b in range(256))
+    chunks = [list(chunk.translate(byte_ids)) for chunk in chunk_counts]
+    weights = list(chunk_counts.values())
+    pair_counts = defaultdict(int)
+    chunks_with = defaultdict(set)
+    for c, (ids, weight) in enumerate(zip(chunks, weights, strict=True)):
+        for pair in pairwise(ids):
+            pair_counts[pair] += weight
+            chunks_with[pair].add(c)
+    heap = [(-count, pair) for pair, count in pair_counts.items()]
+    heapq.heapify(heap)
+    merges = []
+    while heap and len(merges) < num_merges:
+        negative_count, pair = heapq.heappop(heap)
+        count = pair_counts[pair]
+        if count != -negative_count:  # The count fell since this entry was pushed: put it where it belongs.
+            if count > 0:
+                heapq.heappush(heap, (-count, pair))
+            continue
+        new_id = 256 + len(merges)
+        merges.append(pair)
+        grown = set()
+        for c in chunks_with.pop(pair):
+            ids, weight = chunks[c], weights[c]
+            merged = merge_pair(ids, pair, new_id)
+            if len(merged) == len(ids):  # An earlier merge had already taken this chunk's occurrence.
+                continue
+            for old in pairwise(ids):
+                pair_counts[old] -= weight
+            for new in pairwise(merged):
+                pair_counts[new] += weight
+                if new_id in new:
+                    chunks_with[new].add(c)
+                    grown.add(new)
+            chunks[c] = merged
+        for new in grown:
+            heapq.heappush(heap, (-pair_counts[new], new))
+    return merges
+
+
+class BPETokenizer:
+    """Byte-level BPE: any text can be encoded, and any ids can be decoded.
+
+    Ids 0-255 are the bytes in `BYTE_ORDER`, `256 + i` is merge `i`, and special tokens come last.
+
+    Args:
+        merges: pairs of ids in the order in which they were learned.
+        special_tokens: strings with an id of their own, which plain text never produces.
+        pattern: the regular expression that cuts text into chunks; no token crosses a chunk's border.
+    """
+
+    def __init__(self, merges, special_tokens: Sequence[str] = (), pattern: str = GPT4_PATTERN):
+        self.merges = [(int(a), int(b)) for a, b in merges]
+        self.special_tokens = list(special_tokens)
+        self.pattern = pattern
+        self.token_bytes = [BYTE_ORDER[i : i + 1] for i in range(256)]
+        for i, (a, b) in enumerate(self.merges):
+            if not (0 <= a < 256 + i and 0 <= b < 256 + i):
+                raise ValueError(
+                    f"merges[{i}] is {(a, b)}: a merge joins two ids that exist before it, 0 to {255 + i}"
+                )
+            self.token_bytes.append(self.token_bytes[a] + self.token_bytes[b])
+        if len(set(self.special_tokens)) < len(self.special_tokens) or "" in self.special_tokens:
+            raise ValueError(f"special_tokens must be distinct and not empty, got {self.special_tokens}")
+        self.special_ids = {token: len(self.token_bytes) + i for i, token in enumerate(self.special_tokens)}
+        self.token_bytes += [token.encode() for token in self.special_tokens]
+        self.vocab_size = len(self.token_bytes)
+        self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
+        self._chunk_regex = regex.compile(pattern)
+        self._chunk_ids: dict[str, list[int]] = {}
+
+    @classmethod
+    def train(
+        cls, text: str, vocab_size: int, special_tokens: Sequence[str] = (), pattern: str = GPT4_PATTERN
+    ) -> "BPETokenizer":
+        """Learns a vocabulary of at most `vocab_size` ids, special tokens included, from `text`."""
+        smallest = 256 + len(special_tokens)
+        if vocab_size < smallest:
+            raise ValueError(f"vocab_size is {vocab_size}: bytes and special tokens alone need {smallest}")
+        if not text:
+            raise ValueError("text is empty: merges are learned from pairs that occur in it")
+        counts = Counter(regex.findall(pattern, text))
+        merges = train_merges({chunk.encode(): n for chunk, n in counts.items()}, vocab_size - smallest)
+        return cls(merges, special_tokens, pattern)
+
+    def encode(self, text: str, allowed_special: Collection[str] = ()) -> list[int]:
+        """The ids of `text`.
+
+        Args:
+            text: any string.
+            allowed_special: special tokens that `text` may contain as such. Any other is spelled out like
+                ordinary text, so that what a user types cannot act as control.
+        """
+        unknown = set(allowed_special) - self.special_ids.keys()
+        if unknown:
+            raise ValueError(
+                f"allowed_special holds {sorted(unknown)}; this tokenizer has {self.special_tokens}"
+            )
+        if not allowed_special:
+            return self._encode_ordinary(text)
+        longest_first = sorted(allowed_special, key=len, reverse=True)
+        ids = []
+        for piece in regex.split("(" + "|".join(map(regex.escape, longest_first)) + ")", text):
+            if piece in allowed_special:
+                ids.append(self.special_ids[piece])
+            else:
+                ids += self._encode_ordinary(piece)
+        return ids
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        ids = []
+        for chunk in self._chunk_regex.findall(text):
+            if chunk not in self._chunk_ids:  # Words repeat: remember each one's ids.
+                self._chunk_ids[chunk] = self._encode_chunk(chunk)
+            ids += self._chunk_ids[chunk]
+        return ids
+
+    def _encode_chunk(self, chunk: str) -> list[int]:
+        ids = [BYTE_ORDER.index(b) for b in chunk.encode()]
+        while len(ids) > 1:
+            earliest = min(pairwise(ids), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
+            if earliest not in self._ranks:
+                break
+            ids = merge_pair(ids, earliest, 256 + self._ranks[earliest])
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that form no character become U+FFFD, so every list of ids decodes."""
+        tokens = [self.token_bytes[i] for i in _checked_ids(ids, self.vocab_size)]
+        return b"".join(tokens).decode("utf-8", errors="replace")
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes merges, special tokens and pattern as JSON, all or nothing."""
+        state = {"merges": self.merges, "special_tokens": self.special_tokens, "pattern": self.pattern}
+        temporary = Path(f"{path}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "BPETokenizer":
+        """Reads what `save` wrote; raises ValueError where the file is something else."""
+        try:
+            state = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(state["merges"], state["special_tokens"], state["pattern"])
+        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"path is {str(path)!r}, which is no tokenizer file written by save()"
+            ) from error

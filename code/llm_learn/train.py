@@ -1,0 +1,125 @@
+"""The training loop: batches, schedule, clipping, evaluation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from llm_learn.data import get_batch
+from llm_learn.optim import AdamW, cosine_schedule, decay_groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a language model is trained."""
+
+    max_steps: int  # updates
+    batch_size: int  # B, windows in an update
+    learning_rate: float  # at the peak of the schedule
+    warmup_steps: int = 0  # updates until the peak
+    floor: float = 0.1  # the schedule's last factor
+    betas: tuple[float, float] = (0.9, 0.99)  # AdamW
+    weight_decay: float = 0.1  # AdamW, matrices only
+    max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+    eval_every: int = 100  # updates between evaluations
+
+    def __post_init__(self):
+        for name in ("max_steps", "batch_size", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
+
+
+@dataclass
+class History:
+    """What a training run leaves behind, one entry for each update or evaluation."""
+
+    losses: list[float] = field(default_factory=list)  # nats a token, each update's batch
+    eval_steps: list[int] = field(default_factory=list)  # updates done
+    eval_losses: list[float] = field(default_factory=list)  # nats a token
+
+
+@torch.no_grad()
+def evaluate_loss(model: nn.Module, ids: Tensor, *, batch_size: int = 64) -> float:
+    """The mean loss in nats a token over a text, cut into windows of the model's context length.
+
+    Args:
+        model: maps ids (B, T) to logits (B, T, V), and has `config.context_length`.
+        ids: (N,) the text.
+        batch_size: windows at a time; changes speed and memory only.
+    """
+    context_length = model.config.context_length
+    num_windows = (len(ids) - 1) // context_length
+    if num_windows < 1:
+        raise ValueError(f"ids holds {len(ids)} ids: one window needs {context_length + 1}")
+    inputs = ids[: num_windows * context_length].view(num_windows, context_length)
+    targets = ids[1 : num_windows * context_length + 1].view(num_windows, context_length)
+    was_training = model.training
+    model.eval()
+    total = 0.0
+    for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
+        total += F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item()
+    model.train(was_training)
+    return total / targets.numel()
+
+
+def train(
+    model: nn.Module,
+    train_ids: Tensor,
+    val_ids: Tensor | None,
+    config: TrainConfig,
+    *,
+    generator: torch.Generator,
+    on_eval: Callable[[int, float], None] | None = None,
+) -> History:
+    """Trains a language model on next-token prediction with AdamW and a cosine schedule.
+
+    Args:
+        model: maps ids (B, T) to logits (B, T, V), and has `config.context_length`.
+        train_ids: (N,) the text to learn.
+        val_ids: (M,) a text to evaluate on before the first update, every `eval_every`, and at the end.
+        config: the recipe.
+        generator: decides the batches.
+        on_eval: called with the updates done and the validation loss.
+
+    Returns:
+        The history; the model is changed in place.
+    """
+    history = History()
+    optimizer = AdamW(
+        decay_groups(model.named_parameters(), config.weight_decay),
+        lr=config.learning_rate,
+        betas=config.betas,
+    )
+
+    def evaluate(step: int) -> None:
+        if val_ids is None:
+            return
+        history.eval_steps.append(step)
+        history.eval_losses.append(evaluate_loss(model, val_ids))
+        if on_eval is not None:
+            on_eval(step, history.eval_losses[-1])
+
+    model.train()
+    for step in tqdm(range(config.max_steps), desc="training", leave=False):
+        if step % config.eval_every == 0:
+            evaluate(step)
+        factor = cosine_schedule(
+            step, max_steps=config.max_steps, warmup_steps=config.warmup_steps, floor=config.floor
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
+        x, y = get_batch(train_ids, config.batch_size, model.config.context_length, generator=generator)
+        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        history.losses.append(loss.item())
+    evaluate(config.max_steps)
+    return history
