@@ -18,8 +18,8 @@ from llm_learn.train import TrainConfig, train
 
 HELD_OUT = ["macbeth", "twelfth-night", "henry-v", "julius-caesar"]
 VOCAB_SIZE, NUM_VAL_IDS = 4096, 32_000
-MODEL = GPTConfig(vocab_size=VOCAB_SIZE, context_length=64, d_model=128, num_layers=3, num_heads=4)
-RECIPE = TrainConfig(max_steps=4000, batch_size=16, learning_rate=2e-3, warmup_steps=100, eval_every=250)
+MODEL = GPTConfig(vocab_size=VOCAB_SIZE, context_length=64, d_model=160, num_layers=4, num_heads=5)
+RECIPE = TrainConfig(max_steps=6000, batch_size=16, learning_rate=2e-3, warmup_steps=100, eval_every=300)
 SEEDS = [0, 1, 2]
 RECORD = Path(__file__).with_suffix(".json")
 

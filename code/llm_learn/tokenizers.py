@@ -5,8 +5,10 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
 import regex
 
@@ -130,41 +132,66 @@ def train_merges(chunk_counts: dict[bytes, int], num_merges: int) -> list[tuple[
     return merges
 
 
-class BPETokenizer:
-    """Byte-level BPE: any text can be encoded, and any ids can be decoded.
+class BPEVocabulary:
+    """What the ids of a byte-level BPE stand for; enough to decode, save and load.
 
     Ids 0-255 are the bytes in `BYTE_ORDER`, `256 + i` is merge `i`, and special tokens come last.
 
     Args:
         merges: pairs of ids in the order in which they were learned.
         special_tokens: strings with an id of their own, which plain text never produces.
-        pattern: the regular expression that cuts text into chunks; no token crosses a chunk's border.
+        pattern: the regular expression that cuts text into chunks; no merge crosses a chunk's border.
     """
 
-    def __init__(self, merges, special_tokens: Sequence[str] = (), pattern: str = GPT4_PATTERN):
+    def __init__(
+        self,
+        merges: Iterable[tuple[int, int]],
+        special_tokens: Sequence[str] = (),
+        pattern: str = GPT4_PATTERN,
+    ):
         self.merges = [(int(a), int(b)) for a, b in merges]
         self.special_tokens = list(special_tokens)
         self.pattern = pattern
         self.token_bytes = [BYTE_ORDER[i : i + 1] for i in range(256)]
         for i, (a, b) in enumerate(self.merges):
             if not (0 <= a < 256 + i and 0 <= b < 256 + i):
-                raise ValueError(
-                    f"merges[{i}] is {(a, b)}: a merge joins two ids that exist before it, 0 to {255 + i}"
-                )
+                raise ValueError(f"merges[{i}] is {(a, b)}: it can join ids from 0 to {255 + i} only")
             self.token_bytes.append(self.token_bytes[a] + self.token_bytes[b])
         if len(set(self.special_tokens)) < len(self.special_tokens) or "" in self.special_tokens:
             raise ValueError(f"special_tokens must be distinct and not empty, got {self.special_tokens}")
         self.special_ids = {token: len(self.token_bytes) + i for i, token in enumerate(self.special_tokens)}
         self.token_bytes += [token.encode() for token in self.special_tokens]
         self.vocab_size = len(self.token_bytes)
-        self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
-        self._chunk_regex = regex.compile(pattern)
-        self._chunk_ids: dict[str, list[int]] = {}
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that form no character become U+FFFD, so every list of ids decodes."""
+        tokens = [self.token_bytes[i] for i in _checked_ids(ids, self.vocab_size)]
+        return b"".join(tokens).decode("utf-8", errors="replace")
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes merges, special tokens and pattern as JSON, all or nothing."""
+        state = {"merges": self.merges, "special_tokens": self.special_tokens, "pattern": self.pattern}
+        temporary = Path(f"{path}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Self:
+        """Reads what `save` wrote; raises ValueError where the file is something else."""
+        try:
+            state = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(state["merges"], state["special_tokens"], state["pattern"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"path is {str(path)!r}: not a file written by save()") from error
+
+
+class BPETokenizer(BPEVocabulary):
+    """Byte-level BPE (Radford et al. 2019): any text encodes, and decodes to itself."""
 
     @classmethod
     def train(
         cls, text: str, vocab_size: int, special_tokens: Sequence[str] = (), pattern: str = GPT4_PATTERN
-    ) -> "BPETokenizer":
+    ) -> Self:
         """Learns a vocabulary of at most `vocab_size` ids, special tokens included, from `text`."""
         smallest = 256 + len(special_tokens)
         if vocab_size < smallest:
@@ -185,29 +212,35 @@ class BPETokenizer:
         """
         unknown = set(allowed_special) - self.special_ids.keys()
         if unknown:
-            raise ValueError(
-                f"allowed_special holds {sorted(unknown)}; this tokenizer has {self.special_tokens}"
-            )
-        if not allowed_special:
-            return self._encode_ordinary(text)
-        longest_first = sorted(allowed_special, key=len, reverse=True)
+            raise ValueError(f"allowed_special holds {sorted(unknown)}, not in {self.special_tokens}")
+        pieces = [text]
+        if allowed_special:
+            longest_first = sorted(allowed_special, key=len, reverse=True)
+            pieces = regex.split("(" + "|".join(map(regex.escape, longest_first)) + ")", text)
         ids = []
-        for piece in regex.split("(" + "|".join(map(regex.escape, longest_first)) + ")", text):
+        for piece in pieces:
             if piece in allowed_special:
                 ids.append(self.special_ids[piece])
             else:
-                ids += self._encode_ordinary(piece)
+                for chunk in self._chunk_regex.findall(piece):
+                    if chunk not in self._chunk_ids:
+                        self._chunk_ids[chunk] = self._merge_chunk(chunk)
+                    ids += self._chunk_ids[chunk]
         return ids
 
-    def _encode_ordinary(self, text: str) -> list[int]:
-        ids = []
-        for chunk in self._chunk_regex.findall(text):
-            if chunk not in self._chunk_ids:  # Words repeat: remember each one's ids.
-                self._chunk_ids[chunk] = self._encode_chunk(chunk)
-            ids += self._chunk_ids[chunk]
-        return ids
+    @cached_property
+    def _chunk_regex(self) -> regex.Pattern:
+        return regex.compile(self.pattern)
 
-    def _encode_chunk(self, chunk: str) -> list[int]:
+    @cached_property
+    def _ranks(self) -> dict[tuple[int, int], int]:
+        return {pair: rank for rank, pair in enumerate(self.merges)}
+
+    @cached_property
+    def _chunk_ids(self) -> dict[str, list[int]]:
+        return {}  # Words repeat: remember the ids of those already seen.
+
+    def _merge_chunk(self, chunk: str) -> list[int]:
         ids = [BYTE_ORDER.index(b) for b in chunk.encode()]
         while len(ids) > 1:
             earliest = min(pairwise(ids), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
@@ -215,26 +248,3 @@ class BPETokenizer:
                 break
             ids = merge_pair(ids, earliest, 256 + self._ranks[earliest])
         return ids
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that form no character become U+FFFD, so every list of ids decodes."""
-        tokens = [self.token_bytes[i] for i in _checked_ids(ids, self.vocab_size)]
-        return b"".join(tokens).decode("utf-8", errors="replace")
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes merges, special tokens and pattern as JSON, all or nothing."""
-        state = {"merges": self.merges, "special_tokens": self.special_tokens, "pattern": self.pattern}
-        temporary = Path(f"{path}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
-        temporary.replace(path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "BPETokenizer":
-        """Reads what `save` wrote; raises ValueError where the file is something else."""
-        try:
-            state = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(state["merges"], state["special_tokens"], state["pattern"])
-        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"path is {str(path)!r}, which is no tokenizer file written by save()"
-            ) from error

@@ -1,0 +1,61 @@
+# Two commands: `make book` builds the book, `make test` runs everything that must pass. Each does all set-up.
+
+PYTHON ?= python3
+VENV := .venv
+export PYTHONPATH := $(CURDIR)/code
+# Nothing is written outside this folder and the user's cache.
+export JUPYTER_CONFIG_DIR := $(CURDIR)/_build/.home/jupyter/config
+export JUPYTER_DATA_DIR := $(CURDIR)/_build/.home/jupyter/data
+export JUPYTER_RUNTIME_DIR := $(CURDIR)/_build/.home/jupyter/runtime
+export IPYTHONDIR := $(CURDIR)/_build/.home/ipython
+export MPLCONFIGDIR := $(CURDIR)/_build/.home/matplotlib
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+say = @echo; echo "== $(1)"
+run = $(VENV)/bin/python -m
+
+.PHONY: book test lab chapter sync new-chapter clean
+.NOTPARALLEL:
+
+book: $(VENV)/installed  ## execute what has changed, and build the site
+	$(call say,The book)
+	@$(run) book build
+
+test: $(VENV)/installed  ## everything that must pass
+	$(call say,Style)
+	@$(run) ruff check code tests
+	@$(run) ruff format --check code tests
+	$(call say,Unit and contract tests)
+	@$(run) pytest -n 2
+	$(call say,The book: a clean build)
+	@$(run) book build --clean
+	$(call say,The proof: every notebook once more)
+	@$(run) book prove
+	$(call say,The site in a browser)
+	@$(run) pytest tests/site
+
+chapter: $(VENV)/installed  ## execute and build one page: make chapter NAME=attention
+	@test -n "$(NAME)" || { echo "Which chapter? For example: make chapter NAME=attention"; exit 2; }
+	@$(run) book build --chapter "$(NAME)"
+
+lab: $(VENV)/installed  ## the chapters as notebooks in JupyterLab
+	@$(run) book lab
+
+sync: $(VENV)/installed  ## write the package's text into the packaged cells
+	@$(run) book sync
+
+new-chapter: $(VENV)/installed  ## start a chapter from the template: make new-chapter NAME=part/slug
+	@test -n "$(NAME)" || { echo "Which name? For example: make new-chapter NAME=basics/attention"; exit 2; }
+	@$(run) book new-chapter "$(NAME)"
+
+clean:  ## forget everything that was built; .venv stays
+	rm -rf _build
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "LLM Learn needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	$(call say,Python environment in $(VENV))
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	@$(run) pip install --quiet --requirement requirements.txt
+	@touch $@

@@ -1,0 +1,170 @@
+"""The book's command line: `python -m book build | prove | lab | sync | new-chapter`."""
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+# What a clean build forgets. `.home` (fonts that matplotlib found, and the like) says nothing of the book.
+OUTPUTS = ["html", ".doctrees", "jupyter_execute", "chapters", ".jupyter_cache", "preview", "proof"]
+ASSETS = ["shakespeare"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    root = Path.cwd()
+    argv = sys.argv[1:] if argv is None else argv
+    if not (root / "_config.yml").is_file():
+        print(f"error: {root} is no book: run this where _config.yml is", file=sys.stderr)
+        return 2
+    sys.path.insert(0, str(root / "code"))
+    parser = argparse.ArgumentParser(prog="python -m book", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    build_parser = commands.add_parser("build", help="execute what has changed, and build the site")
+    build_parser.add_argument("--clean", action="store_true", help="forget all earlier results first")
+    build_parser.add_argument("--chapter", metavar="NAME", help="execute and show this chapter only")
+    prove_parser = commands.add_parser("prove", help="execute the built notebooks again, and compare")
+    prove_parser.add_argument("names", nargs="*", metavar="NAME", help="chapters; all where none is given")
+    for name, text in (
+        ("lab", "open the chapters in JupyterLab"),
+        ("sync", "write the package's text into the packaged cells"),
+        ("new-chapter", "start a chapter from the template"),
+    ):
+        commands.add_parser(name, help=text, add_help=False)
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command in ("build", "prove"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return run(args, rest, root) or 0
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+
+
+def run(args: argparse.Namespace, rest: list[str], root: Path) -> int | None:
+    # Imported late: each command loads what it needs only, and `--help` loads nothing.
+    match args.command:
+        case "build":
+            return build(root, clean=args.clean, name=args.chapter)
+        case "prove":
+            from book import prove
+
+            return prove.main(args.names, root)
+        case "lab":
+            from book import lab
+
+            return lab.main(rest, root)
+        case "sync":
+            from book import sync
+
+            return sync.main(rest)
+        case "new-chapter":
+            from book import new_chapter
+
+            return new_chapter.main(rest)
+
+
+def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
+    """Builds the site into _build/html, or one page of it into _build/preview/html."""
+    from jupyter_book.sphinx import build_sphinx
+    from sphinx.util.console import nocolor
+
+    from book.execution import ONLY
+    from book.notebooks import book_chapters, find
+
+    start = time.perf_counter()
+    output = root / "_build"
+    chapters = book_chapters(root)
+    page = "index"
+    os.environ.pop(ONLY, None)
+    if clean:
+        for folder in OUTPUTS:
+            shutil.rmtree(output / folder, ignore_errors=True)
+    if name:
+        page = find(chapters, name).docname
+        os.environ[ONLY] = page
+    if not sys.stdout.isatty():
+        nocolor()
+    if not prefetch():
+        return 1
+    # A preview leaves other chapters unexecuted, so its pages never mix with those of the book, and warnings
+    # about what it lacks are no errors.
+    pages = output / "preview" if name else output
+    result = build_sphinx(
+        root,
+        pages / "html",
+        noconfig=True,
+        path_config=root / "_config.yml",
+        confoverrides={
+            "external_toc_path": str(root / "_toc.yml"),
+            "latex_individualpages": False,
+            "nitpicky": not name,
+        },
+        warningiserror=not name,
+        keep_going=True,
+    )
+    if result:
+        # Sphinx warns about a page only when it reads it: what failed once must not pass the next time.
+        shutil.rmtree(pages / ".doctrees", ignore_errors=True)
+        print("\nThe book was not built; the cause stands above.", file=sys.stderr)
+        return 1
+    print(summary(root, {chapter.docname: chapter.settings.get("budget") for chapter in chapters}))
+    print(
+        f"\nBuilt in {time.perf_counter() - start:.1f} s. Open {pages / 'html' / f'{page}.html'}", flush=True
+    )
+    return 0
+
+
+def prefetch() -> bool:
+    """Fetches the packaged data before anything runs, so that no kernel needs the network."""
+    if importlib.util.find_spec("llm_learn.assets") is None:
+        return True
+    from llm_learn import assets
+
+    for name in ASSETS:
+        try:
+            print(f"Packaged data: {name} is at {assets.asset_path(name)}", flush=True)
+        except Exception as error:
+            print(f"error: {error}", file=sys.stderr)
+            return False
+    return True
+
+
+def summary(root: Path, budgets: dict[str, dict[str, float]]) -> str:
+    """A table of the chapters: what each used, what it declares, and whether it ran now."""
+    last = json.loads((root / "_build" / "last-build.json").read_text(encoding="utf-8"))
+    folder = root / "_build" / "chapters"
+    records = [
+        json.loads((folder / f"{docname.removeprefix('chapters/')}.json").read_text(encoding="utf-8"))
+        for docname in last["chapters"]
+    ]
+    rows = [["chapter", "CPU-seconds", "declared", "peak GiB", "declared", ""]]
+    for record in records:
+        docname, budget = record["docname"], budgets[record["docname"]]
+        rows.append(
+            [
+                docname.removeprefix("chapters/"),
+                f"{record['cpu_seconds']:.1f}",
+                f"{budget['cpu_seconds']:g}",
+                f"{record['peak_memory_gib']:.2f}",
+                f"{budget['memory_gib']:g}",
+                "executed" if docname in last["executed"] else "cached",
+            ]
+        )
+    rows.append(["total", f"{sum(record['cpu_seconds'] for record in records):.1f}", "1200", "", "", ""])
+    widths = [max(len(row[column]) for row in rows) for column in range(6)]
+    lines = []
+    for row in rows:
+        numbers = (f"{cell:>{width}}" for cell, width in zip(row[1:5], widths[1:5], strict=True))
+        lines.append("  ".join([f"{row[0]:<{widths[0]}}", *numbers, row[5]]).rstrip())
+    return "\n" + "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

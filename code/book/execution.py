@@ -1,0 +1,245 @@
+"""Sphinx extension that executes the chapters before their pages are read.
+
+Stale chapters run two at a time, each in one thread; the others come from the cache. Afterwards myst-nb finds
+every notebook in the cache, and the executed notebooks are written with all their outputs. It works with
+`python -m book build` and with a plain `jupyter-book build .` alike.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.errors import SphinxError
+
+from book import kernels
+from book.fingerprint import PACKAGE, Package
+from book.notebooks import ChapterNotebook, NotAChapter, book_problems, budget_problems, read_chapters
+
+# Set by `python -m book build --chapter`: the only chapter to execute.
+ONLY = "LLM_LEARN_CHAPTER"
+WORKERS = 2
+
+
+class ChapterError(SphinxError):
+    """One or more chapters failed, or used more than they may."""
+
+    category = "The chapters cannot be published"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        # It ends the build. Jupyter Book would add a traceback of its own insides to the message.
+        sys.tracebacklimit = 0
+
+
+class Book:
+    """The chapters of one build: which are stale, their execution, their records and notebooks."""
+
+    def __init__(self, app: Sphinx) -> None:
+        self.root = Path(app.srcdir)
+        self.build = self.root / "_build"
+        self.only = os.environ.get(ONLY)
+        self.chapters: list[ChapterNotebook] = []
+        self.records: dict[str, dict[str, Any]] = {}  # docname -> record, of the chapters that are up to date
+        self.executed: list[str] = []
+        self._print_lock = threading.Lock()
+
+    def configure(self, app: Sphinx) -> None:
+        """Points myst-nb to the one cache of the book, wherever the build is started and its output goes."""
+        # Kernels' connection files are written by this process.
+        os.environ.update(kernels.kernel_environment(self.root))
+        path = self.build / ".jupyter_cache"
+        # jupyter-cache does not keep connections over threads; it is used from the main thread only.
+        self.cache = get_cache(path)
+        app.env.mystnb_config = app.env.mystnb_config.copy(execution_cache_path=str(path))
+        if self.only:
+            self._hear_only_this_page()
+
+    def execute(self, app: Sphinx, env: BuildEnvironment, *_: Any) -> list[str]:
+        """Executes what is stale, and returns the documents whose outputs differ from those last read."""
+        if app.builder.format != "html":
+            return []
+        try:
+            self.chapters = read_chapters(self.root, env.found_docs, env.myst_config, env.mystnb_config)
+        except NotAChapter as error:
+            raise ChapterError(str(error)) from None
+        package = Package(self.root / "code" / PACKAGE)
+        stale, fingerprints = [], {}
+        for chapter in self.chapters:
+            cells_hash = self.cache.create_hashed_notebook(chapter.notebook)[1]
+            sources = [cell.source for cell in chapter.code_cells]
+            fingerprints[chapter.docname] = package.fingerprint(cells_hash, sources)
+            if not self._cached(chapter, fingerprints[chapter.docname]):
+                stale.append(chapter)
+        chosen = [chapter for chapter in stale if self.only in (None, chapter.docname)]
+        failures = self._run(chosen, fingerprints)
+        self._write_records()
+
+        looked_at = [chapter for chapter in self.chapters if self.only in (None, chapter.docname)]
+        measured = [(c, self.records[c.docname]) for c in looked_at if c.docname in self.records]
+        failures += budget_problems(measured)
+        if not self.only:
+            failures += book_problems(record for _, record in measured)
+        if failures:
+            raise ChapterError("\n\n".join(failures))
+
+        # Whatever was not executed must not be executed by myst-nb either, without measure and proof.
+        left = [f"{chapter.docname}.md" for chapter in stale if chapter not in chosen]
+        env.mystnb_config = env.mystnb_config.copy(execution_excludepatterns=left)
+        # Kept with the pages: a build that fails after executing must not leave old outputs on them.
+        shown = getattr(env, "book_fingerprints", {})
+        now = {docname: fingerprints[docname] for docname in self.records}
+        env.book_fingerprints = now
+        names = [chapter.docname for chapter in self.chapters]
+        return [name for name in names if shown.get(name) != now.get(name)]
+
+    def write_notebooks(self, app: Sphinx, env: BuildEnvironment) -> None:
+        """Writes the executed notebooks; myst-nb's own lack what came from the cache or was glued."""
+        if app.builder.format != "html":
+            return
+        for chapter in self.chapters:
+            if chapter.docname not in self.records:
+                continue
+            _, notebook = self.cache.merge_match_into_notebook(chapter.notebook)
+            notebook.metadata.pop("source_map", None)
+            for index, cell in enumerate(notebook.cells):
+                cell["id"] = f"cell-{index}"
+                skipped = "skip-execution" in cell.metadata.get("tags", ())
+                if cell.cell_type == "code" and cell.execution_count is None and not skipped:
+                    raise ChapterError(f"{chapter.docname}.md: cell {index} of the notebook is not executed")
+            notebook.nbformat, notebook.nbformat_minor = 4, 5
+            path = Path(env.mystnb_config.output_folder, f"{chapter.docname}.ipynb")
+            _write(path, nbformat.writes(notebook) + "\n")
+
+    def _cached(self, chapter: ChapterNotebook, fingerprint: str) -> bool:
+        """Whether the cache holds what this chapter would give now. An older execution is forgotten."""
+        try:
+            entry = self.cache.match_cache_notebook(chapter.notebook)
+            self.cache.get_cache_bundle(entry.pk)
+        except (KeyError, OSError):
+            return False
+        if (entry.data or {}).get("fingerprint") == fingerprint:
+            record = {**entry.data, "docname": chapter.docname}
+            # One measurement over the budget may be the machine's fault: it is taken again, not kept.
+            if chapter.budget is None or not budget_problems([(chapter, record)]):
+                self.records[chapter.docname] = record
+                return True
+        if self.only in (None, chapter.docname):
+            self.cache.remove_cache(entry.pk)
+        return False
+
+    def _run(self, chapters: list[ChapterNotebook], fingerprints: dict[str, str]) -> list[str]:
+        """Executes chapters, the longest first, and returns a message for each that failed."""
+        self._say(f"\n{len(chapters)} of {len(self.chapters)} chapters to execute")
+        chapters = sorted(chapters, key=lambda c: (c.exclusive, -c.budget.cpu_seconds if c.budget else 0))
+        numbers = {chapter.docname: number for number, chapter in enumerate(chapters, 1)}
+        failures = []
+        for exclusive, workers in ((False, WORKERS), (True, 1)):
+            group = [chapter for chapter in chapters if chapter.exclusive == exclusive]
+            pool = ThreadPoolExecutor(workers)
+            jobs = {pool.submit(self._one, c, f"[{numbers[c.docname]}/{len(chapters)}]"): c for c in group}
+            try:
+                for job in as_completed(jobs):
+                    chapter, error = jobs[job], job.exception()
+                    if error is None:
+                        self._keep(chapter, fingerprints[chapter.docname], *job.result())
+                    elif isinstance(error, kernels.ChapterFailed):
+                        failures.append(self._explain(chapter, error))
+                    else:
+                        raise error
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                kernels.stop_all()
+                raise
+            pool.shutdown()
+        return failures
+
+    def _one(self, chapter: ChapterNotebook, number: str) -> tuple[nbformat.NotebookNode, dict[str, Any]]:
+        self._say(f"{number} {chapter.name} …")
+        start = time.perf_counter()
+        try:
+            notebook, record = kernels.execute(chapter, kernels.kernel_environment(self.root))
+        except kernels.ChapterFailed:
+            self._say(f"{number} {chapter.name} failed after {time.perf_counter() - start:.1f} s")
+            raise
+        self._say(
+            f"{number} {chapter.name} took {record['wall_seconds']:.1f} s, "
+            f"{record['cpu_seconds']:.1f} CPU-seconds, {record['peak_memory_gib']:.2f} GiB"
+        )
+        return notebook, record
+
+    def _keep(
+        self, chapter: ChapterNotebook, fingerprint: str, notebook: nbformat.NotebookNode, used: dict
+    ) -> None:
+        record = {"docname": chapter.docname, "fingerprint": fingerprint, **used}
+        bundle = CacheBundleIn(notebook, str(chapter.path), data=record)
+        self.cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+        self.records[chapter.docname] = record
+        self.executed.append(chapter.docname)
+        with suppress(FileNotFoundError):
+            self._error_file(chapter).unlink()
+
+    def _explain(self, chapter: ChapterNotebook, error: kernels.ChapterFailed) -> str:
+        path = self._error_file(chapter)
+        _write(path, re.sub(r"\x1b\[[0-9;]*m", "", error.details) + "\n")
+        return f"{error}\n  The traceback is in {path.relative_to(self.root)}."
+
+    def _error_file(self, chapter: ChapterNotebook) -> Path:
+        return self.build / "chapters" / f"{chapter.name}.error.txt"
+
+    def _write_records(self) -> None:
+        folder = self.build / "chapters"
+        for record in self.records.values():
+            path = folder / f"{record['docname'].removeprefix('chapters/')}.json"
+            _write(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        if not self.only:
+            known = {chapter.name for chapter in self.chapters if chapter.docname in self.records}
+            for path in folder.rglob("*.json"):
+                if path.relative_to(folder).with_suffix("").as_posix() not in known:
+                    path.unlink()
+        summary = {"chapters": sorted(self.records), "executed": sorted(self.executed)}
+        _write(self.build / "last-build.json", json.dumps(summary))
+
+    def _say(self, text: str) -> None:
+        # Sphinx leaves its line open here, and its logger is not meant for threads.
+        with self._print_lock:
+            print(text, flush=True)
+
+    def _hear_only_this_page(self) -> None:
+        """Warnings about other pages, whose cells did not run, tell the author of this one nothing."""
+        page = str(self.root / f"{self.only}.md")
+
+        def about_it(record: logging.LogRecord) -> bool:
+            return str(getattr(record, "location", None) or page).startswith(page)
+
+        for handler in logging.getLogger("sphinx").handlers:
+            if handler.level == logging.WARNING:
+                handler.addFilter(about_it)
+
+
+def _write(path: Path, text: str) -> None:
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    book = Book(app)
+    # After myst-nb's own handler (500), which makes its configuration; before others look at the records.
+    app.connect("builder-inited", book.configure, priority=600)
+    app.connect("env-get-outdated", book.execute, priority=400)
+    app.connect("env-updated", book.write_notebooks)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

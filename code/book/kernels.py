@@ -1,0 +1,158 @@
+"""One chapter, executed in a kernel of its own: the environment it gets, what it used, and how it failed."""
+
+import copy
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbformat import NotebookNode
+
+from book.notebooks import ChapterNotebook
+
+# Evaluated in the kernel after the last cell, and kept out of the notebook. VmHWM comes first: ru_maxrss
+# starts from the peak of the process that started the kernel.
+_USAGE = """
+def _book_usage():
+    import json, os, re, sys
+    used = os.times()
+    try:
+        with open("/proc/self/status") as status:
+            peak = int(re.search(r"VmHWM:\\s+(\\d+)", status.read())[1]) * 1024
+    except (OSError, TypeError):
+        try:
+            import resource
+            unit = 1 if sys.platform == "darwin" else 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        except ImportError:
+            import psutil
+            peak = psutil.Process().memory_info().peak_wset
+    seconds = used.user + used.system + used.children_user + used.children_system
+    return json.dumps({"cpu_seconds": round(seconds, 2), "peak_memory_gib": round(peak / 2**30, 3)})
+"""
+
+_running: set[NotebookClient] = set()
+_stopped = threading.Event()
+
+
+class ChapterFailed(Exception):
+    """A cell of a chapter raised, or its kernel died; `details` holds the kernel's traceback."""
+
+    def __init__(self, message: str, details: str) -> None:
+        super().__init__(message)
+        self.details = details
+
+
+def kernel_environment(root: Path) -> dict[str, str]:
+    """The environment of every kernel, the same in the build and in the proof.
+
+    One thread each and fixed hashes, so that two executions give equal numbers; offline, since no chapter may
+    need a network; and no file outside the book's `_build` and the user's cache.
+    """
+    home = root / "_build" / ".home"
+    home.mkdir(parents=True, exist_ok=True)  # IPython takes a temporary folder where the parent is missing
+    environment = dict(os.environ)
+    environment |= {
+        **dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"], "1"),
+        **dict.fromkeys(["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TQDM_DISABLE"], "1"),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONHASHSEED": "0",
+        "COLUMNS": "80",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "IPYTHONDIR": str(home / "ipython"),
+        "JUPYTER_CONFIG_DIR": str(home / "jupyter" / "config"),
+        "JUPYTER_DATA_DIR": str(home / "jupyter" / "data"),
+        "JUPYTER_RUNTIME_DIR": str(home / "jupyter" / "runtime"),
+        "MPLCONFIGDIR": str(home / "matplotlib"),
+    }
+    # The package whose sources the cache looks at must be the one that the kernel imports.
+    path = [str(root / "code"), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
+    return environment
+
+
+def execute(chapter: ChapterNotebook, environment: dict[str, str]) -> tuple[NotebookNode, dict[str, Any]]:
+    """Executes a chapter in a temporary working directory.
+
+    Returns:
+        The notebook with its outputs, and its record: CPU-seconds, wall seconds, peak memory and checks.
+
+    Raises:
+        ChapterFailed: A cell raised an exception it is not tagged for, or the kernel died.
+    """
+    notebook = copy.deepcopy(chapter.notebook)
+    client = NotebookClient(notebook, timeout=None, record_timing=False, coalesce_streams=True)
+    client.extra_arguments = ["--log-level=CRITICAL"]  # else each warns that loopback is not encrypted
+    start = time.perf_counter()
+    with TemporaryDirectory(prefix="llm-learn-") as folder, _kernel(client, environment, folder):
+        info = client.wait_for_reply(client.kc.kernel_info())
+        notebook.metadata["language_info"] = info["content"]["language_info"]
+        number = 0
+        for index, cell in enumerate(notebook.cells):
+            number += cell.cell_type == "code"
+            try:
+                client.execute_cell(cell, index, execution_count=client.code_cells_executed + 1)
+            except CellExecutionError as error:
+                problem = f"{error.ename}: {error.evalue}"
+                raise ChapterFailed(_describe(chapter, index, number, problem), str(error)) from None
+            except (DeadKernelError, RuntimeError) as error:
+                problem = f"the kernel died ({error}); too little memory is the usual cause"
+                raise ChapterFailed(_describe(chapter, index, number, problem), str(error)) from None
+        usage = _usage(client)
+    checks = [
+        output.metadata["llm_learn_check"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if "llm_learn_check" in output.get("metadata", {})
+    ]
+    return notebook, {**usage, "wall_seconds": round(time.perf_counter() - start, 2), "checks": checks}
+
+
+def stop_all() -> None:
+    """Kills every running kernel, so that an interrupted build leaves nothing behind."""
+    _stopped.set()
+    for client in list(_running):
+        pid = getattr(getattr(client.km, "provisioner", None), "pid", None)
+        if pid and psutil.pid_exists(pid):
+            kernel = psutil.Process(pid)
+            for process in [*kernel.children(recursive=True), kernel]:
+                process.kill()
+
+
+@contextmanager
+def _kernel(client: NotebookClient, environment: dict[str, str], folder: str) -> Iterator[None]:
+    _running.add(client)
+    try:
+        with client.setup_kernel(env=environment, cwd=folder):
+            if _stopped.is_set():
+                raise ChapterFailed("the build was interrupted", "")
+            yield
+    finally:
+        _running.discard(client)
+
+
+def _usage(client: NotebookClient) -> dict[str, float]:
+    message = client.kc.execute(_USAGE, silent=True, user_expressions={"usage": "_book_usage()"})
+    answer = client.wait_for_reply(message)["content"]["user_expressions"]["usage"]
+    if answer["status"] != "ok":
+        raise ChapterFailed(f"cannot measure the kernel: {answer['ename']}: {answer['evalue']}", "")
+    return json.loads(answer["data"]["text/plain"].strip("'"))
+
+
+def _describe(chapter: ChapterNotebook, index: int, number: int, problem: str) -> str:
+    cell = chapter.notebook.cells[index]
+    line = chapter.notebook.metadata.get("source_map", [])[index : index + 1]
+    place = f"{chapter.docname}.md, code cell {number}" + (f", line {line[0] + 1}" if line else "")
+    head = cell.source.strip().splitlines()[:4]
+    shown = [*head, "…"] if len(cell.source.strip().splitlines()) > len(head) else head
+    problem = re.sub(r"\x1b\[[0-9;]*m", "", problem)
+    return "\n".join([place, *(f"    {text}" for text in shown), f"  {problem}"])

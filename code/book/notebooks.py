@@ -1,0 +1,155 @@
+"""The chapters as notebooks: which documents they are, their cells, and the budgets that they declare."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from myst_nb.core.config import NbParserConfig
+from myst_nb.core.read import create_nb_reader
+from myst_parser.config.main import MdParserConfig
+from nbformat import NotebookNode
+
+# A chapter may exceed what it declares by this factor: machines differ, and so do two runs on one of them.
+TOLERANCE = 1.5
+# One execution of the whole book has to stay a matter of minutes.
+BOOK_CPU_SECONDS = 1200
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a chapter declares that one execution needs at most."""
+
+    cpu_seconds: float
+    memory_gib: float
+
+
+@dataclass(frozen=True)
+class ChapterNotebook:
+    """An executed page: its name in the book, file, cells without outputs, and `llm_learn:` metadata."""
+
+    docname: str
+    path: Path
+    notebook: NotebookNode
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """`<part>/<slug>`, as on the command line."""
+        return self.docname.removeprefix("chapters/")
+
+    @property
+    def code_cells(self) -> list[NotebookNode]:
+        return [cell for cell in self.notebook.cells if cell.cell_type == "code"]
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether it measures time and therefore runs alone."""
+        return bool(self.settings.get("exclusive", False))
+
+    @property
+    def budget(self) -> Budget | None:
+        """The declared budget, or None where there is no usable one."""
+        declared = self.settings.get("budget")
+        if not isinstance(declared, dict):
+            return None
+        values = [declared.get(key) for key in ("cpu_seconds", "memory_gib")]
+        if not all(isinstance(value, int | float) and value > 0 for value in values):
+            return None
+        return Budget(*values)
+
+
+class NotAChapter(Exception):
+    """A document has code cells but does not declare itself as a chapter."""
+
+
+def read_chapters(
+    root: Path, docnames: Iterable[str], myst_config: MdParserConfig, nb_config: NbParserConfig
+) -> list[ChapterNotebook]:
+    """Reads the documents that contain code cells, exactly as myst-nb reads them, so that hashes agree.
+
+    Raises:
+        NotAChapter: A document has code cells, but stands outside chapters/ or lacks `llm_learn:`. Executing
+            it without a budget and a proof would leave a hole that nobody sees.
+    """
+    chapters = []
+    for docname in sorted(docnames):
+        path = root / f"{docname}.md"
+        if not path.is_file():
+            continue
+        text = path.read_text(encoding="utf-8")
+        reader = create_nb_reader(str(path), myst_config, nb_config, text)
+        if reader is None:
+            continue
+        notebook = reader.read(text)
+        chapter = ChapterNotebook(docname, path, notebook, notebook.metadata.get("llm_learn") or {})
+        if not chapter.code_cells:
+            continue
+        if not chapter.settings or not docname.startswith("chapters/"):
+            raise NotAChapter(
+                f"{docname}.md has code cells, so it must be a chapter: a file under chapters/ whose front "
+                "matter has `llm_learn:` with at least a budget. Or show the code in a plain ```python block."
+            )
+        chapters.append(chapter)
+    return chapters
+
+
+def book_chapters(root: Path) -> list[ChapterNotebook]:
+    """The chapters that the table of contents lists, read without Sphinx."""
+    from sphinx_external_toc.parsing import parse_toc_yaml
+
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")) or {}
+    extensions = (config.get("parse") or {}).get("myst_enable_extensions") or []
+    docnames = [str(name).removesuffix(".md") for name in parse_toc_yaml(root / "_toc.yml")]
+    return read_chapters(root, docnames, MdParserConfig(enable_extensions=set(extensions)), NbParserConfig())
+
+
+def find(chapters: Iterable[ChapterNotebook], name: str) -> ChapterNotebook:
+    """The chapter called `<part>/<slug>`, or `<slug>` where that is unambiguous.
+
+    Raises:
+        ValueError: No chapter, or more than one, is called so; the message lists the names.
+    """
+    chapters = list(chapters)
+    wanted = name.removeprefix("chapters/").removesuffix(".md")
+    found = [chapter for chapter in chapters if wanted in (chapter.name, chapter.name.rpartition("/")[2])]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(chapter.name for chapter in found or chapters) or "none yet"
+    problem = "more than one chapter is called" if found else "no chapter is called"
+    raise ValueError(f"{problem} {name!r}; the names are: {names}")
+
+
+def budget_problems(measured: Iterable[tuple[ChapterNotebook, dict[str, Any]]]) -> list[str]:
+    """One sentence for each chapter without a budget or over it.
+
+    Args:
+        measured: Chapters with the records of their executions.
+    """
+    problems = []
+    for chapter, record in measured:
+        used = {"cpu_seconds": record["cpu_seconds"], "memory_gib": record["peak_memory_gib"]}
+        if chapter.budget is None:
+            problems.append(
+                f"{chapter.docname}.md declares no budget: its front matter needs "
+                "`budget: {cpu_seconds: …, memory_gib: …}` under `llm_learn:`, two positive numbers; "
+                f"this execution used {used['cpu_seconds']:.1f} CPU-seconds and {used['memory_gib']:.2f} GiB"
+            )
+            continue
+        for key, unit in (("cpu_seconds", "CPU-seconds"), ("memory_gib", "GiB of memory")):
+            declared = getattr(chapter.budget, key)
+            if used[key] > TOLERANCE * declared:
+                problems.append(
+                    f"{chapter.docname}.md is over its budget: measured {used[key]:.2f} {unit}, declared "
+                    f"{declared:g}, and more than {TOLERANCE:g} times as much fails"
+                )
+    return problems
+
+
+def book_problems(records: Iterable[dict[str, Any]]) -> list[str]:
+    """One sentence if all chapters together use more than the book may."""
+    total = sum(record["cpu_seconds"] for record in records)
+    if total <= BOOK_CPU_SECONDS:
+        return []
+    return [f"all chapters together used {total:,.0f} CPU-seconds; the book may use {BOOK_CPU_SECONDS:,}"]

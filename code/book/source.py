@@ -1,0 +1,165 @@
+"""Reads chapters: a MyST notebook as front matter, code cells and prose, each with its line number."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAN = Path(__file__).with_name("chapters.yml")
+
+FENCE = re.compile(r"^(?P<ticks>`{3,}|~{3,}|:{3,})\s*(?P<info>.*?)\s*$")
+LABEL = re.compile(r"^\((?P<label>[\w-]+)\)=\s*$")
+VERBATIM = ("{code", "{math}", "{mermaid}", "{eval-rst}", "{raw}", "{literalinclude}")
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One code cell of a chapter."""
+
+    line: int  # line of the file (from 1) that holds the first line of the source
+    source: str
+    options: dict = field(default_factory=dict)  # its YAML block: tags, mystnb, …
+    options_line: int = 0  # line of the file that opens the cell
+
+    @property
+    def tags(self) -> list[str]:
+        return list(self.options.get("tags") or [])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One chapter's source, read once."""
+
+    path: Path
+    slug: str  # part/name
+    text: str
+
+    @property
+    def part(self) -> str:
+        return self.slug.split("/")[0]
+
+    @property
+    def name(self) -> str:
+        return self.slug.split("/")[-1]
+
+    @cached_property
+    def lines(self) -> list[str]:
+        return self.text.splitlines()
+
+    @cached_property
+    def _front(self) -> tuple[dict, int]:
+        if not self.lines or self.lines[0].strip() != "---":
+            return {}, 0
+        end = next((i for i, line in enumerate(self.lines[1:], 1) if line.strip() == "---"), None)
+        if end is None:
+            raise ValueError(f"{self.path}:1: the front matter is not closed by a line `---`")
+        try:
+            front = yaml.safe_load("\n".join(self.lines[1:end]))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{self.path}:1: the front matter is not YAML: {error}") from error
+        return (front if isinstance(front, dict) else {}), end + 1
+
+    @property
+    def front(self) -> dict:
+        """The whole front matter; empty where there is none."""
+        return self._front[0]
+
+    @property
+    def meta(self) -> dict:
+        """The `llm_learn:` part of the front matter; empty for a page that is no chapter."""
+        meta = self.front.get("llm_learn")
+        return meta if isinstance(meta, dict) else {}
+
+    @cached_property
+    def _parsed(self) -> tuple[list[Cell], list[tuple[int, str]]]:
+        """Cells, and the lines outside front matter, cells and other verbatim blocks."""
+        cells, prose, open_fences, i = [], [], [], self._front[1]
+        while i < len(self.lines):
+            fence = FENCE.match(self.lines[i])
+            ticks, info = (fence["ticks"], fence["info"]) if fence else ("", "")
+            closes = ticks and not info and open_fences and ticks.startswith(open_fences[-1])
+            if closes:
+                open_fences.pop()
+            elif ticks and info.startswith("{") and not info.startswith(VERBATIM):
+                open_fences.append(ticks)
+            elif ticks:  # a cell, or a block that is shown as it is
+                end = i + 1
+                closing = re.compile(rf"^{re.escape(ticks[0])}{{{len(ticks)},}}\s*$")
+                while end < len(self.lines) and not closing.match(self.lines[end]):
+                    end += 1
+                if info.startswith("{code-cell}"):
+                    cells.append(self._cell(i, end))
+                prose.append((i + 1, ""))
+                i = end + 1
+                continue
+            prose.append((i + 1, self.lines[i]))
+            i += 1
+        return cells, prose
+
+    def _cell(self, start: int, end: int) -> Cell:
+        first, options = start + 1, []
+        if first < end and self.lines[first].strip() == "---":
+            close = next((j for j in range(first + 1, end) if self.lines[j].strip() == "---"), end)
+            options, first = self.lines[first + 1 : close], close + 1
+        else:
+            while first < end and re.match(r"^:[\w-]+:", self.lines[first]):
+                options.append(self.lines[first][1:])
+                first += 1
+        try:
+            parsed = yaml.safe_load("\n".join(options)) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{self.path}:{start + 1}: the cell's options are not YAML: {error}") from error
+        while first < end and not self.lines[first].strip():
+            first += 1
+        source = "\n".join(self.lines[first:end]).rstrip()
+        return Cell(line=first + 1, source=source, options=parsed, options_line=start + 1)
+
+    @property
+    def cells(self) -> list[Cell]:
+        return self._parsed[0]
+
+    @property
+    def prose(self) -> list[tuple[int, str]]:
+        """(line number, text) of everything that is read, not run."""
+        return self._parsed[1]
+
+    @cached_property
+    def labels(self) -> list[tuple[int, str]]:
+        """(line number, name) of every `(name)=`."""
+        return [(n, match["label"]) for n, line in self.prose if (match := LABEL.match(line))]
+
+    @property
+    def where(self) -> str:
+        """The file as messages name it: relative to the repository where it lies in one."""
+        parts = self.path.parts
+        return "/".join(parts[parts.index("chapters") :]) if "chapters" in parts else self.path.name
+
+
+def read_source(path: Path, slug: str | None = None) -> Source:
+    """The chapter in `path`; its slug is the last folder and the file's name unless given."""
+    return Source(
+        path=path, slug=slug or f"{path.parent.name}/{path.stem}", text=path.read_text(encoding="utf-8")
+    )
+
+
+def find_sources(root: Path = ROOT) -> Iterator[Source]:
+    """Every chapter under `root`/chapters: a document with `llm_learn:` front matter and code cells."""
+    for path in sorted((root / "chapters").glob("*/*.md")):
+        chapter = read_source(path)
+        if chapter.meta and chapter.cells:
+            yield chapter
+
+
+def load_plan(path: Path = PLAN) -> dict:
+    """chapters.yml: `parts`, each with its chapters, and `plan`, the learning plan's sections and items."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def planned_chapters(plan: dict) -> dict[str, dict]:
+    """slug -> its entry in chapters.yml, in the book's order."""
+    return {chapter["slug"]: chapter for part in plan["parts"] for chapter in part["chapters"]}

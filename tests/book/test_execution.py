@@ -1,0 +1,292 @@
+"""What is executed when, what fails a build, and what the executed notebooks hold."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from tinybook import FRONT, TinyBook, page
+
+from book import kernels
+from book.fingerprint import Package, cell_names, imported_names
+from book.notebooks import (
+    ChapterNotebook,
+    NotAChapter,
+    book_chapters,
+    book_problems,
+    budget_problems,
+    find,
+)
+
+ALL = ["alpha", "beta", "gamma"]
+
+
+def executed(book: TinyBook) -> list[str]:
+    summary = json.loads((book.root / "_build" / "last-build.json").read_text())
+    return [docname.rpartition("/")[2] for docname in summary["executed"]]
+
+
+def outputs(book: TinyBook, name: str) -> list[str]:
+    """The text of every output of a chapter's executed notebook."""
+    texts = []
+    for cell in nbformat.read(book.notebook(name), as_version=4).cells:
+        for output in cell.get("outputs", ()):
+            texts.append(output.get("text") or output.get("data", {}).get("text/plain", ""))
+    return texts
+
+
+def html(book: TinyBook, name: str, folder: str = "html") -> str:
+    return (book.root / "_build" / folder / "chapters" / "part" / f"{name}.html").read_text()
+
+
+# --- builds of a whole small book
+
+
+@pytest.mark.slow
+def test_only_what_an_edit_reaches_is_executed_again(tiny_book: TinyBook) -> None:
+    done = tiny_book.build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert executed(tiny_book) == ALL
+    assert "3 of 3 chapters to execute" in done.stdout
+    assert re.search(r"\[\d/3\] part/alpha took [\d.]+ s, [\d.]+ CPU-seconds, [\d.]+ GiB", done.stdout)
+    assert re.search(r"part/alpha +[\d.]+ +60 +[\d.]+ +2 +executed", done.stdout)
+    assert f"Open {tiny_book.root / '_build' / 'html' / 'index.html'}" in done.stdout
+    assert outputs(tiny_book, "alpha") == ["2\n"]
+    assert outputs(tiny_book, "beta") == ["3"]
+
+    tiny_book.replace("chapters/part/alpha.md", "Some prose.", "Better prose.")
+    done = tiny_book.build()
+    assert executed(tiny_book) == []
+    assert "cached" in done.stdout
+    assert "Better prose." in html(tiny_book, "alpha")
+    assert outputs(tiny_book, "alpha") == ["2\n"]  # myst-nb alone writes none when the cache answers
+
+    tiny_book.replace("code/llm_learn/low.py", "return 1", "return 10")
+    tiny_book.build()
+    assert executed(tiny_book) == ["alpha"]  # which imports `low` through `high` only
+    assert outputs(tiny_book, "alpha") == ["11\n"]
+    assert "11" in html(tiny_book, "alpha")
+
+    tiny_book.replace("code/llm_learn/other.py", "3", "4")
+    tiny_book.build()
+    assert executed(tiny_book) == ["beta"]
+
+    tiny_book.replace("chapters/part/gamma.md", "range(10)", "range(11)")
+    tiny_book.build()
+    assert executed(tiny_book) == ["gamma"]
+
+
+@pytest.mark.slow
+def test_a_failing_cell_fails_the_build_and_the_others_are_kept(tiny_book: TinyBook) -> None:
+    assert tiny_book.build().returncode == 0
+    broken = page("Beta", ["x = 1", "def f():\n    return x / 0\n\nf()", "x"])
+    tiny_book.write("chapters/part/beta.md", broken)
+    tiny_book.replace("code/llm_learn/low.py", "return 1", "return 10")
+    done = tiny_book.build()
+    assert done.returncode != 0
+    line = broken.splitlines().index("def f():") + 1
+    assert f"chapters/part/beta.md, code cell 2, line {line}" in done.stderr
+    assert "return x / 0" in done.stderr
+    assert "ZeroDivisionError: division by zero" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    details = tiny_book.root / "_build" / "chapters" / "part" / "beta.error.txt"
+    assert "division by zero" in details.read_text()
+
+    # alpha ran in the build that failed: its page has to follow, although nothing runs again.
+    tiny_book.replace("chapters/part/beta.md", "x / 0", "x / 1")
+    assert tiny_book.build().returncode == 0
+    assert executed(tiny_book) == ["beta"]
+    assert "11" in html(tiny_book, "alpha")
+    assert not details.exists()
+
+
+@pytest.mark.slow
+def test_jupyter_book_alone_executes_and_writes_glue_tags_and_exclusive_chapters(tiny_book: TinyBook) -> None:
+    glue = 'from myst_nb import glue\nglue("answer", "6 times 7", display=False)'
+    cells = [glue, "1 / 0", "undefined", "import os\nprint(os.environ['OMP_NUM_THREADS'], os.getcwd())"]
+    text = page("Beta", cells, tags={1: "raises-exception", 2: "skip-execution"})
+    text = text.replace("  part: part\n", "  part: part\n  exclusive: true\n")
+    tiny_book.write("chapters/part/beta.md", text + "\n{glue:text}`answer`\n")
+    done = tiny_book.run(
+        "-c", "from jupyter_book.cli.main import main; main()", "build", ".", "-W", "-n", "--keep-going"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 times 7" in html(tiny_book, "beta")
+    cells = [c for c in nbformat.read(tiny_book.notebook("beta"), 4).cells if c.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == [1, 2, None, 3]
+    assert "6 times 7" in cells[0].outputs[0].data["application/papermill.record/text/plain"]
+    assert cells[1].outputs[0].ename == "ZeroDivisionError"
+    threads, folder = cells[3].outputs[0].text.split()
+    assert threads == "1" and not folder.startswith(str(tiny_book.root))
+    start = done.stdout.index("part/beta …")
+    assert all(done.stdout.index(f"part/{name} took") < start for name in ("alpha", "gamma"))
+
+
+@pytest.mark.slow
+def test_a_chapter_over_its_budget_fails_every_build_until_the_budget_fits(tiny_book: TinyBook) -> None:
+    tiny_book.replace("chapters/part/alpha.md", "cpu_seconds: 60", "cpu_seconds: 0.01")
+    tiny_book.replace("chapters/part/beta.md", "memory_gib: 2", "memory_gib: 0.001")
+    tiny_book.replace("chapters/part/gamma.md", "  budget: {cpu_seconds: 60, memory_gib: 2}\n", "")
+    for _ in range(2):
+        done = tiny_book.build()
+        assert done.returncode != 0
+        assert re.search(r"alpha.md .* measured [\d.]+ CPU-seconds, declared 0.01", done.stderr)
+        assert re.search(r"beta.md .* measured [\d.]+ GiB of memory, declared 0.001", done.stderr)
+        assert "gamma.md declares no budget" in done.stderr
+    for name in ALL:
+        tiny_book.write(f"chapters/part/{name}.md", page(name, ["1 + 1", f"{name!r}"]))
+    assert tiny_book.build().returncode == 0
+
+
+@pytest.mark.slow
+def test_one_chapter_is_executed_alone_and_leaves_the_book_as_it_was(tiny_book: TinyBook) -> None:
+    done = tiny_book.build("--chapter", "beta")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert executed(tiny_book) == ["beta"]
+    assert "WARNING" not in done.stderr
+    assert "part/alpha" not in done.stdout.partition("updating environment")[2].partition("reading")[0]
+    preview = tiny_book.root / "_build" / "preview" / "html" / "chapters" / "part" / "beta.html"
+    assert f"Open {preview}" in done.stdout and preview.is_file()
+    assert not (tiny_book.root / "_build" / "html").exists()
+
+    assert tiny_book.build().returncode == 0
+    assert executed(tiny_book) == ["alpha", "gamma"]  # beta comes from the cache they share
+    assert outputs(tiny_book, "beta") == ["3"]
+
+    # A warning elsewhere is no business of this page's author; one on this page is.
+    tiny_book.replace("chapters/part/alpha.md", "Some prose.", "{ref}`nowhere-a`")
+    tiny_book.replace("chapters/part/beta.md", "Some prose.", "{ref}`nowhere-b`")
+    done = tiny_book.build("--chapter", "part/beta")
+    assert done.returncode == 0
+    assert "nowhere-b" in done.stderr and "nowhere-a" not in done.stderr
+
+    done = tiny_book.build("--chapter", "delta")
+    assert done.returncode == 2
+    assert "'delta'; the names are: part/alpha, part/beta, part/gamma" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_warning_fails_the_second_build_as_it_failed_the_first(tiny_book: TinyBook) -> None:
+    tiny_book.write("_toc.yml", "format: jb-book\nroot: index\n")
+    tiny_book.write("index.md", "# Tiny\n\n{ref}`nowhere`\n")
+    for _ in range(2):
+        done = tiny_book.build()
+        assert done.returncode != 0
+        assert "nowhere" in done.stderr
+
+
+# --- parts
+
+
+def test_the_names_of_chapters_are_unique_slugs_or_paths(tiny_book: TinyBook) -> None:
+    chapters = book_chapters(tiny_book.root)
+    assert [chapter.name for chapter in chapters] == ["part/alpha", "part/beta", "part/gamma"]
+    assert find(chapters, "alpha") is find(chapters, "part/alpha") is find(chapters, "chapters/part/alpha.md")
+    twice = [*chapters, ChapterNotebook("chapters/other/alpha", Path(), nbformat.v4.new_notebook(), {})]
+    with pytest.raises(ValueError, match=r"more than one chapter is called 'alpha'.*other/alpha"):
+        find(twice, "alpha")
+
+
+def test_code_cells_outside_a_chapter_are_refused(tiny_book: TinyBook) -> None:
+    front = re.sub(r"llm_learn:.*?(?=---)", "", FRONT, flags=re.DOTALL)
+    tiny_book.write("index.md", f"{front}\n# Tiny\n\n```{{code-cell}}\n1 + 1\n```\n")
+    with pytest.raises(NotAChapter, match=r"index\.md has code cells"):
+        book_chapters(tiny_book.root)
+
+
+def chapter(**budget: float) -> ChapterNotebook:
+    return ChapterNotebook("chapters/part/x", Path(), nbformat.v4.new_notebook(), {"budget": budget})
+
+
+def record(cpu_seconds: float, peak_memory_gib: float = 0.5) -> dict[str, float]:
+    return {"cpu_seconds": cpu_seconds, "peak_memory_gib": peak_memory_gib}
+
+
+def test_budgets_allow_one_and_a_half_times() -> None:
+    declared = chapter(cpu_seconds=10, memory_gib=1)
+    assert budget_problems([(declared, record(15, 1.5))]) == []
+    (problem,) = budget_problems([(declared, record(15.1))])
+    assert "chapters/part/x.md" in problem and "measured 15.10 CPU-seconds, declared 10" in problem
+    (problem,) = budget_problems([(declared, record(1, 1.6))])
+    assert "measured 1.60 GiB of memory, declared 1" in problem
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [{}, {"cpu_seconds": 1}, {"cpu_seconds": "many", "memory_gib": 1}, {"cpu_seconds": 0, "memory_gib": 1}],
+)
+def test_a_budget_is_two_positive_numbers(budget: dict[str, float]) -> None:
+    (problem,) = budget_problems([(chapter(**budget), record(3.21))])
+    assert "declares no budget" in problem and "used 3.2 CPU-seconds" in problem
+
+
+def test_the_whole_book_has_a_budget() -> None:
+    assert book_problems([record(600), record(600)]) == []
+    (problem,) = book_problems([record(600), record(600), record(1)])
+    assert "1,201 CPU-seconds" in problem and "1,200" in problem
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import llm_learn.a as b", {"llm_learn.a"}),
+        ("from llm_learn import a", {"llm_learn", "llm_learn.a"}),
+        ("from llm_learn.a import f", {"llm_learn.a", "llm_learn.a.f"}),
+        ("def f():\n    from .a import g", {"llm_learn.a", "llm_learn.a.g"}),
+        ("from . import a", {"llm_learn", "llm_learn.a"}),
+    ],
+)
+def test_every_form_of_import_is_seen(source: str, expected: set[str]) -> None:
+    assert imported_names(source, "llm_learn") == expected
+
+
+def test_cells_may_hold_magics_commands_and_broken_python() -> None:
+    assert "llm_learn.a" in cell_names("%time import llm_learn.a")
+    assert "llm_learn.train" in cell_names("!python -m llm_learn.train --steps 3")
+    assert "llm_learn.train" in cell_names('run(["python", "-m", "llm_learn.train"])')
+    assert "llm_learn.a" in cell_names("from llm_learn.a import (")
+
+
+def test_fingerprints_follow_modules_reached_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "llm_learn"
+    folder.mkdir()
+    for name, text in {"__init__": "", "a": "from .b import c", "b": "c = 1", "d": "import numpy"}.items():
+        (folder / f"{name}.py").write_text(text)
+
+    def fingerprint(cell: str) -> str:
+        return Package(folder).fingerprint("hash", [cell])
+
+    cells = ["from llm_learn import a", "from llm_learn.d import x", "import math"]
+    before = [fingerprint(cell) for cell in cells]
+    assert Package(folder).reached(["llm_learn.a"])[0] == {"llm_learn", "llm_learn.a", "llm_learn.b"}
+    (folder / "b.py").write_text("c = 2")
+    after = [fingerprint(cell) for cell in cells]
+    assert [x == y for x, y in zip(before, after, strict=True)] == [False, True, True]
+    (folder / "__init__.py").write_text("# runs with every import")
+    assert [x == y for x, y in zip(after, map(fingerprint, cells), strict=True)] == [False, False, True]
+
+
+def test_fingerprints_follow_the_versions_of_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Package(tmp_path).fingerprint("hash", ["import yaml"])
+    other = Package(tmp_path).fingerprint("hash", ["import json"])
+    monkeypatch.setattr("book.fingerprint.version", lambda name: "0.0")
+    assert Package(tmp_path).fingerprint("hash", ["import yaml"]) != before
+    assert Package(tmp_path).fingerprint("hash", ["import json"]) == other
+
+
+def test_kernels_write_inside_the_book_and_import_its_package(tmp_path: Path) -> None:
+    environment = kernels.kernel_environment(tmp_path)
+    folders = ["IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"]
+    assert all(Path(environment[name]).is_relative_to(tmp_path / "_build") for name in folders)
+    assert environment["PYTHONPATH"].split(":")[0] == str(tmp_path / "code")
+    assert environment["OMP_NUM_THREADS"] == "1" and environment["PYTHONHASHSEED"] == "0"
+
+
+def test_a_dying_kernel_names_the_cell(tiny_book: TinyBook) -> None:
+    tiny_book.write("chapters/part/beta.md", page("Beta", ["x = 1", "import os\nos._exit(1)"]))
+    beta = find(book_chapters(tiny_book.root), "beta")
+    with pytest.raises(kernels.ChapterFailed, match=r"(?s)beta.md, code cell 2.*the kernel died"):
+        kernels.execute(beta, kernels.kernel_environment(tiny_book.root))

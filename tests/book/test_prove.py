@@ -1,0 +1,155 @@
+"""The proof refuses notebooks that say nothing and finds every output that differs; offline is offline."""
+
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from tinybook import TinyBook, page
+
+from book import offline, prove
+from book.notebooks import book_chapters
+
+needs_isolation = pytest.mark.skipif(
+    offline.refusal() is not None, reason=f"this machine isolates no network: {offline.refusal()}"
+)
+
+
+@pytest.fixture(scope="module")
+def built_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    book = TinyBook(tmp_path_factory.mktemp("book"))
+    tags = {1: "raises-exception", 2: "nbval-ignore-output"}
+    cells = ["6 * 7", "1 / 0", "import time\ntime.time()", "print('same')"]
+    book.write("chapters/part/beta.md", page("Beta", cells, tags=tags))
+    text = page("Gamma", ["import os, sys\nprint(os.environ['PYTHONHASHSEED'])"])
+    book.write("chapters/part/gamma.md", text.replace("  part: part\n", "  part: part\n  exclusive: true\n"))
+    done = book.build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return book.root
+
+
+@pytest.fixture
+def built(built_root: Path, tmp_path: Path) -> TinyBook:
+    book = TinyBook(tmp_path / "copy")
+    shutil.copytree(built_root, book.root, dirs_exist_ok=True)
+    return book
+
+
+def change(book: TinyBook, name: str, edit) -> None:
+    notebook = nbformat.read(book.notebook(name), as_version=4)
+    edit([cell for cell in notebook.cells if cell.cell_type == "code"])
+    nbformat.write(notebook, book.notebook(name))
+
+
+@pytest.mark.slow
+def test_right_outputs_pass(built: TinyBook) -> None:
+    done = built.prove()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 notebooks, 7 cells gave the same outputs twice" in done.stdout
+    assert "part/beta: 4 cells, all equal" in done.stdout
+    assert ("no route to any host but loopback" in done.stdout) != ("Offline switches only" in done.stdout)
+
+
+@pytest.mark.slow
+def test_a_changed_number_fails(built: TinyBook) -> None:
+    def edit(cells):
+        assert cells[0].outputs[0].data["text/plain"] == "42"
+        cells[0].outputs[0].data["text/plain"] = "43"
+
+    change(built, "beta", edit)
+    done = built.prove("beta")
+    assert done.returncode != 0
+    assert "part/beta: 4 cells, 1 differ" in done.stdout
+    assert "42" in done.stdout and "43" in done.stdout
+    assert "NOT proved" in done.stdout
+
+
+@pytest.mark.slow
+def test_an_unexecuted_notebook_fails(built: TinyBook) -> None:
+    def empty(cells):
+        for cell in cells:
+            cell.outputs, cell.execution_count = [], None
+
+    change(built, "beta", empty)
+    done = built.prove("part/beta")
+    assert done.returncode != 0
+    assert "part/beta, code cell 1 was not executed" in done.stderr
+
+
+def test_missing_and_outdated_notebooks_are_refused(built: TinyBook) -> None:
+    built.notebook("alpha").unlink()
+    built.replace("chapters/part/beta.md", "6 * 7", "6 * 8")
+    problems = prove.refusals(built.root, book_chapters(built.root))
+    assert [problem.partition(":")[0] for problem in problems] == ["part/alpha", "part/beta"]
+    assert "no executed notebook" in problems[0] and "changed since the build" in problems[1]
+    assert prove.refusals(built.root, []) == ["there is no chapter to prove"]
+
+
+def test_few_cells_may_escape_comparison_and_none_by_a_comment(built: TinyBook) -> None:
+    chapters = [c for c in book_chapters(built.root) if c.name == "part/beta"]
+
+    def edit(cells):
+        cells[0].source += "  # NBVAL_IGNORE_OUTPUT"
+        cells[3].metadata["tags"] = ["skip-execution"]
+
+    change(built, "beta", edit)
+    problems = "\n".join(prove.refusals(built.root, chapters))
+    assert "code cell 1: use a tag, not the comment NBVAL_IGNORE_OUTPUT" in problems
+    assert "code cell 4: `skip-execution` needs the tag `nbval-skip` too" in problems
+    cell = nbformat.v4.new_code_cell("1", execution_count=1, metadata={"tags": ["nbval-ignore-output"]})
+    assert prove._cell_problems("x", [cell] * prove.ESCAPES) == []
+    (problem,) = prove._cell_problems("x", [cell] * (prove.ESCAPES + 1))
+    assert f"at most {prove.ESCAPES} of a chapter may" in problem
+
+
+@needs_isolation
+def test_offline_reaches_loopback_and_nothing_else() -> None:
+    script = """if True:
+        import socket, time
+        server = socket.create_server(("127.0.0.1", 0))
+        socket.create_connection(server.getsockname(), timeout=5).close()
+        start = time.perf_counter()
+        for address in ("192.0.2.1", "1.1.1.1"):
+            try:
+                socket.create_connection((address, 80), timeout=20)
+            except OSError as error:
+                print(error.strerror)
+        print(time.perf_counter() - start < 2)
+    """
+    done = subprocess.run(
+        [*offline.WRAPPER, sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["Network is unreachable"] * 2 + ["True"]
+
+
+@needs_isolation
+def test_servers_of_the_machine_cannot_be_reached_either() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        script = f"import socket; socket.create_connection({server.getsockname()}, timeout=5)"
+        command = [*offline.WRAPPER, sys.executable, "-c", script]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        socket.create_connection(server.getsockname(), timeout=5).close()
+    assert done.returncode != 0 and "ConnectionRefusedError" in done.stderr
+
+
+def test_a_machine_that_refuses_gets_switches_and_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(offline, "refusal", lambda: "Operation not permitted")
+    script = "import os; print(os.environ['PIP_NO_INDEX'], os.environ['https_proxy'])"
+    assert offline.run([sys.executable, "-c", script], {}) == 0
+    out = capfd.readouterr().out
+    assert "Offline switches only: this machine isolates no network (Operation not permitted)." in out
+    assert out.splitlines()[-1] == "1 http://127.0.0.1:9"
+
+
+def test_a_platform_without_namespaces_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(OSError, match="darwin has no network namespaces"):
+        offline.isolate()
