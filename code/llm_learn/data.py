@@ -66,7 +66,9 @@ def pack_documents(
     if not docs:
         raise ValueError("docs is empty: there is nothing to pack")
     ids = torch.tensor([i for doc in docs for i in (*doc, eos_id)])
-    document_ids = torch.arange(len(docs)).repeat_interleave(torch.tensor([len(doc) + 1 for doc in docs]))
+    document_ids = torch.arange(len(docs)).repeat_interleave(
+        torch.tensor([len(doc) + 1 for doc in docs])
+    )
     padding = -len(ids) % context_length
     ids = torch.cat([ids, ids.new_full((padding,), eos_id)])
     document_ids = torch.cat([document_ids, document_ids.new_full((padding,), -1)])

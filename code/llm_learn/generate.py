@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 
-def filter_logits(logits: Tensor, *, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+def filter_logits(
+    logits: Tensor, *, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
     """Rules out unlikely ids by setting their logits to -inf.
 
     Args:
@@ -28,7 +30,9 @@ def filter_logits(logits: Tensor, *, top_k: int | None = None, top_p: float | No
         probabilities = sorted_logits.softmax(-1)
         # An id stays while the ids before it have not reached p; the most likely one always stays.
         mass_before = probabilities.cumsum(-1) - probabilities
-        remove = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, mass_before >= top_p)
+        remove = torch.zeros_like(order, dtype=torch.bool).scatter(
+            -1, order, mass_before >= top_p
+        )
         logits = logits.masked_fill(remove, float("-inf"))
     return logits
 
@@ -46,7 +50,9 @@ def sample_next(
         raise ValueError(f"temperature is {temperature}: it must be 0 (greedy) or above")
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    probabilities = filter_logits(logits / temperature, top_k=top_k, top_p=top_p).softmax(-1)
+    probabilities = filter_logits(logits / temperature, top_k=top_k, top_p=top_p).softmax(
+        -1
+    )
     return torch.multinomial(probabilities, 1, generator=generator)
 
 
@@ -88,7 +94,9 @@ def generate(
     for _ in range(max_new_tokens):
         # The model has no positions past its context length: it sees the most recent ids.
         logits = model(ids[:, -context_length:])[:, -1]  # (B, V)
-        next_ids = sample_next(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+        next_ids = sample_next(
+            logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
+        )
         if eos_id is not None:
             next_ids = next_ids.masked_fill(finished, eos_id)
             finished |= next_ids == eos_id

@@ -23,13 +23,17 @@ class GPTConfig:
     def __post_init__(self):
         for field in ("vocab_size", "context_length", "d_model", "num_layers", "num_heads"):
             if getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}: it must be at least 1")
+                raise ValueError(
+                    f"{field} is {getattr(self, field)}: it must be at least 1"
+                )
         if self.d_model % self.num_heads:
             raise ValueError(
                 f"num_heads is {self.num_heads}: it must divide d_model, which is {self.d_model}"
             )
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
+            raise ValueError(
+                f"dropout is {self.dropout}: it must be at least 0 and below 1"
+            )
 
 
 class Block(nn.Module):
@@ -38,7 +42,9 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.norm_1 = nn.LayerNorm(config.d_model)
-        self.attention = MultiHeadAttention(d_model=config.d_model, num_heads=config.num_heads)
+        self.attention = MultiHeadAttention(
+            d_model=config.d_model, num_heads=config.num_heads
+        )
         self.norm_2 = nn.LayerNorm(config.d_model)
         self.mlp = MLP(d_model=config.d_model, d_ff=4 * config.d_model)
         self.dropout = nn.Dropout(config.dropout)
@@ -82,7 +88,9 @@ class GPT(nn.Module):
                 f"ids holds values outside the vocabulary: they go from 0 to {config.vocab_size - 1}"
             )
         num_positions = ids.shape[1]
-        x = self.token_embedding(ids) + self.position_embedding.weight[:num_positions]  # (B, T, C)
+        x = (
+            self.token_embedding(ids) + self.position_embedding.weight[:num_positions]
+        )  # (B, T, C)
         x = self.dropout(x)
         mask = causal_mask(num_positions, device=ids.device)
         for block in self.blocks:

@@ -40,7 +40,10 @@ class Stopwatch:
         return self
 
     def __exit__(self, *_):
-        self.cpu_seconds, self.seconds = time.process_time() - self._cpu, time.perf_counter() - self._clock
+        self.cpu_seconds, self.seconds = (
+            time.process_time() - self._cpu,
+            time.perf_counter() - self._clock,
+        )
 
 
 def glue(name: str, value: object) -> None:
@@ -79,28 +82,50 @@ def verify(
     """
     difference = _largest_difference(ours, reference, relative)
     if not difference <= tolerance:  # NaN must fail too.
-        raise AssertionError(f"{name} differs from {against} by {difference:.0e}, more than {tolerance:.0e}")
+        raise AssertionError(
+            f"{name} differs from {against} by {difference:.0e}, more than {tolerance:.0e}"
+        )
     shown = (
-        "exactly equal" if difference == 0 else f"largest {'relative ' * relative}difference {difference:.0e}"
+        "exactly equal"
+        if difference == 0
+        else f"largest {'relative ' * relative}difference {difference:.0e}"
     )
     allowed = f" (allowed {tolerance:.0e})" if tolerance else ""
-    check = {"name": name, "against": against, "difference": difference, "tolerance": tolerance}
-    _display({"text/plain": f"✓ {name} = {against}: {shown}{allowed}"}, {"llm_learn_check": check})
+    check = {
+        "name": name,
+        "against": against,
+        "difference": difference,
+        "tolerance": tolerance,
+    }
+    _display(
+        {"text/plain": f"✓ {name} = {against}: {shown}{allowed}"},
+        {"llm_learn_check": check},
+    )
 
 
 def _largest_difference(ours: object, reference: object, relative: bool) -> float:
     if isinstance(ours, Tensor):
         ours, reference = [ours], [reference]
-    if not (isinstance(ours, (list, tuple)) and ours and all(isinstance(x, Tensor) for x in ours)):
+    if not (
+        isinstance(ours, (list, tuple))
+        and ours
+        and all(isinstance(x, Tensor) for x in ours)
+    ):
         return 0.0 if ours == reference else float("inf")
     pairs = list(zip(ours, reference, strict=True))
     for a, b in pairs:
         if a.shape != b.shape:
-            raise AssertionError(f"shapes differ: {tuple(a.shape)} against {tuple(b.shape)}")
+            raise AssertionError(
+                f"shapes differ: {tuple(a.shape)} against {tuple(b.shape)}"
+            )
     # Not max(): it would drop a NaN that is not the first.
-    largest = torch.stack([(a.detach().double() - b.detach().double()).abs().max() for a, b in pairs]).max()
+    largest = torch.stack(
+        [(a.detach().double() - b.detach().double()).abs().max() for a, b in pairs]
+    ).max()
     if relative:
-        largest = largest / torch.stack([b.detach().double().abs().max() for _, b in pairs]).max()
+        largest = (
+            largest / torch.stack([b.detach().double().abs().max() for _, b in pairs]).max()
+        )
     return largest.item()
 
 
@@ -119,7 +144,9 @@ def exercise(checker: Callable[..., Iterator[tuple[bool, str]]]) -> Callable[...
                     print(f"Not yet: {message}")
                     return False
         except NotImplementedError:
-            print("Not yet: replace the `raise` line by your answer, then run this cell again.")
+            print(
+                "Not yet: replace the `raise` line by your answer, then run this cell again."
+            )
             return False
         except Exception as error:
             print(f"Not yet: your answer raised {type(error).__name__}: {error}")

@@ -19,14 +19,22 @@ class AdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params, *, lr: float, betas=(0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01
+        self,
+        params,
+        *,
+        lr: float,
+        betas=(0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
     ):
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
             if value < 0:
                 raise ValueError(f"{name} is {value}: it cannot be negative")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas is {betas}: both must be at least 0 and below 1")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        )
 
     @torch.no_grad()
     def step(self) -> None:
@@ -61,7 +69,9 @@ class AdamW(torch.optim.Optimizer):
             )
 
 
-def decay_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
+def decay_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float
+) -> list[dict]:
     """Two groups for an optimizer: matrices, which decay, and biases and norms, which do not."""
     parameters = [p for _, p in named_parameters]
     return [
@@ -70,7 +80,9 @@ def decay_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weight_de
     ]
 
 
-def cosine_schedule(step: int, *, max_steps: int, warmup_steps: int = 0, floor: float = 0.1) -> float:
+def cosine_schedule(
+    step: int, *, max_steps: int, warmup_steps: int = 0, floor: float = 0.1
+) -> float:
     """The factor on the learning rate: linear warm-up, then half a cosine (Loshchilov and Hutter 2017).
 
     Args:

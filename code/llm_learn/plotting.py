@@ -35,7 +35,14 @@ def use_book_style() -> None:
     )
 
 
-def heat_map(ax, values, rows: Sequence[str] = (), columns: Sequence[str] = (), *, show_values: bool = False):
+def heat_map(
+    ax,
+    values,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    *,
+    show_values: bool = False,
+):
     """Draws a matrix with its row and column labels.
 
     Args:
@@ -49,15 +56,24 @@ def heat_map(ax, values, rows: Sequence[str] = (), columns: Sequence[str] = (), 
     """
     values = np.asarray(values)
     if values.ndim != 2:
-        raise ValueError(f"values has shape {values.shape}: a heat map needs two dimensions")
+        raise ValueError(
+            f"values has shape {values.shape}: a heat map needs two dimensions"
+        )
     image = ax.imshow(values, aspect="auto")
     ax.grid(False)
-    ax.set_xticks(range(len(columns)), columns, rotation=60 if any(len(c) > 2 for c in columns) else 0)
+    ax.set_xticks(
+        range(len(columns)), columns, rotation=60 if any(len(c) > 2 for c in columns) else 0
+    )
     ax.set_yticks(range(len(rows)), rows)
     if show_values:
         middle = (values.min() + values.max()) / 2
         for (i, j), value in np.ndenumerate(values):
             ax.text(
-                j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < middle else "black"
+                j,
+                i,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                color="white" if value < middle else "black",
             )
     return image

@@ -58,7 +58,9 @@ def _checked_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
     ids = [int(i) for i in ids]
     for i in ids:
         if not 0 <= i < vocab_size:
-            raise ValueError(f"ids holds {i}, outside the vocabulary: ids go from 0 to {vocab_size - 1}")
+            raise ValueError(
+                f"ids holds {i}, outside the vocabulary: ids go from 0 to {vocab_size - 1}"
+            )
     return ids
 
 
@@ -107,7 +109,9 @@ def train_merges(chunk_counts: dict[bytes, int], num_merges: int) -> list[tuple[
     while heap and len(merges) < num_merges:
         negative_count, pair = heapq.heappop(heap)
         count = pair_counts[pair]
-        if count != -negative_count:  # The count fell since this entry was pushed: put it where it belongs.
+        if (
+            count != -negative_count
+        ):  # The count fell since this entry was pushed: put it where it belongs.
             if count > 0:
                 heapq.heappush(heap, (-count, pair))
             continue
@@ -117,7 +121,9 @@ def train_merges(chunk_counts: dict[bytes, int], num_merges: int) -> list[tuple[
         for c in chunks_with.pop(pair):
             ids, weight = chunks[c], weights[c]
             merged = merge_pair(ids, pair, new_id)
-            if len(merged) == len(ids):  # An earlier merge had already taken this chunk's occurrence.
+            if len(merged) == len(
+                ids
+            ):  # An earlier merge had already taken this chunk's occurrence.
                 continue
             for old in pairwise(ids):
                 pair_counts[old] -= weight
@@ -155,11 +161,20 @@ class BPEVocabulary:
         self.token_bytes = [BYTE_ORDER[i : i + 1] for i in range(256)]
         for i, (a, b) in enumerate(self.merges):
             if not (0 <= a < 256 + i and 0 <= b < 256 + i):
-                raise ValueError(f"merges[{i}] is {(a, b)}: it can join ids from 0 to {255 + i} only")
+                raise ValueError(
+                    f"merges[{i}] is {(a, b)}: it can join ids from 0 to {255 + i} only"
+                )
             self.token_bytes.append(self.token_bytes[a] + self.token_bytes[b])
-        if len(set(self.special_tokens)) < len(self.special_tokens) or "" in self.special_tokens:
-            raise ValueError(f"special_tokens must be distinct and not empty, got {self.special_tokens}")
-        self.special_ids = {token: len(self.token_bytes) + i for i, token in enumerate(self.special_tokens)}
+        if (
+            len(set(self.special_tokens)) < len(self.special_tokens)
+            or "" in self.special_tokens
+        ):
+            raise ValueError(
+                f"special_tokens must be distinct and not empty, got {self.special_tokens}"
+            )
+        self.special_ids = {
+            token: len(self.token_bytes) + i for i, token in enumerate(self.special_tokens)
+        }
         self.token_bytes += [token.encode() for token in self.special_tokens]
         self.vocab_size = len(self.token_bytes)
 
@@ -170,7 +185,11 @@ class BPEVocabulary:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes merges, special tokens and pattern as JSON, all or nothing."""
-        state = {"merges": self.merges, "special_tokens": self.special_tokens, "pattern": self.pattern}
+        state = {
+            "merges": self.merges,
+            "special_tokens": self.special_tokens,
+            "pattern": self.pattern,
+        }
         temporary = Path(f"{path}.{os.getpid()}.tmp")
         temporary.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
         temporary.replace(path)
@@ -182,7 +201,9 @@ class BPEVocabulary:
             state = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(state["merges"], state["special_tokens"], state["pattern"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"path is {str(path)!r}: not a file written by save()") from error
+            raise ValueError(
+                f"path is {str(path)!r}: not a file written by save()"
+            ) from error
 
 
 class BPETokenizer(BPEVocabulary):
@@ -190,16 +211,26 @@ class BPETokenizer(BPEVocabulary):
 
     @classmethod
     def train(
-        cls, text: str, vocab_size: int, special_tokens: Sequence[str] = (), pattern: str = GPT4_PATTERN
+        cls,
+        text: str,
+        vocab_size: int,
+        special_tokens: Sequence[str] = (),
+        pattern: str = GPT4_PATTERN,
     ) -> Self:
         """Learns a vocabulary of at most `vocab_size` ids, special tokens included, from `text`."""
         smallest = 256 + len(special_tokens)
         if vocab_size < smallest:
-            raise ValueError(f"vocab_size is {vocab_size}: bytes and special tokens alone need {smallest}")
+            raise ValueError(
+                f"vocab_size is {vocab_size}: bytes and special tokens alone need {smallest}"
+            )
         if not text:
-            raise ValueError("text is empty: merges are learned from pairs that occur in it")
+            raise ValueError(
+                "text is empty: merges are learned from pairs that occur in it"
+            )
         counts = Counter(regex.findall(pattern, text))
-        merges = train_merges({chunk.encode(): n for chunk, n in counts.items()}, vocab_size - smallest)
+        merges = train_merges(
+            {chunk.encode(): n for chunk, n in counts.items()}, vocab_size - smallest
+        )
         return cls(merges, special_tokens, pattern)
 
     def encode(self, text: str, allowed_special: Collection[str] = ()) -> list[int]:
@@ -212,11 +243,15 @@ class BPETokenizer(BPEVocabulary):
         """
         unknown = set(allowed_special) - self.special_ids.keys()
         if unknown:
-            raise ValueError(f"allowed_special holds {sorted(unknown)}, not in {self.special_tokens}")
+            raise ValueError(
+                f"allowed_special holds {sorted(unknown)}, not in {self.special_tokens}"
+            )
         pieces = [text]
         if allowed_special:
             longest_first = sorted(allowed_special, key=len, reverse=True)
-            pieces = regex.split("(" + "|".join(map(regex.escape, longest_first)) + ")", text)
+            pieces = regex.split(
+                "(" + "|".join(map(regex.escape, longest_first)) + ")", text
+            )
         ids = []
         for piece in pieces:
             if piece in allowed_special:
@@ -243,7 +278,9 @@ class BPETokenizer(BPEVocabulary):
     def _merge_chunk(self, chunk: str) -> list[int]:
         ids = [BYTE_ORDER.index(b) for b in chunk.encode()]
         while len(ids) > 1:
-            earliest = min(pairwise(ids), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
+            earliest = min(
+                pairwise(ids), key=lambda pair: self._ranks.get(pair, len(self._ranks))
+            )
             if earliest not in self._ranks:
                 break
             ids = merge_pair(ids, earliest, 256 + self._ranks[earliest])

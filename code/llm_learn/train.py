@@ -63,7 +63,9 @@ def evaluate_loss(model: nn.Module, ids: Tensor, *, batch_size: int = 64) -> flo
     model.eval()
     total = 0.0
     for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
-        total += F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item()
+        total += F.cross_entropy(
+            model(x).flatten(0, 1), y.flatten(), reduction="sum"
+        ).item()
     model.train(was_training)
     return total / targets.numel()
 
@@ -110,11 +112,16 @@ def train(
         if step % config.eval_every == 0:
             evaluate(step)
         factor = cosine_schedule(
-            step, max_steps=config.max_steps, warmup_steps=config.warmup_steps, floor=config.floor
+            step,
+            max_steps=config.max_steps,
+            warmup_steps=config.warmup_steps,
+            floor=config.floor,
         )
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
-        x, y = get_batch(train_ids, config.batch_size, model.config.context_length, generator=generator)
+        x, y = get_batch(
+            train_ids, config.batch_size, model.config.context_length, generator=generator
+        )
         loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
         optimizer.zero_grad()
         loss.backward()
