@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 say = @echo; echo "== $(1)"
 run = $(VENV)/bin/python -m
 
-.PHONY: book test lab chapter sync new-chapter clean
+.PHONY: book test lab chapter experiment sync new-chapter clean
 .NOTPARALLEL:
 
 book: $(VENV)/installed  ## execute what has changed, and build the site
@@ -23,8 +23,8 @@ book: $(VENV)/installed  ## execute what has changed, and build the site
 
 test: $(VENV)/installed  ## everything that must pass
 	$(call say,Style)
-	@$(run) ruff check code tests
-	@$(run) ruff format --check code tests
+	@$(run) ruff check code tests experiments
+	@$(run) ruff format --check code tests experiments
 	$(call say,Unit and contract tests)
 	@$(run) pytest -n 2
 	$(call say,The book: a clean build)
@@ -37,6 +37,10 @@ test: $(VENV)/installed  ## everything that must pass
 chapter: $(VENV)/installed  ## execute and build one page: make chapter NAME=attention
 	@test -n "$(NAME)" || { echo "Which chapter? For example: make chapter NAME=attention"; exit 2; }
 	@$(run) book build --chapter "$(NAME)"
+
+experiment: $(VENV)/installed  ## run a recorded experiment anew: make experiment NAME=gpt
+	@test -f "experiments/$(NAME).py" || { echo "Which experiment? One of:" $(basename $(notdir $(wildcard experiments/*.py))); exit 2; }
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python "experiments/$(NAME).py"
 
 lab: $(VENV)/installed  ## the chapters as notebooks in JupyterLab
 	@$(run) book lab

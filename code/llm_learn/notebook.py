@@ -3,6 +3,7 @@
 import functools
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -21,6 +22,8 @@ def start(seed: int = 0) -> torch.Generator:
     Returns:
         A seeded generator, for functions that take `generator=`.
     """
+    # A library's advice to install widgets is no output of a chapter.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     torch.set_num_threads(1)
     random.seed(seed)
     np.random.seed(seed)

@@ -1,0 +1,318 @@
+"""Notebooks repeat, and their checks fail when they should: on a difference, a NaN, another shape."""
+
+import json
+import random
+import time
+
+import matplotlib as mpl
+import nbformat
+import numpy as np
+import pytest
+import torch
+from IPython.core.history import HistoryManager
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from myst_nb.ext.glue import extract_glue_data
+
+from llm_learn.notebook import Stopwatch, exercise, glue, start, verify
+from llm_learn.plotting import COLORS
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
+        monkeypatch.setattr(HistoryManager, "enabled", False)
+        yield InteractiveShell.instance()
+        InteractiveShell.clear_instance()
+
+
+@pytest.fixture
+def screen(shell):
+    """What a notebook's front end would receive, collected by IPython itself: `screen.outputs`."""
+    with capture_output() as captured:
+        yield captured
+
+
+def check(screen) -> dict:
+    (output,) = screen.outputs
+    return output.metadata["llm_learn_check"]
+
+
+# start and Stopwatch
+
+
+def test_start_makes_every_generator_repeat():
+    draws = []
+    for seed in (3, 3, 4):
+        with mpl.rc_context():
+            generator = start(seed)
+            assert mpl.rcParams["axes.prop_cycle"].by_key()["color"] == COLORS
+        draws.append(
+            [
+                random.random(),
+                np.random.rand(),
+                torch.rand(()).item(),
+                torch.rand((), generator=generator).item(),
+            ]
+        )
+    assert draws[0] == draws[1]
+    assert all(a != b for a, b in zip(draws[0], draws[2], strict=True))
+
+
+def test_start_uses_one_thread():
+    torch.set_num_threads(2)
+    try:
+        with mpl.rc_context():
+            start()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_stopwatch_tells_work_from_waiting():
+    with Stopwatch() as waiting:
+        time.sleep(0.1)
+    with Stopwatch() as working:
+        sum(range(2_000_000))
+    # Sleeping uses no processor; a loop uses no less than half of its time, however busy the machine is not.
+    assert waiting.seconds >= 0.1 and waiting.cpu_seconds < 0.05
+    assert (
+        0 < working.cpu_seconds <= working.seconds + 0.05
+    )  # two clocks, each with its own resolution
+
+
+# glue
+
+
+def test_glue_emits_what_myst_nb_reads(screen):
+    glue("loss", 1.5)
+    glue("text", "4,096 tokens")
+    cell = nbformat.v4.new_code_cell(
+        outputs=[
+            nbformat.v4.new_output(
+                "display_data", data=output.data, metadata=output.metadata
+            )
+            for output in screen.outputs
+        ]
+    )
+    nbformat.validate(nbformat.v4.new_notebook(cells=[cell]))
+    glued = extract_glue_data(nbformat.v4.new_notebook(cells=[cell]), [0], logger=None)
+    assert {name: output["data"] for name, output in glued.items()} == {
+        "loss": {"text/plain": "1.5"},
+        "text": {"text/plain": "4,096 tokens"},
+    }
+    assert (
+        cell.outputs == []
+    )  # The page shows a glued value where prose asks for it, and nowhere else.
+
+
+def test_glue_rejects_a_value_without_a_name(screen):
+    with pytest.raises(ValueError, match=r"name is ''"):
+        glue("", 1)
+
+
+# verify
+
+
+def test_verify_records_and_shows_the_largest_difference(screen):
+    ours, reference = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.25])
+    verify("Ours", ours, reference, against="torch.theirs", tolerance=0.5)
+    assert check(screen) == {
+        "name": "Ours",
+        "against": "torch.theirs",
+        "difference": 0.25,
+        "tolerance": 0.5,
+    }
+    assert screen.outputs[0].data == {
+        "text/plain": "✓ Ours = torch.theirs: largest difference 2e-01 (allowed 5e-01)"
+    }
+    json.dumps(screen.outputs[0].metadata, allow_nan=False)  # a notebook is JSON
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.arange(3),
+        torch.tensor([True, False]),
+        [torch.ones(2), torch.zeros(1, 3)],
+        (torch.ones(2, requires_grad=True),),
+        [1, 2, 3],
+        "text",
+        {"a": [1]},
+        2.5,
+    ],
+)
+def test_verify_accepts_what_is_equal(screen, value):
+    verify("Ours", value, value, against="theirs")
+    assert check(screen)["difference"] == 0
+    assert screen.outputs[0].data["text/plain"] == "✓ Ours = theirs: exactly equal"
+
+
+def test_verify_accepts_equal_infinities(screen):
+    value = torch.tensor([1.0, -INF, INF])  # logits that were ruled out
+    verify("Ours", value, value.clone(), against="theirs")
+    assert check(screen)["difference"] == 0
+
+
+def test_verify_accepts_equal_zeros_relatively(screen):
+    verify("Ours", torch.zeros(2), torch.zeros(2), against="theirs", relative=True)
+    assert check(screen)["difference"] == 0
+
+
+def test_verify_accepts_a_difference_up_to_the_tolerance(screen):
+    verify("Ours", torch.tensor(1.0), torch.tensor(1.5), against="theirs", tolerance=0.5)
+    with pytest.raises(
+        AssertionError, match=r"Ours differs from theirs by 5e-01, more than 4e-01"
+    ):
+        verify(
+            "Ours", torch.tensor(1.0), torch.tensor(1.5), against="theirs", tolerance=0.4
+        )
+    assert len(screen.outputs) == 1
+
+
+def test_verify_can_compare_relatively(screen):
+    ours, reference = (
+        [torch.tensor([101.0]), torch.tensor([1.0])],
+        [torch.tensor([100.0]), torch.tensor([1.0])],
+    )
+    verify("Ours", ours, reference, against="theirs", tolerance=0.02, relative=True)
+    assert check(screen)["difference"] == 0.01  # 1 of 100, exactly: one float64 division
+    assert "largest relative difference 1e-02" in screen.outputs[0].data["text/plain"]
+    with pytest.raises(AssertionError):
+        verify("Ours", ours, reference, against="theirs", tolerance=0.02)
+
+
+@pytest.mark.parametrize(
+    ("ours", "reference"),
+    [
+        (torch.tensor([1.0, NAN]), torch.tensor([1.0, 1.0])),
+        (torch.tensor([1.0]), torch.tensor([NAN])),
+        (torch.tensor([NAN]), torch.tensor([NAN])),
+        ([torch.ones(1), torch.tensor([NAN])], [torch.ones(1), torch.ones(1)]),
+        ([torch.tensor([NAN]), torch.ones(1)], [torch.ones(1), torch.ones(1)]),
+        (torch.tensor([INF]), torch.tensor([1.0])),
+        (torch.tensor([INF]), torch.tensor([-INF])),
+    ],
+)
+@pytest.mark.parametrize("relative", [False, True])
+def test_verify_rejects_nan_and_infinity(screen, ours, reference, relative):
+    with pytest.raises(AssertionError, match=r"Ours differs from theirs by (nan|inf)"):
+        verify("Ours", ours, reference, against="theirs", tolerance=1e9, relative=relative)
+    assert not screen.outputs
+
+
+@pytest.mark.parametrize(
+    ("ours", "reference"),
+    [
+        (torch.ones(2), torch.ones(2, 1)),  # would broadcast
+        (torch.ones(2), torch.ones(1)),
+        ([torch.ones(2), torch.ones(2)], [torch.ones(2), torch.ones(3)]),
+    ],
+)
+def test_verify_rejects_another_shape(screen, ours, reference):
+    with pytest.raises(AssertionError, match=r"shapes differ: .*\(2,\).* against .*\("):
+        verify("Ours", ours, reference, against="theirs", tolerance=1e9)
+    assert not screen.outputs
+
+
+@pytest.mark.parametrize(
+    ("ours", "reference"),
+    [([1, 2], [1, 3]), ("a", "b"), ([1], (1,)), (1.0, 1.0 + 1e-9), ([], None), ("1", 1)],
+)
+def test_verify_compares_anything_else_exactly(screen, ours, reference):
+    with pytest.raises(AssertionError, match="Ours differs from theirs"):
+        verify("Ours", ours, reference, against="theirs", tolerance=1e-3)
+    assert not screen.outputs
+
+
+@pytest.mark.parametrize(
+    ("ours", "reference"),
+    [
+        ([torch.ones(1)], [torch.ones(1), torch.ones(1)]),  # another number of tensors
+        ([torch.ones(1), torch.ones(1)], [torch.ones(1)]),
+        (torch.ones(1), None),
+        (torch.ones(2), [1.0, 1.0]),
+        ([torch.ones(1)], 1.0),
+    ],
+)
+def test_verify_rejects_another_structure(screen, ours, reference):
+    with pytest.raises(AssertionError, match=r"Ours differs from theirs|shapes differ"):
+        verify("Ours", ours, reference, against="theirs", tolerance=1e9)
+    assert not screen.outputs
+
+
+def test_verify_compares_arrays_of_numpy(screen):
+    verify("Ours", np.arange(3), np.arange(3), against="numpy")
+    with pytest.raises(AssertionError, match="Ours differs from numpy"):
+        verify("Ours", np.arange(3), np.arange(1, 4), against="numpy")
+    assert len(screen.outputs) == 1
+
+
+def test_verify_rejects_tensors_without_elements(screen):
+    # Nothing was compared, so nothing was shown.
+    with pytest.raises(AssertionError, match="empty"):
+        verify("Ours", torch.ones(0), torch.ones(0), against="theirs")
+    assert not screen.outputs
+
+
+# exercise
+
+
+@exercise
+def check_double(double):
+    yield double(2) == 4, "double(2) should be 4"
+    yield double(-1) == -2, "think of negative numbers"
+
+
+def test_exercise_says_correct(capsys):
+    assert check_double(lambda x: 2 * x) is True
+    assert capsys.readouterr().out == "Correct.\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: x, "Not yet: double(2) should be 4\n"),
+        (lambda x: x * x, "Not yet: think of negative numbers\n"),
+        (
+            lambda x: 1 / 0,
+            "Not yet: your answer raised ZeroDivisionError: division by zero\n",
+        ),
+        (lambda: 0, "Not yet: your answer raised TypeError: "),
+    ],
+)
+def test_exercise_says_not_yet_and_why(capsys, answer, message):
+    assert check_double(answer) is False
+    assert capsys.readouterr().out.startswith(message)
+
+
+def test_exercise_recognises_a_start_that_is_not_an_answer(capsys):
+    def double(x):
+        raise NotImplementedError
+
+    assert check_double(double) is False
+    assert capsys.readouterr().out.startswith("Not yet: replace the `raise` line")
+
+
+def test_exercise_accepts_tensors_as_verdicts_and_keeps_its_name(capsys):
+    @exercise
+    def check_sum(a, b):
+        """Adds."""
+        yield (a + b == 3).all(), "it should be 3"
+
+    assert check_sum(torch.tensor(1), torch.tensor(2)) and not check_sum(
+        torch.tensor(1), torch.tensor(1)
+    )
+    assert capsys.readouterr().out == "Correct.\nNot yet: it should be 3\n"
+    assert (check_sum.__name__, check_sum.__doc__) == ("check_sum", "Adds.")
+
+
+def test_exercise_does_not_hide_that_it_was_interrupted():
+    def double(x):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check_double(double)

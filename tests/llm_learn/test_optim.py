@@ -1,0 +1,277 @@
+"""AdamW takes torch's steps; the schedule is the formula; the groups hold each parameter once."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from llm_learn.model import GPT, GPTConfig
+from llm_learn.optim import AdamW, cosine_schedule, decay_groups
+
+
+def make_parameters(dtype) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        nn.Parameter(torch.randn(s, generator=generator, dtype=dtype))
+        for s in [(3, 4), (5,), (2, 2, 2), ()]
+    ]
+
+
+def make_gpt() -> GPT:
+    return GPT(
+        GPTConfig(vocab_size=7, context_length=4, d_model=8, num_layers=2, num_heads=2)
+    )
+
+
+# Reference
+
+
+# float64: thirty steps of a few roundings each. float32: the same operations in the same order; a fused
+# multiply-add may round a step differently by 6e-8 of a weight of size 1, thirty times.
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)]
+)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr": 1e-2},
+        {"lr": 3e-3, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.3},
+        {"lr": 1e-2, "betas": (0.0, 0.0), "weight_decay": 0.0},
+    ],
+)
+def test_adamw_matches_torch_at_every_step(settings, dtype, tolerance):
+    ours, theirs = make_parameters(dtype), make_parameters(dtype)
+    our_optimizer = AdamW(ours, **settings)
+    their_optimizer = torch.optim.AdamW(theirs, **settings)
+    for step in range(30):
+        for group in our_optimizer.param_groups + their_optimizer.param_groups:
+            group["lr"] = settings["lr"] / (1 + step % 4)
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            # The last has no gradient at first: its own count of steps starts later.
+            a.grad = (
+                None
+                if i == 3 and step < 10
+                else torch.randn(a.shape, dtype=dtype) * 10.0 ** (i - 1)
+            )
+            b.grad = None if a.grad is None else a.grad.clone()
+        our_optimizer.step()
+        their_optimizer.step()
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a - b).abs().max() <= tolerance, step
+
+
+def test_adamw_matches_torch_with_groups():
+    ours, theirs = make_gpt().double(), make_gpt().double()
+    theirs.load_state_dict(ours.state_dict())
+    our_optimizer = AdamW(
+        decay_groups(ours.named_parameters(), 0.5), lr=1e-2, betas=(0.9, 0.95)
+    )
+    their_optimizer = torch.optim.AdamW(
+        [
+            {
+                "params": [p for p in theirs.parameters() if p.ndim == 2],
+                "weight_decay": 0.5,
+            },
+            {
+                "params": [p for p in theirs.parameters() if p.ndim == 1],
+                "weight_decay": 0.0,
+                "lr": 1e-3,
+            },
+        ],
+        lr=1e-2,
+        betas=(0.9, 0.95),
+    )
+    our_optimizer.param_groups[1]["lr"] = 1e-3
+    for _ in range(5):
+        ids = torch.randint(7, (2, 4))
+        for model, optimizer in ((ours, our_optimizer), (theirs, their_optimizer)):
+            optimizer.zero_grad()
+            model(ids).logsumexp(-1).sum().backward()
+            optimizer.step()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert (a - b).abs().max() <= 1e-12, name  # float64, five steps
+
+
+@given(st.integers(1, 60), st.data(), st.floats(0, 1))
+def test_schedule_matches_the_formula(max_steps, data, floor):
+    warmup = data.draw(st.integers(0, max_steps - 1))
+    last = max_steps - 1
+    for step in range(max_steps + 3):
+        if step < warmup:
+            expected = (step + 1) / warmup
+        elif step >= last > warmup:
+            expected = floor
+        elif last == warmup:
+            expected = 1.0 if step == warmup else floor
+        else:
+            expected = (
+                floor
+                + (1 - floor)
+                * (1 + math.cos(math.pi * (step - warmup) / (last - warmup)))
+                / 2
+            )
+        got = cosine_schedule(step, max_steps=max_steps, warmup_steps=warmup, floor=floor)
+        assert got == pytest.approx(expected, abs=1e-12)  # float64, one cosine
+
+
+def test_schedule_end_points():
+    factors = [
+        cosine_schedule(s, max_steps=21, warmup_steps=4, floor=0.2) for s in range(21)
+    ]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    # Exact but for the rounding of one cosine.
+    assert factors[4] == pytest.approx(1.0, abs=1e-12)
+    assert factors[12] == pytest.approx(0.6, abs=1e-12)  # half-way between 1 and 0.2
+    assert factors[20] == pytest.approx(0.2, abs=1e-12)
+    assert cosine_schedule(0, max_steps=10) == 1.0
+    assert cosine_schedule(9, max_steps=10) == pytest.approx(0.1, abs=1e-12)
+    assert cosine_schedule(10**6, max_steps=10) == pytest.approx(0.1, abs=1e-12)
+    assert cosine_schedule(0, max_steps=1) == 1.0
+
+
+# Invariant
+
+
+@given(st.integers(2, 60), st.data(), st.floats(0, 1))
+def test_schedule_rises_then_falls_and_wastes_no_step(max_steps, data, floor):
+    warmup = data.draw(st.integers(0, max_steps - 1))
+    factors = [
+        cosine_schedule(s, max_steps=max_steps, warmup_steps=warmup, floor=floor)
+        for s in range(max_steps)
+    ]
+    assert all(0 < f <= 1 for f in factors[:-1])
+    assert factors[:warmup] == sorted(factors[:warmup])
+    assert factors[warmup:] == sorted(factors[warmup:], reverse=True)
+
+
+def test_decay_groups_hold_every_parameter_once():
+    model = make_gpt()
+    decayed, kept = decay_groups(model.named_parameters(), 0.3)
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0.0)
+    names = {p: name for name, p in model.named_parameters()}
+    assert sorted(names[p] for p in decayed["params"] + kept["params"]) == sorted(
+        names.values()
+    )
+    assert all("norm" in names[p] or names[p].endswith("bias") for p in kept["params"])
+    assert all(
+        names[p].endswith("weight") and "norm" not in names[p] for p in decayed["params"]
+    )
+
+
+def test_the_first_step_has_the_size_of_the_learning_rate_whatever_the_gradient():
+    for scale in (1e-3, 1.0, 1e3):
+        p = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        p.grad = scale * torch.tensor([1.0, -2.0, 5.0], dtype=torch.float64)
+        AdamW([p], lr=0.1, weight_decay=0).step()
+        # eps (1e-8) against the smallest gradient (1e-3) takes away 1e-5 of the step.
+        torch.testing.assert_close(p.data, -0.1 * p.grad.sign(), rtol=2e-5, atol=0)
+
+
+def test_weight_decay_is_decoupled_from_the_gradient():
+    p = nn.Parameter(torch.tensor([2.0, -3.0], dtype=torch.float64))
+    optimizer = AdamW([p], lr=0.1, weight_decay=0.5)
+    for _ in range(4):
+        p.grad = torch.zeros_like(p)
+        optimizer.step()
+    expected = torch.tensor([2.0, -3.0], dtype=torch.float64) * (1 - 0.1 * 0.5) ** 4
+    torch.testing.assert_close(
+        p.data, expected, rtol=1e-14, atol=0
+    )  # four float64 products
+
+
+def test_a_parameter_without_gradient_stays():
+    a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    a.grad = torch.ones(2)
+    AdamW([a, b], lr=0.1).step()
+    assert torch.equal(b.data, torch.ones(2)) and not torch.equal(a.data, torch.ones(2))
+    AdamW([b], lr=0.1).step()
+    assert torch.equal(b.data, torch.ones(2))
+
+
+def test_a_restored_optimizer_goes_on_as_if_never_stopped():
+    parameters = make_parameters(torch.float32)
+    optimizer = AdamW(parameters, lr=0.1)
+
+    def steps(parameters, optimizer, seed):
+        generator = torch.Generator().manual_seed(seed)
+        for p in parameters * 3:
+            p.grad = torch.randn(p.shape, generator=generator)
+            optimizer.step()
+
+    steps(parameters, optimizer, 0)
+    restored = [nn.Parameter(p.detach().clone()) for p in parameters]
+    other = AdamW(restored, lr=5.0)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for p, r in zip(parameters, restored, strict=True):
+        r.grad = p.grad.clone()
+    steps(parameters, optimizer, 1)
+    steps(restored, other, 1)
+    # Exactly: the same operations on the same numbers.
+    assert all(torch.equal(p, r) for p, r in zip(parameters, restored, strict=True))
+
+
+# Learning
+
+
+def test_adamw_finds_the_minimum_of_a_quadratic():
+    p = nn.Parameter(torch.tensor([5.0, -4.0]))
+    optimizer = AdamW([p], lr=0.3, weight_decay=0)
+    for step in range(200):
+        optimizer.param_groups[0]["lr"] = 0.3 * cosine_schedule(
+            step, max_steps=200, floor=0.0
+        )
+        optimizer.zero_grad()
+        ((p - torch.tensor([1.0, 2.0])) ** 2 * torch.tensor([1.0, 100.0])).sum().backward()
+        optimizer.step()
+    # The steps shrink to zero, so it settles; two curvatures, 1 and 100, are no obstacle to Adam.
+    torch.testing.assert_close(p.data, torch.tensor([1.0, 2.0]), rtol=0, atol=1e-2)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("name", ["lr", "eps", "weight_decay"])
+@pytest.mark.parametrize("value", [-0.1, float("nan")])
+def test_adamw_rejects_negative_settings(name, value):
+    with pytest.raises(ValueError, match=rf"{name} is {value}: it cannot be negative"):
+        AdamW([nn.Parameter(torch.ones(1))], **({"lr": 0.1} | {name: value}))
+
+
+@pytest.mark.parametrize(
+    "betas", [(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, 1.5), (0.9,), (0.9, 0.9, 0.9)]
+)
+def test_adamw_rejects_betas_that_average_nothing(betas):
+    with pytest.raises(
+        ValueError, match=r"betas is \(.*both must be at least 0 and below 1"
+    ):
+        AdamW([nn.Parameter(torch.ones(1))], lr=0.1, betas=betas)
+
+
+def test_decay_groups_reject_a_negative_decay():
+    with pytest.raises(ValueError, match=r"weight_decay is -0\.1"):
+        decay_groups(make_gpt().named_parameters(), -0.1)
+
+
+@pytest.mark.parametrize("warmup", [-1, 10, 11])
+def test_schedule_rejects_a_warm_up_that_does_not_fit(warmup):
+    with pytest.raises(
+        ValueError, match=rf"warmup_steps is {warmup}: .*max_steps, which is 10"
+    ):
+        cosine_schedule(0, max_steps=10, warmup_steps=warmup)
+
+
+def test_schedule_rejects_what_is_no_step():
+    with pytest.raises(ValueError, match="step is -1: the first update is step 0"):
+        cosine_schedule(-1, max_steps=10)
+    with pytest.raises(ValueError, match="max_steps, which is 0"):
+        cosine_schedule(0, max_steps=0)
+
+
+@pytest.mark.parametrize("floor", [-0.1, 1.1, float("nan")])
+def test_schedule_rejects_a_floor_that_is_no_share(floor):
+    with pytest.raises(ValueError, match=rf"floor is {floor}: it must be from 0 to 1"):
+        cosine_schedule(0, max_steps=10, floor=floor)
