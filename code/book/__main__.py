@@ -10,7 +10,15 @@ import time
 from pathlib import Path
 
 # What a clean build forgets. `.home` (fonts that matplotlib found, and the like) says nothing of the book.
-OUTPUTS = ["html", ".doctrees", "jupyter_execute", "chapters", ".jupyter_cache", "preview", "proof"]
+OUTPUTS = [
+    "html",
+    ".doctrees",
+    "jupyter_execute",
+    "chapters",
+    ".jupyter_cache",
+    "preview",
+    "proof",
+]
 ASSETS = ["shakespeare"]
 
 
@@ -23,11 +31,21 @@ def main(argv: list[str] | None = None) -> int:
     sys.path.insert(0, str(root / "code"))
     parser = argparse.ArgumentParser(prog="python -m book", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    build_parser = commands.add_parser("build", help="execute what has changed, and build the site")
-    build_parser.add_argument("--clean", action="store_true", help="forget all earlier results first")
-    build_parser.add_argument("--chapter", metavar="NAME", help="execute and show this chapter only")
-    prove_parser = commands.add_parser("prove", help="execute the built notebooks again, and compare")
-    prove_parser.add_argument("names", nargs="*", metavar="NAME", help="chapters; all where none is given")
+    build_parser = commands.add_parser(
+        "build", help="execute what has changed, and build the site"
+    )
+    build_parser.add_argument(
+        "--clean", action="store_true", help="forget all earlier results first"
+    )
+    build_parser.add_argument(
+        "--chapter", metavar="NAME", help="execute and show this chapter only"
+    )
+    prove_parser = commands.add_parser(
+        "prove", help="execute the built notebooks again, and compare"
+    )
+    prove_parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="chapters; all where none is given"
+    )
     for name, text in (
         ("lab", "open the chapters in JupyterLab"),
         ("sync", "write the package's text into the packaged cells"),
@@ -114,9 +132,14 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
         shutil.rmtree(pages / ".doctrees", ignore_errors=True)
         print("\nThe book was not built; the cause stands above.", file=sys.stderr)
         return 1
-    print(summary(root, {chapter.docname: chapter.settings.get("budget") for chapter in chapters}))
     print(
-        f"\nBuilt in {time.perf_counter() - start:.1f} s. Open {pages / 'html' / f'{page}.html'}", flush=True
+        summary(
+            root, {chapter.docname: chapter.settings.get("budget") for chapter in chapters}
+        )
+    )
+    print(
+        f"\nBuilt in {time.perf_counter() - start:.1f} s. Open {pages / 'html' / f'{page}.html'}",
+        flush=True,
     )
     return 0
 
@@ -141,7 +164,11 @@ def summary(root: Path, budgets: dict[str, dict[str, float]]) -> str:
     last = json.loads((root / "_build" / "last-build.json").read_text(encoding="utf-8"))
     folder = root / "_build" / "chapters"
     records = [
-        json.loads((folder / f"{docname.removeprefix('chapters/')}.json").read_text(encoding="utf-8"))
+        json.loads(
+            (folder / f"{docname.removeprefix('chapters/')}.json").read_text(
+                encoding="utf-8"
+            )
+        )
         for docname in last["chapters"]
     ]
     rows = [["chapter", "CPU-seconds", "declared", "peak GiB", "declared", ""]]
@@ -157,11 +184,22 @@ def summary(root: Path, budgets: dict[str, dict[str, float]]) -> str:
                 "executed" if docname in last["executed"] else "cached",
             ]
         )
-    rows.append(["total", f"{sum(record['cpu_seconds'] for record in records):.1f}", "1200", "", "", ""])
+    rows.append(
+        [
+            "total",
+            f"{sum(record['cpu_seconds'] for record in records):.1f}",
+            "1200",
+            "",
+            "",
+            "",
+        ]
+    )
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     lines = []
     for row in rows:
-        numbers = (f"{cell:>{width}}" for cell, width in zip(row[1:5], widths[1:5], strict=True))
+        numbers = (
+            f"{cell:>{width}}" for cell, width in zip(row[1:5], widths[1:5], strict=True)
+        )
         lines.append("  ".join([f"{row[0]:<{widths[0]}}", *numbers, row[5]]).rstrip())
     return "\n" + "\n".join(lines)
 

@@ -29,10 +29,21 @@ def load_book(root: Path = ROOT) -> Book:
         for d in definitions(path.read_text(encoding="utf-8"))
         if d.block or d.name.isupper()
     }
-    keys = re.findall(r"^@\w+\{\s*([^,\s]+)", bib.read_text(encoding="utf-8"), re.M) if bib.exists() else []
-    extras = tomllib.loads(project.read_text(encoding="utf-8"))["project"].get("optional-dependencies", {})
+    keys = (
+        re.findall(r"^@\w+\{\s*([^,\s]+)", bib.read_text(encoding="utf-8"), re.M)
+        if bib.exists()
+        else []
+    )
+    extras = tomllib.loads(project.read_text(encoding="utf-8"))["project"].get(
+        "optional-dependencies", {}
+    )
     plan = load_plan(root / "code/book/chapters.yml")
-    return Book(plan=plan, citations=frozenset(keys), packaged=frozenset(names), extras=frozenset(extras))
+    return Book(
+        plan=plan,
+        citations=frozenset(keys),
+        packaged=frozenset(names),
+        extras=frozenset(extras),
+    )
 
 
 Check = Callable[[Source, Book], list[str]]
@@ -68,7 +79,11 @@ def calls(node: ast.AST) -> Iterator[tuple[str, ast.Call]]:
 def literal(call: ast.Call) -> str | None:
     """The call's first argument where it is a string literal."""
     value = call.args[0] if call.args else None
-    return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else None
+    return (
+        value.value
+        if isinstance(value, ast.Constant) and isinstance(value.value, str)
+        else None
+    )
 
 
 def at(cell: Cell, node: ast.AST) -> int:

@@ -9,7 +9,9 @@ import nbformat
 
 from book.source import ROOT, Source
 
-GLUE_ROLE = re.compile(r"\{glue:(?:text|math|md)?\}`([^`:]+)|^[`:]{3,}\{glue(?::\w+)?\}\s*(\S+)", re.M)
+GLUE_ROLE = re.compile(
+    r"\{glue:(?:text|math|md)?\}`([^`:]+)|^[`:]{3,}\{glue(?::\w+)?\}\s*(\S+)", re.M
+)
 WARNING = re.compile(r"\b\w*Warning:|^WARNING\b|\bwarnings\.warn\(", re.M)
 
 
@@ -26,11 +28,15 @@ def output_text(cell: nbformat.NotebookNode) -> str:
     texts = []
     for output in cell.outputs:
         texts.append(output.get("text", ""))
-        texts += [value for mime, value in output.get("data", {}).items() if mime == "text/plain"]
+        texts += [
+            value for mime, value in output.get("data", {}).items() if mime == "text/plain"
+        ]
     return "\n".join("".join(text) for text in texts)
 
 
-def executed_problems(chapter: Source, notebook: nbformat.NotebookNode, record: dict) -> list[str]:
+def executed_problems(
+    chapter: Source, notebook: nbformat.NotebookNode, record: dict
+) -> list[str]:
     """What is wrong with an executed chapter, each with the cell (from 1) and the remedy."""
     messages = [f"{chapter.where}: {text}" for text in _cell_problems(chapter, notebook)]
     return messages + [f"{chapter.where}: {text}" for text in _record_problems(record)]
@@ -43,7 +49,9 @@ def _cell_problems(chapter: Source, notebook: nbformat.NotebookNode) -> Iterator
     glued = set()
     for number, cell in enumerate(cells, 1):
         tags, text = cell.metadata.get("tags", []), output_text(cell)
-        glued |= {o.get("metadata", {}).get("scrapbook", {}).get("name") for o in cell.outputs}
+        glued |= {
+            o.get("metadata", {}).get("scrapbook", {}).get("name") for o in cell.outputs
+        }
         if cell.execution_count is None and "skip-execution" not in tags:
             yield f"cell {number} has no execution count: it was not executed, so its outputs prove nothing"
         if "exercise-starter" in tags and "Not yet" not in text:

@@ -26,7 +26,13 @@ from sphinx.errors import SphinxError
 
 from book import kernels
 from book.fingerprint import PACKAGE, Package
-from book.notebooks import ChapterNotebook, NotAChapter, book_problems, budget_problems, read_chapters
+from book.notebooks import (
+    ChapterNotebook,
+    NotAChapter,
+    book_problems,
+    budget_problems,
+    read_chapters,
+)
 
 # Set by `python -m book build --chapter`: the only chapter to execute.
 ONLY = "LLM_LEARN_CHAPTER"
@@ -52,7 +58,9 @@ class Book:
         self.build = self.root / "_build"
         self.only = os.environ.get(ONLY)
         self.chapters: list[ChapterNotebook] = []
-        self.records: dict[str, dict[str, Any]] = {}  # docname -> record, of the chapters that are up to date
+        self.records: dict[
+            str, dict[str, Any]
+        ] = {}  # docname -> record, of the chapters that are up to date
         self.executed: list[str] = []
         self._print_lock = threading.Lock()
 
@@ -72,7 +80,9 @@ class Book:
         if app.builder.format != "html":
             return []
         try:
-            self.chapters = read_chapters(self.root, env.found_docs, env.myst_config, env.mystnb_config)
+            self.chapters = read_chapters(
+                self.root, env.found_docs, env.myst_config, env.mystnb_config
+            )
         except NotAChapter as error:
             raise ChapterError(str(error)) from None
         package = Package(self.root / "code" / PACKAGE)
@@ -80,15 +90,20 @@ class Book:
         for chapter in self.chapters:
             cells_hash = self.cache.create_hashed_notebook(chapter.notebook)[1]
             sources = [cell.source for cell in chapter.code_cells]
-            fingerprints[chapter.docname] = package.fingerprint(cells_hash, sources)
+            record = self.root / "experiments" / f"{Path(chapter.docname).name}.json"
+            fingerprints[chapter.docname] = package.fingerprint(cells_hash, sources, record)
             if not self._cached(chapter, fingerprints[chapter.docname]):
                 stale.append(chapter)
         chosen = [chapter for chapter in stale if self.only in (None, chapter.docname)]
         failures = self._run(chosen, fingerprints)
         self._write_records()
 
-        looked_at = [chapter for chapter in self.chapters if self.only in (None, chapter.docname)]
-        measured = [(c, self.records[c.docname]) for c in looked_at if c.docname in self.records]
+        looked_at = [
+            chapter for chapter in self.chapters if self.only in (None, chapter.docname)
+        ]
+        measured = [
+            (c, self.records[c.docname]) for c in looked_at if c.docname in self.records
+        ]
         failures += budget_problems(measured)
         if not self.only:
             failures += book_problems(record for _, record in measured)
@@ -117,8 +132,14 @@ class Book:
             for index, cell in enumerate(notebook.cells):
                 cell["id"] = f"cell-{index}"
                 skipped = "skip-execution" in cell.metadata.get("tags", ())
-                if cell.cell_type == "code" and cell.execution_count is None and not skipped:
-                    raise ChapterError(f"{chapter.docname}.md: cell {index} of the notebook is not executed")
+                if (
+                    cell.cell_type == "code"
+                    and cell.execution_count is None
+                    and not skipped
+                ):
+                    raise ChapterError(
+                        f"{chapter.docname}.md: cell {index} of the notebook is not executed"
+                    )
             notebook.nbformat, notebook.nbformat_minor = 4, 5
             path = Path(env.mystnb_config.output_folder, f"{chapter.docname}.ipynb")
             _write(path, nbformat.writes(notebook) + "\n")
@@ -140,16 +161,23 @@ class Book:
             self.cache.remove_cache(entry.pk)
         return False
 
-    def _run(self, chapters: list[ChapterNotebook], fingerprints: dict[str, str]) -> list[str]:
+    def _run(
+        self, chapters: list[ChapterNotebook], fingerprints: dict[str, str]
+    ) -> list[str]:
         """Executes chapters, the longest first, and returns a message for each that failed."""
         self._say(f"\n{len(chapters)} of {len(self.chapters)} chapters to execute")
-        chapters = sorted(chapters, key=lambda c: (c.exclusive, -c.budget.cpu_seconds if c.budget else 0))
+        chapters = sorted(
+            chapters, key=lambda c: (c.exclusive, -c.budget.cpu_seconds if c.budget else 0)
+        )
         numbers = {chapter.docname: number for number, chapter in enumerate(chapters, 1)}
         failures = []
         for exclusive, workers in ((False, WORKERS), (True, 1)):
             group = [chapter for chapter in chapters if chapter.exclusive == exclusive]
             pool = ThreadPoolExecutor(workers)
-            jobs = {pool.submit(self._one, c, f"[{numbers[c.docname]}/{len(chapters)}]"): c for c in group}
+            jobs = {
+                pool.submit(self._one, c, f"[{numbers[c.docname]}/{len(chapters)}]"): c
+                for c in group
+            }
             try:
                 for job in as_completed(jobs):
                     chapter, error = jobs[job], job.exception()
@@ -166,13 +194,19 @@ class Book:
             pool.shutdown()
         return failures
 
-    def _one(self, chapter: ChapterNotebook, number: str) -> tuple[nbformat.NotebookNode, dict[str, Any]]:
+    def _one(
+        self, chapter: ChapterNotebook, number: str
+    ) -> tuple[nbformat.NotebookNode, dict[str, Any]]:
         self._say(f"{number} {chapter.name} …")
         start = time.perf_counter()
         try:
-            notebook, record = kernels.execute(chapter, kernels.kernel_environment(self.root))
+            notebook, record = kernels.execute(
+                chapter, kernels.kernel_environment(self.root)
+            )
         except kernels.ChapterFailed:
-            self._say(f"{number} {chapter.name} failed after {time.perf_counter() - start:.1f} s")
+            self._say(
+                f"{number} {chapter.name} failed after {time.perf_counter() - start:.1f} s"
+            )
             raise
         self._say(
             f"{number} {chapter.name} took {record['wall_seconds']:.1f} s, "
@@ -181,7 +215,11 @@ class Book:
         return notebook, record
 
     def _keep(
-        self, chapter: ChapterNotebook, fingerprint: str, notebook: nbformat.NotebookNode, used: dict
+        self,
+        chapter: ChapterNotebook,
+        fingerprint: str,
+        notebook: nbformat.NotebookNode,
+        used: dict,
     ) -> None:
         record = {"docname": chapter.docname, "fingerprint": fingerprint, **used}
         bundle = CacheBundleIn(notebook, str(chapter.path), data=record)
@@ -205,7 +243,9 @@ class Book:
             path = folder / f"{record['docname'].removeprefix('chapters/')}.json"
             _write(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         if not self.only:
-            known = {chapter.name for chapter in self.chapters if chapter.docname in self.records}
+            known = {
+                chapter.name for chapter in self.chapters if chapter.docname in self.records
+            }
             for path in folder.rglob("*.json"):
                 if path.relative_to(folder).with_suffix("").as_posix() not in known:
                     path.unlink()

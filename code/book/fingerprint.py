@@ -29,7 +29,11 @@ def imported_names(source: str, package: str = "") -> set[str]:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            parents = (
+                package.split(".")[: len(package.split(".")) - node.level + 1]
+                if node.level
+                else []
+            )
             base = ".".join([*parents, *([node.module] if node.module else [])])
             names.add(base)
             names.update(f"{base}.{alias.name}" for alias in node.names)
@@ -41,7 +45,11 @@ def cell_names(source: str) -> set[str]:
     try:
         plain = TransformerManager().transform_cell(source)
         names = imported_names(plain)
-        texts = [node.value for node in ast.walk(ast.parse(plain)) if isinstance(node, ast.Constant)]
+        texts = [
+            node.value
+            for node in ast.walk(ast.parse(plain))
+            if isinstance(node, ast.Constant)
+        ]
     except SyntaxError:
         names, texts = set(), [source]
     for text in texts:
@@ -98,18 +106,29 @@ class Package:
                     met |= self._imports[module]
         return modules, met
 
-    def fingerprint(self, cells_hash: str, cells: Iterable[str]) -> str:
+    def fingerprint(
+        self, cells_hash: str, cells: Iterable[str], record: Path | None = None
+    ) -> str:
         """The hash of everything that a chapter's outputs depend on.
 
         Args:
             cells_hash: jupyter-cache's hash of the notebook.
             cells: Sources of the code cells.
+            record: The chapter's recorded experiment, which need not exist.
         """
         modules, met = self.reached(set().union(*map(cell_names, cells)))
         lines = [cells_hash, "python {}.{}".format(*sys.version_info)]
         for module in sorted(modules):
-            lines.append(f"{module} {hashlib.sha256(self.modules[module].read_bytes()).hexdigest()}")
-        tops = {name.partition(".")[0] for name in met} - set(sys.stdlib_module_names) - {PACKAGE, ""}
+            lines.append(
+                f"{module} {hashlib.sha256(self.modules[module].read_bytes()).hexdigest()}"
+            )
+        tops = (
+            {name.partition(".")[0] for name in met}
+            - set(sys.stdlib_module_names)
+            - {PACKAGE, ""}
+        )
         distributions = {dist for top in tops for dist in _distributions().get(top, ())}
         lines.extend(f"{dist}=={version(dist)}" for dist in sorted(distributions))
+        if record is not None and record.is_file():
+            lines.append(f"{record.name} {hashlib.sha256(record.read_bytes()).hexdigest()}")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from book.checks import at, calls, check, literal, tree
 from book.source import COMMENT, Cell, Source
 
-MAX_ESCAPING = 3  # cells that the proof does not compare, or a fifth of all where that is more
+MAX_ESCAPING = (
+    3  # cells that the proof does not compare, or a fifth of all where that is more
+)
 
 EXCUSE = re.compile(r"(?:<!--|#) given: \S+")
 NUMBER = r"\d[\d,]*(?:\.\d+)?"
@@ -23,9 +25,13 @@ MEASURED = (
         r"(?:of|is|at|to|was|=|from)\s+(?:about\s+)?-?\d+\.\d+"
     ),
 )
-UNFINISHED = re.compile(r"\b(?:TODO|FIXME|XXX|TBD)\b|(?i:\bplaceholder\b|coming soon|lorem ipsum|<!-- write)")
+UNFINISHED = re.compile(
+    r"\b(?:TODO|FIXME|XXX|TBD)\b|(?i:\bplaceholder\b|coming soon|lorem ipsum|<!-- write)"
+)
 NBVAL_COMMENT = re.compile(r"#\s*(?:NBVAL_\w+|PYTEST_VALIDATE_\w+)")
-SHELL_INSTALL = re.compile(r"^\s*(?:[%!].*\b(?:pip|conda|mamba|uv)\b|(?:python3? -m )?pip install\b)")
+SHELL_INSTALL = re.compile(
+    r"^\s*(?:[%!].*\b(?:pip|conda|mamba|uv)\b|(?:python3? -m )?pip install\b)"
+)
 SHELL_NETWORK = re.compile(r"^\s*[%!].*\b(?:wget|curl|git clone)\b")
 NETWORK_MODULES = {
     "urllib",
@@ -39,18 +45,36 @@ NETWORK_MODULES = {
     "websockets",
 }
 OFFLINE_PARTS = ("urllib.parse", "urllib.error", "http.HTTPStatus")
-NETWORK_CALLS = ("hf_hub_download", "snapshot_download", "urlopen", "urlretrieve", "download_url")
+NETWORK_CALLS = (
+    "hf_hub_download",
+    "snapshot_download",
+    "urlopen",
+    "urlretrieve",
+    "download_url",
+)
 LOOPBACK = re.compile(r"# loopback: \S+")
 PATH_CALLS = ("open", "Path", "PurePath")
 FILE_CALLS = {
-    *("load", "load_file", "loadtxt", "genfromtxt", "read_csv", "read_parquet", "read_json", "read_text"),
+    *(
+        "load",
+        "load_file",
+        "loadtxt",
+        "genfromtxt",
+        "read_csv",
+        "read_parquet",
+        "read_json",
+        "read_text",
+    ),
     *("save", "save_file", "savefig", "memmap", "imread", "listdir", "glob"),
 }
 
 
 def sentences(chapter: Source) -> Iterator[list[tuple[int, str]]]:
     """Sentences of the prose as (line number, text) pieces, with code and mathematics taken out."""
-    prose = {n: COMMENT.sub(" ", line) if not EXCUSE.search(line) else line for n, line in chapter.prose}
+    prose = {
+        n: COMMENT.sub(" ", line) if not EXCUSE.search(line) else line
+        for n, line in chapter.prose
+    }
     sentence, in_math = [], False
     for n, line in prose.items():
         if line.strip().startswith("$$"):
@@ -60,7 +84,9 @@ def sentences(chapter: Source) -> Iterator[list[tuple[int, str]]]:
             continue
         clean = re.sub(r"\{cite[^`]*`[^`]*`", "{cite}", line)
         clean = re.sub(r"(?:\{[\w:-]+\})?`+[^`]*`+|\$[^$]+\$|\]\([^)]*\)", " … ", clean)
-        if not line.strip() or re.match(r"^\s*(?:[-*|#]|\d+\.\s|[`:]{3,})", line):  # a block begins anew
+        if not line.strip() or re.match(
+            r"^\s*(?:[-*|#]|\d+\.\s|[`:]{3,})", line
+        ):  # a block begins anew
             yield sentence
             sentence = []
         for i, piece in enumerate(re.split(r"(?<=[.!?])\s+(?=[A-Z(*_{\[…])", clean)):
@@ -82,7 +108,9 @@ def typed_numbers(chapter, book):
         if any("{cite}" in piece for _, piece in sentence):
             continue
         for n, piece in sentence:
-            if found := next((m for pattern in MEASURED if (m := pattern.search(piece))), None):
+            if found := next(
+                (m for pattern in MEASURED if (m := pattern.search(piece))), None
+            ):
                 yield n, f"`{found[0].strip()}` {remedy}"
     remedy = remedy.replace("<!-- given: why -->", "# given: why")
     for cell in chapter.cells:  # captions and alt texts are read too
@@ -91,7 +119,9 @@ def typed_numbers(chapter, book):
             if EXCUSE.search(line) or not re.search(r"\b(?:caption|alt):|^\s{4,}\S", line):
                 continue
             clean = re.sub(r"(?:\{[\w:-]+\})?`+[^`]*`+|\$[^$]+\$", " … ", line)
-            if found := next((m for pattern in MEASURED if (m := pattern.search(clean))), None):
+            if found := next(
+                (m for pattern in MEASURED if (m := pattern.search(clean))), None
+            ):
                 yield n, f"`{found[0].strip()}` in a caption or alt text {remedy}"
 
 
@@ -106,7 +136,9 @@ def redefinitions(chapter, book):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 names = [node.name]
             elif isinstance(node, ast.Assign):
-                names = [t.id for t in node.targets if isinstance(t, ast.Name) and t.id.isupper()]
+                names = [
+                    t.id for t in node.targets if isinstance(t, ast.Name) and t.id.isupper()
+                ]
             for name in set(names) & book.packaged:
                 yield (
                     at(cell, node),
@@ -120,7 +152,10 @@ def installs(chapter, book):
     for cell in chapter.cells:
         for n, line in enumerate(cell.source.split("\n"), cell.line):
             if SHELL_INSTALL.search(line):
-                yield n, "remove the install: list what the chapter needs as an extra in pyproject.toml"
+                yield (
+                    n,
+                    "remove the install: list what the chapter needs as an extra in pyproject.toml",
+                )
 
 
 @check
@@ -137,7 +172,9 @@ def relative_paths(chapter, book):
                 and name in PATH_CALLS
                 and path in ("r", "w", "rb", "wb", "a")
             )
-            if (name in PATH_CALLS and not chained) or (name in FILE_CALLS and looks_like_file):
+            if (name in PATH_CALLS and not chained) or (
+                name in FILE_CALLS and looks_like_file
+            ):
                 yield (
                     at(cell, call),
                     (
@@ -152,22 +189,33 @@ def _network(cell: Cell) -> Iterator[tuple[int, str]]:
         if SHELL_NETWORK.search(line):
             yield n, line.strip()
     for node in ast.walk(tree(cell)):
-        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        modules = (
+            [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        )
         if isinstance(node, ast.ImportFrom) and node.module:
             modules = [f"{node.module}.{alias.name}" for alias in node.names]
         for module in modules:
-            if module.split(".")[0] in NETWORK_MODULES and not module.startswith(OFFLINE_PARTS):
+            if module.split(".")[0] in NETWORK_MODULES and not module.startswith(
+                OFFLINE_PARTS
+            ):
                 yield at(cell, node), f"import {module}"
     for name, call in calls(tree(cell)):
         keywords = {keyword.arg: keyword.value for keyword in call.keywords}
         value = literal(call)
         if name in NETWORK_CALLS:
             yield at(cell, call), f"{name}(…)"
-        elif name == "load_dataset" and value and not {"data_files", "data_dir"} & set(keywords):
+        elif (
+            name == "load_dataset"
+            and value
+            and not {"data_files", "data_dir"} & set(keywords)
+        ):
             yield at(cell, call), f"load_dataset({value!r})"
         elif name == "from_pretrained" and value and not value.startswith(("/", ".")):
             yield at(cell, call), f"from_pretrained({value!r})"
-        elif isinstance(flag := keywords.get("download"), ast.Constant) and flag.value is True:
+        elif (
+            isinstance(flag := keywords.get("download"), ast.Constant)
+            and flag.value is True
+        ):
             yield at(cell, call), f"{name}(download=True)"
 
 
@@ -191,10 +239,15 @@ def network(chapter, book):
 def escaping_cells(chapter, book):
     """Few cells escape the proof's comparison, and each of those only prints timings."""
     ignored = [cell for cell in chapter.cells if "nbval-ignore-output" in cell.tags]
-    escaping = [c for c in chapter.cells if {"nbval-ignore-output", "nbval-skip"} & set(c.tags)]
+    escaping = [
+        c for c in chapter.cells if {"nbval-ignore-output", "nbval-skip"} & set(c.tags)
+    ]
     allowed = max(MAX_ESCAPING, len(chapter.cells) // 5)
     if len(escaping) > allowed:
-        yield escaping[allowed].line, f"{len(escaping)} cells escape comparison, at most {allowed} may"
+        yield (
+            escaping[allowed].line,
+            f"{len(escaping)} cells escape comparison, at most {allowed} may",
+        )
     for cell in ignored:
         if "seconds" not in cell.source:
             yield (
@@ -203,11 +256,20 @@ def escaping_cells(chapter, book):
             )
         if any(isinstance(node, ast.Assert) for node in ast.walk(tree(cell))):
             yield cell.line, "move the assert out of the cell tagged `nbval-ignore-output`"
-        if any(name in ("verify", "glue") for name, _ in calls(tree(cell))) and "seconds" not in cell.source:
-            yield cell.line, "move verify and glue out of the cell tagged `nbval-ignore-output`"
+        if (
+            any(name in ("verify", "glue") for name, _ in calls(tree(cell)))
+            and "seconds" not in cell.source
+        ):
+            yield (
+                cell.line,
+                "move verify and glue out of the cell tagged `nbval-ignore-output`",
+            )
     for cell in chapter.cells:
         if ("nbval-skip" in cell.tags) != ("skip-execution" in cell.tags):
-            yield cell.line, "`nbval-skip` and `skip-execution` go together: give the cell both or neither"
+            yield (
+                cell.line,
+                "`nbval-skip` and `skip-execution` go together: give the cell both or neither",
+            )
         if comment := NBVAL_COMMENT.search(cell.source):
             yield (
                 cell.line,
@@ -226,9 +288,13 @@ def _cannot_fail(test: ast.expr) -> bool:
         return True
     if isinstance(test, ast.Compare) and len(test.ops) == 1:
         left, op, right = test.left, test.ops[0], test.comparators[0]
-        same = ast.dump(left) == ast.dump(right) and isinstance(op, ast.Eq | ast.LtE | ast.GtE | ast.Is)
+        same = ast.dump(left) == ast.dump(right) and isinstance(
+            op, ast.Eq | ast.LtE | ast.GtE | ast.Is
+        )
         size = isinstance(left, ast.Call) and getattr(left.func, "id", "") in ("len", "abs")
-        at_least_0 = isinstance(op, ast.GtE) and isinstance(right, ast.Constant) and right.value == 0
+        at_least_0 = (
+            isinstance(op, ast.GtE) and isinstance(right, ast.Constant) and right.value == 0
+        )
         return same or (size and at_least_0)
     return False
 
@@ -245,10 +311,12 @@ def empty_asserts(chapter, book):
                 )
         for name, call in calls(tree(cell)):
             for keyword in call.keywords if name == "verify" else ():
-                value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
-                endless = isinstance(keyword.value, ast.Call | ast.Attribute) and "inf" in ast.unparse(
-                    keyword.value
+                value = (
+                    keyword.value.value if isinstance(keyword.value, ast.Constant) else None
                 )
+                endless = isinstance(
+                    keyword.value, ast.Call | ast.Attribute
+                ) and "inf" in ast.unparse(keyword.value)
                 if keyword.arg == "tolerance" and (
                     endless or (isinstance(value, int | float) and value > 0.1)
                 ):

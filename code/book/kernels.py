@@ -59,10 +59,14 @@ def kernel_environment(root: Path) -> dict[str, str]:
     need a network; and no file outside the book's `_build` and the user's cache.
     """
     home = root / "_build" / ".home"
-    home.mkdir(parents=True, exist_ok=True)  # IPython takes a temporary folder where the parent is missing
+    home.mkdir(
+        parents=True, exist_ok=True
+    )  # IPython takes a temporary folder where the parent is missing
     environment = dict(os.environ)
     environment |= {
-        **dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"], "1"),
+        **dict.fromkeys(
+            ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"], "1"
+        ),
         **dict.fromkeys(["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TQDM_DISABLE"], "1"),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONHASHSEED": "0",
@@ -75,12 +79,17 @@ def kernel_environment(root: Path) -> dict[str, str]:
         "MPLCONFIGDIR": str(home / "matplotlib"),
     }
     # The package whose sources the cache looks at must be the one that the kernel imports.
-    path = [str(root / "code"), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    path = [
+        str(root / "code"),
+        *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)),
+    ]
     environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path))
     return environment
 
 
-def execute(chapter: ChapterNotebook, environment: dict[str, str]) -> tuple[NotebookNode, dict[str, Any]]:
+def execute(
+    chapter: ChapterNotebook, environment: dict[str, str]
+) -> tuple[NotebookNode, dict[str, Any]]:
     """Executes a chapter in a temporary working directory.
 
     Returns:
@@ -90,23 +99,36 @@ def execute(chapter: ChapterNotebook, environment: dict[str, str]) -> tuple[Note
         ChapterFailed: A cell raised an exception it is not tagged for, or the kernel died.
     """
     notebook = copy.deepcopy(chapter.notebook)
-    client = NotebookClient(notebook, timeout=None, record_timing=False, coalesce_streams=True)
-    client.extra_arguments = ["--log-level=CRITICAL"]  # else each warns that loopback is not encrypted
+    client = NotebookClient(
+        notebook, timeout=None, record_timing=False, coalesce_streams=True
+    )
+    client.extra_arguments = [
+        "--log-level=CRITICAL"
+    ]  # else each warns that loopback is not encrypted
     start = time.perf_counter()
-    with TemporaryDirectory(prefix="llm-learn-") as folder, _kernel(client, environment, folder):
+    with (
+        TemporaryDirectory(prefix="llm-learn-") as folder,
+        _kernel(client, environment, folder),
+    ):
         info = client.wait_for_reply(client.kc.kernel_info())
         notebook.metadata["language_info"] = info["content"]["language_info"]
         number = 0
         for index, cell in enumerate(notebook.cells):
             number += cell.cell_type == "code"
             try:
-                client.execute_cell(cell, index, execution_count=client.code_cells_executed + 1)
+                client.execute_cell(
+                    cell, index, execution_count=client.code_cells_executed + 1
+                )
             except CellExecutionError as error:
                 problem = f"{error.ename}: {error.evalue}"
-                raise ChapterFailed(_describe(chapter, index, number, problem), str(error)) from None
+                raise ChapterFailed(
+                    _describe(chapter, index, number, problem), str(error)
+                ) from None
             except (DeadKernelError, RuntimeError) as error:
                 problem = f"the kernel died ({error}); too little memory is the usual cause"
-                raise ChapterFailed(_describe(chapter, index, number, problem), str(error)) from None
+                raise ChapterFailed(
+                    _describe(chapter, index, number, problem), str(error)
+                ) from None
         usage = _usage(client)
     checks = [
         output.metadata["llm_learn_check"]
@@ -114,7 +136,11 @@ def execute(chapter: ChapterNotebook, environment: dict[str, str]) -> tuple[Note
         for output in cell.get("outputs", ())
         if "llm_learn_check" in output.get("metadata", {})
     ]
-    return notebook, {**usage, "wall_seconds": round(time.perf_counter() - start, 2), "checks": checks}
+    return notebook, {
+        **usage,
+        "wall_seconds": round(time.perf_counter() - start, 2),
+        "checks": checks,
+    }
 
 
 def stop_all() -> None:
@@ -129,7 +155,9 @@ def stop_all() -> None:
 
 
 @contextmanager
-def _kernel(client: NotebookClient, environment: dict[str, str], folder: str) -> Iterator[None]:
+def _kernel(
+    client: NotebookClient, environment: dict[str, str], folder: str
+) -> Iterator[None]:
     _running.add(client)
     try:
         with client.setup_kernel(env=environment, cwd=folder):
@@ -141,17 +169,23 @@ def _kernel(client: NotebookClient, environment: dict[str, str], folder: str) ->
 
 
 def _usage(client: NotebookClient) -> dict[str, float]:
-    message = client.kc.execute(_USAGE, silent=True, user_expressions={"usage": "_book_usage()"})
+    message = client.kc.execute(
+        _USAGE, silent=True, user_expressions={"usage": "_book_usage()"}
+    )
     answer = client.wait_for_reply(message)["content"]["user_expressions"]["usage"]
     if answer["status"] != "ok":
-        raise ChapterFailed(f"cannot measure the kernel: {answer['ename']}: {answer['evalue']}", "")
+        raise ChapterFailed(
+            f"cannot measure the kernel: {answer['ename']}: {answer['evalue']}", ""
+        )
     return json.loads(answer["data"]["text/plain"].strip("'"))
 
 
 def _describe(chapter: ChapterNotebook, index: int, number: int, problem: str) -> str:
     cell = chapter.notebook.cells[index]
     line = chapter.notebook.metadata.get("source_map", [])[index : index + 1]
-    place = f"{chapter.docname}.md, code cell {number}" + (f", line {line[0] + 1}" if line else "")
+    place = f"{chapter.docname}.md, code cell {number}" + (
+        f", line {line[0] + 1}" if line else ""
+    )
     head = cell.source.strip().splitlines()[:4]
     shown = [*head, "…"] if len(cell.source.strip().splitlines()) > len(head) else head
     problem = re.sub(r"\x1b\[[0-9;]*m", "", problem)

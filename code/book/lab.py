@@ -12,7 +12,10 @@ SETTINGS = {
     "@jupyterlab/docmanager-extension:plugin": {
         "defaultViewers": {"markdown": "Jupytext Notebook", "myst": "Jupytext Notebook"}
     },
-    "@jupyterlab/apputils-extension:notification": {"checkForUpdates": False, "fetchNews": "false"},
+    "@jupyterlab/apputils-extension:notification": {
+        "checkForUpdates": False,
+        "fetchNews": "false",
+    },
 }
 
 
@@ -26,7 +29,15 @@ def main(argv: Sequence[str], root: Path) -> None:
     environment["npm_config_cache"] = str(root / "_build" / ".home" / "npm")
     folder = Path(environment["JUPYTER_CONFIG_DIR"], "labconfig")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "default_setting_overrides.json").write_text(json.dumps(SETTINGS, indent=1), encoding="utf-8")
+    (folder / "default_setting_overrides.json").write_text(
+        json.dumps(SETTINGS, indent=1), encoding="utf-8"
+    )
     print("JupyterLab shows the chapters; Ctrl-C here stops it.", flush=True)
-    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root / 'chapters'}", *argv]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        f"--ServerApp.root_dir={root / 'chapters'}",
+        *argv,
+    ]
     os.execve(sys.executable, command, environment)

@@ -33,7 +33,11 @@ def render(slug: str, plan: dict) -> str:
         "plan": json.dumps(entry.get("plan") or [], ensure_ascii=False),
         "prerequisites": json.dumps(entry.get("prerequisites") or []),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], TEMPLATE.read_text(encoding="utf-8"))
+    return re.sub(
+        r"\{\{(\w+)\}\}",
+        lambda match: values[match[1]],
+        TEMPLATE.read_text(encoding="utf-8"),
+    )
 
 
 def new_chapter(slug: str, root: Path = ROOT) -> Path:
@@ -43,14 +47,20 @@ def new_chapter(slug: str, root: Path = ROOT) -> Path:
         ValueError: the slug has not the form part/name, its part is unknown, or the chapter exists.
     """
     if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9]+(?:-[a-z0-9]+)*", slug):
-        raise ValueError(f"slug is {slug!r}; it must be part/name in lower case, as basics/attention")
+        raise ValueError(
+            f"slug is {slug!r}; it must be part/name in lower case, as basics/attention"
+        )
     plan = load_plan(root / "code/book/chapters.yml")
     parts = [part["name"] for part in plan["parts"]]
     if slug.split("/")[0] not in parts:
-        raise ValueError(f"slug is {slug!r}, but there is no such part; the parts are {', '.join(parts)}")
+        raise ValueError(
+            f"slug is {slug!r}, but there is no such part; the parts are {', '.join(parts)}"
+        )
     path = root / "chapters" / f"{slug}.md"
     if path.exists():
-        raise ValueError(f"chapters/{slug}.md exists already: edit it, or choose another slug")
+        raise ValueError(
+            f"chapters/{slug}.md exists already: edit it, or choose another slug"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render(slug, plan), encoding="utf-8")
     return path

@@ -65,7 +65,10 @@ class NotAChapter(Exception):
 
 
 def read_chapters(
-    root: Path, docnames: Iterable[str], myst_config: MdParserConfig, nb_config: NbParserConfig
+    root: Path,
+    docnames: Iterable[str],
+    myst_config: MdParserConfig,
+    nb_config: NbParserConfig,
 ) -> list[ChapterNotebook]:
     """Reads the documents that contain code cells, exactly as myst-nb reads them, so that hashes agree.
 
@@ -83,7 +86,9 @@ def read_chapters(
         if reader is None:
             continue
         notebook = reader.read(text)
-        chapter = ChapterNotebook(docname, path, notebook, notebook.metadata.get("llm_learn") or {})
+        chapter = ChapterNotebook(
+            docname, path, notebook, notebook.metadata.get("llm_learn") or {}
+        )
         if not chapter.code_cells:
             continue
         if not chapter.settings or not docname.startswith("chapters/"):
@@ -102,7 +107,9 @@ def book_chapters(root: Path) -> list[ChapterNotebook]:
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")) or {}
     extensions = (config.get("parse") or {}).get("myst_enable_extensions") or []
     docnames = [str(name).removesuffix(".md") for name in parse_toc_yaml(root / "_toc.yml")]
-    return read_chapters(root, docnames, MdParserConfig(enable_extensions=set(extensions)), NbParserConfig())
+    return read_chapters(
+        root, docnames, MdParserConfig(enable_extensions=set(extensions)), NbParserConfig()
+    )
 
 
 def find(chapters: Iterable[ChapterNotebook], name: str) -> ChapterNotebook:
@@ -113,7 +120,11 @@ def find(chapters: Iterable[ChapterNotebook], name: str) -> ChapterNotebook:
     """
     chapters = list(chapters)
     wanted = name.removeprefix("chapters/").removesuffix(".md")
-    found = [chapter for chapter in chapters if wanted in (chapter.name, chapter.name.rpartition("/")[2])]
+    found = [
+        chapter
+        for chapter in chapters
+        if wanted in (chapter.name, chapter.name.rpartition("/")[2])
+    ]
     if len(found) == 1:
         return found[0]
     names = ", ".join(chapter.name for chapter in found or chapters) or "none yet"
@@ -121,7 +132,9 @@ def find(chapters: Iterable[ChapterNotebook], name: str) -> ChapterNotebook:
     raise ValueError(f"{problem} {name!r}; the names are: {names}")
 
 
-def budget_problems(measured: Iterable[tuple[ChapterNotebook, dict[str, Any]]]) -> list[str]:
+def budget_problems(
+    measured: Iterable[tuple[ChapterNotebook, dict[str, Any]]],
+) -> list[str]:
     """One sentence for each chapter without a budget or over it.
 
     Args:
@@ -129,7 +142,10 @@ def budget_problems(measured: Iterable[tuple[ChapterNotebook, dict[str, Any]]]) 
     """
     problems = []
     for chapter, record in measured:
-        used = {"cpu_seconds": record["cpu_seconds"], "memory_gib": record["peak_memory_gib"]}
+        used = {
+            "cpu_seconds": record["cpu_seconds"],
+            "memory_gib": record["peak_memory_gib"],
+        }
         if chapter.budget is None:
             problems.append(
                 f"{chapter.docname}.md declares no budget: its front matter needs "
@@ -152,4 +168,6 @@ def book_problems(records: Iterable[dict[str, Any]]) -> list[str]:
     total = sum(record["cpu_seconds"] for record in records)
     if total <= BOOK_CPU_SECONDS:
         return []
-    return [f"all chapters together used {total:,.0f} CPU-seconds; the book may use {BOOK_CPU_SECONDS:,}"]
+    return [
+        f"all chapters together used {total:,.0f} CPU-seconds; the book may use {BOOK_CPU_SECONDS:,}"
+    ]

@@ -29,7 +29,13 @@ def switches() -> dict[str, str]:
     proxies = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy")
     return {
         **dict.fromkeys(
-            ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "PIP_NO_INDEX"], "1"
+            [
+                "HF_HUB_OFFLINE",
+                "TRANSFORMERS_OFFLINE",
+                "HF_DATASETS_OFFLINE",
+                "PIP_NO_INDEX",
+            ],
+            "1",
         ),
         **dict.fromkeys([*proxies, *map(str.upper, proxies)], _CLOSED),
         **dict.fromkeys(["no_proxy", "NO_PROXY"], "localhost,127.0.0.1,::1"),
@@ -67,7 +73,9 @@ def _loopback_up() -> None:
 
 def refusal() -> str | None:
     """Why the machine cannot isolate a command, or None where it can."""
-    done = subprocess.run([*WRAPPER, sys.executable, "-c", ""], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*WRAPPER, sys.executable, "-c", ""], capture_output=True, text=True, check=False
+    )
     if done.returncode not in (0, _REFUSED):
         raise RuntimeError(f"the offline wrapper failed: {done.stderr.strip()}")
     return done.stderr.strip() if done.returncode else None
@@ -81,7 +89,10 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
         command = [*WRAPPER, *command]
     else:
         environment = {**environment, **switches()}
-        print(f"Offline switches only: this machine isolates no network ({reason}).", flush=True)
+        print(
+            f"Offline switches only: this machine isolates no network ({reason}).",
+            flush=True,
+        )
     return subprocess.run(command, env=environment, check=False).returncode
 
 

@@ -27,7 +27,10 @@ class PartDirective(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        name, names = self.arguments[0], [part["name"] for part in self.config.book_plan["parts"]]
+        name, names = (
+            self.arguments[0],
+            [part["name"] for part in self.config.book_plan["parts"]],
+        )
         if name not in names:
             raise self.error(f"part {name!r} is none of {', '.join(names)}")
         self.env.metadata[self.env.docname]["shows_records"] = name
@@ -52,7 +55,9 @@ class PlanDirective(SphinxDirective):
             for part in plan["parts"]
         ]
         items = [
-            self.section(section["section"], f"items-{number}", book_table(items=section["items"]))
+            self.section(
+                section["section"], f"items-{number}", book_table(items=section["items"])
+            )
             for number, section in enumerate(plan["plan"], 1)
         ]
         return [
@@ -61,7 +66,9 @@ class PlanDirective(SphinxDirective):
         ]
 
     def section(self, title: str, anchor: str, *content: nodes.Node) -> nodes.section:
-        section = nodes.section("", nodes.title("", title), *content, ids=[anchor], names=[anchor])
+        section = nodes.section(
+            "", nodes.title("", title), *content, ids=[anchor], names=[anchor]
+        )
         self.state.document.note_explicit_target(section)
         return section
 
@@ -89,12 +96,16 @@ def chapter_source(env: BuildEnvironment, docname: str) -> Source | None:
 def measured(record: dict | None) -> str:
     if record is None:
         return ""
-    return f"{max(1, round(record['cpu_seconds']))} CPU-s, {record['peak_memory_gib']:.1f} GiB"
+    return (
+        f"{max(1, round(record['cpu_seconds']))} CPU-s, {record['peak_memory_gib']:.1f} GiB"
+    )
 
 
 def references(record: dict | None) -> list[str]:
     """The distinct references that the chapter was verified against, in its order."""
-    found = list(dict.fromkeys(str(check["against"]) for check in (record or {}).get("checks", [])))
+    found = list(
+        dict.fromkeys(str(check["against"]) for check in (record or {}).get("checks", []))
+    )
     more = len(found) - SHOWN_CHECKS
     return found[:SHOWN_CHECKS] + ([f"{more} more"] if more > 0 else [])
 
@@ -124,13 +135,19 @@ class Pages:
             separated.append(self.link(slug))
         return separated
 
-    def table(self, header: list[str], widths: list[int], rows: list[list[list[nodes.Node]]]) -> nodes.table:
-        group = nodes.tgroup("", *(nodes.colspec(colwidth=w) for w in widths), cols=len(widths))
+    def table(
+        self, header: list[str], widths: list[int], rows: list[list[list[nodes.Node]]]
+    ) -> nodes.table:
+        group = nodes.tgroup(
+            "", *(nodes.colspec(colwidth=w) for w in widths), cols=len(widths)
+        )
         head = [[nodes.Text(text)] for text in header]
         for parent, lines in ((nodes.thead(), [head]), (nodes.tbody(), rows)):
             for line in lines:
                 cells = (
-                    nodes.entry("", nodes.paragraph("", "", *cell) if cell else nodes.paragraph())
+                    nodes.entry(
+                        "", nodes.paragraph("", "", *cell) if cell else nodes.paragraph()
+                    )
                     for cell in line
                 )
                 parent += nodes.row("", *cells)
@@ -156,12 +173,18 @@ class Pages:
                     [nodes.Text(proof)],
                 ]
             )
-        return self.table(["Chapter", "State", "You build", "Measured and verified"], [20, 10, 40, 30], rows)
+        return self.table(
+            ["Chapter", "State", "You build", "Measured and verified"],
+            [20, 10, 40, 30],
+            rows,
+        )
 
     def items(self, names: list[str]) -> nodes.table:
         rows = []
         for name in names:
-            slugs = [slug for slug, chapter in self.chapters.items() if name in chapter["plan"]]
+            slugs = [
+                slug for slug, chapter in self.chapters.items() if name in chapter["plan"]
+            ]
             rows.append([[nodes.Text(name)], self.links(slugs)])
         return self.table(["Item", "Chapters"], [50, 50], rows)
 
@@ -169,12 +192,24 @@ class Pages:
         """What a reader wants to know before the first line."""
         record = read_record(self.root, source.slug)
         rows: list[tuple[str, list[nodes.Node]]] = []
-        known = [slug for slug in source.meta.get("prerequisites") or [] if slug in self.chapters]
-        rows.append(("Before this", self.links(known) or [nodes.Text("nothing but Python")]))
-        if hours := source.meta.get("hours"):
-            rows.append(("Reading", [nodes.Text(f"about {hours:g} hour{'s' if hours != 1 else ''}")]))
+        known = [
+            slug for slug in source.meta.get("prerequisites") or [] if slug in self.chapters
+        ]
         rows.append(
-            ("This build measured", [nodes.Text(measured(record) or "nothing: the page was not executed")])
+            ("Before this", self.links(known) or [nodes.Text("nothing but Python")])
+        )
+        if hours := source.meta.get("hours"):
+            rows.append(
+                (
+                    "Reading",
+                    [nodes.Text(f"about {hours:g} hour{'s' if hours != 1 else ''}")],
+                )
+            )
+        rows.append(
+            (
+                "This build measured",
+                [nodes.Text(measured(record) or "nothing: the page was not executed")],
+            )
         )
         if found := references(record):
             rows.append(("Verified against", [nodes.Text("; ".join(found))]))
@@ -182,10 +217,14 @@ class Pages:
         for name, content in rows:
             items.append(
                 nodes.definition_list_item(
-                    "", nodes.term("", name), nodes.definition("", nodes.paragraph("", "", *content))
+                    "",
+                    nodes.term("", name),
+                    nodes.definition("", nodes.paragraph("", "", *content)),
                 )
             )
-        return nodes.container("", nodes.definition_list("", *items), classes=["chapter-box"])
+        return nodes.container(
+            "", nodes.definition_list("", *items), classes=["chapter-box"]
+        )
 
 
 def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -196,7 +235,9 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     source = chapter_source(app.env, docname)
     section = next(doctree.findall(nodes.section), None)
     if source and section is not None:
-        section.insert(section.first_child_matching_class(nodes.title) + 1, pages.box(source))
+        section.insert(
+            section.first_child_matching_class(nodes.title) + 1, pages.box(source)
+        )
 
 
 def pages_to_rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:
@@ -204,7 +245,8 @@ def pages_to_rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:
     root, plan = Path(app.srcdir), app.config.book_plan
     facts = {
         slug: json.dumps(
-            [read_record(root, slug), f"chapters/{slug}" in env.found_docs, entry], sort_keys=True
+            [read_record(root, slug), f"chapters/{slug}" in env.found_docs, entry],
+            sort_keys=True,
         )
         for slug, entry in planned_chapters(plan).items()
     }
@@ -219,6 +261,19 @@ def pages_to_rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:
     return sorted(pages)
 
 
+def drop_thebe(
+    app: Sphinx, pagename: str, templatename: str, context: dict, doctree
+) -> None:
+    """Takes off the scripts of sphinx-thebe, which Jupyter Book adds to every page and this book does not use."""
+    context["script_files"] = [
+        script
+        for script in context["script_files"]
+        # Its constant lands on the page twice, which is an uncaught error.
+        if "THEBE" not in (script.attributes.get("body") or "")
+        and "thebe" not in str(script.filename)
+    ]
+
+
 def setup(app: Sphinx) -> dict:
     app.add_config_value("book_plan", load_plan(), "")
     app.add_node(book_table)
@@ -227,4 +282,10 @@ def setup(app: Sphinx) -> dict:
     # Late: by then the chapters' records are written, and every title is known.
     app.connect("env-updated", pages_to_rewrite, priority=900)
     app.connect("doctree-resolved", fill)
-    return {"version": "1", "env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}
+    app.connect("html-page-context", drop_thebe, priority=900)
+    return {
+        "version": "1",
+        "env_version": 1,
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }

@@ -53,7 +53,9 @@ def refusals(root: Path, chapters: Sequence[ChapterNotebook]) -> list[str]:
             continue
         cells = code_cells(path)
         if [cell.source for cell in cells] != [cell.source for cell in chapter.code_cells]:
-            problems.append(f"{chapter.name}: its cells have changed since the build; build the book again")
+            problems.append(
+                f"{chapter.name}: its cells have changed since the build; build the book again"
+            )
         problems.extend(_cell_problems(chapter.name, cells))
     return problems
 
@@ -63,13 +65,23 @@ def _cell_problems(name: str, cells: Sequence[NotebookNode]) -> list[str]:
     for number, cell in enumerate(cells, 1):
         tags = set(cell.metadata.get("tags", ()))
         if "skip-execution" in tags and "nbval-skip" not in tags:
-            problems.append(f"{name}, code cell {number}: `skip-execution` needs the tag `nbval-skip` too")
+            problems.append(
+                f"{name}, code cell {number}: `skip-execution` needs the tag `nbval-skip` too"
+            )
         elif cell.execution_count is None and "skip-execution" not in tags:
-            problems.append(f"{name}, code cell {number} was not executed: there is nothing to compare")
+            problems.append(
+                f"{name}, code cell {number} was not executed: there is nothing to compare"
+            )
         for comment in ESCAPE_COMMENTS:
             if comment in cell.source:
-                problems.append(f"{name}, code cell {number}: use a tag, not the comment {comment}")
-    escaping = [n for n, cell in enumerate(cells, 1) if ESCAPE_TAGS & set(cell.metadata.get("tags", ()))]
+                problems.append(
+                    f"{name}, code cell {number}: use a tag, not the comment {comment}"
+                )
+    escaping = [
+        n
+        for n, cell in enumerate(cells, 1)
+        if ESCAPE_TAGS & set(cell.metadata.get("tags", ()))
+    ]
     if len(escaping) > ESCAPES:
         problems.append(
             f"{name}: code cells {escaping} escape comparison; at most {ESCAPES} of a chapter may"
@@ -78,7 +90,9 @@ def _cell_problems(name: str, cells: Sequence[NotebookNode]) -> list[str]:
 
 
 def code_cells(path: Path) -> list[NotebookNode]:
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    return [
+        cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"
+    ]
 
 
 class Progress:
@@ -91,7 +105,9 @@ class Progress:
         self.seconds: Counter[str] = Counter()
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+    def pytest_report_teststatus(
+        self, report: pytest.TestReport
+    ) -> tuple[str, str, str] | None:
         return ("passed", "", "") if report.passed and report.when == "call" else None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -104,7 +120,10 @@ class Progress:
         if self.ran[name] == self.expected.get(name):
             result = f"{self.failed[name]} differ" if self.failed[name] else "all equal"
             spent = f"{self.seconds[name]:.1f} s"
-            print(f"{name.removeprefix('chapters/')}: {self.ran[name]} cells, {result}, {spent}", flush=True)
+            print(
+                f"{name.removeprefix('chapters/')}: {self.ran[name]} cells, {result}, {spent}",
+                flush=True,
+            )
 
 
 def compare(root: Path, notebooks: Sequence[str], workers: int) -> bool:
@@ -118,13 +137,37 @@ def compare(root: Path, notebooks: Sequence[str], workers: int) -> bool:
     # Its own configuration: the repository's turns the warnings of any plugin into errors.
     (settings / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     paths = [folder / f"{notebook}.ipynb" for notebook in notebooks]
-    plugin = Progress({name: len(code_cells(path)) for name, path in zip(notebooks, paths, strict=True)})
+    plugin = Progress(
+        {name: len(code_cells(path)) for name, path in zip(notebooks, paths, strict=True)}
+    )
     # All cells of a notebook stay on one worker, in order; the longest notebook comes first.
-    options = ["--nbval", "--nbval-current-env", "--nbval-sanitize-with", str(settings / "sanitize.cfg")]
-    options += ["-c", str(settings / "pytest.ini"), "--rootdir", str(folder), "-p", "no:cacheprovider"]
-    options += ["-q", "--no-header", "-n", str(workers), "--dist", "loadscope", "--no-loadscope-reorder"]
+    options = [
+        "--nbval",
+        "--nbval-current-env",
+        "--nbval-sanitize-with",
+        str(settings / "sanitize.cfg"),
+    ]
+    options += [
+        "-c",
+        str(settings / "pytest.ini"),
+        "--rootdir",
+        str(folder),
+        "-p",
+        "no:cacheprovider",
+    ]
+    options += [
+        "-q",
+        "--no-header",
+        "-n",
+        str(workers),
+        "--dist",
+        "loadscope",
+        "--no-loadscope-reorder",
+    ]
     status = pytest.main([*options, *map(str, paths)], plugins=[plugin])
-    missing = {name: count for name, count in plugin.expected.items() if plugin.ran[name] != count}
+    missing = {
+        name: count for name, count in plugin.expected.items() if plugin.ran[name] != count
+    }
     for name, count in missing.items():
         print(f"{name}: only {plugin.ran[name]} of {count} cells ran", file=sys.stderr)
     return status == pytest.ExitCode.OK and not missing
@@ -143,18 +186,30 @@ def main(names: Sequence[str], root: Path) -> int:
     print(f"Proving {len(chapters)} executed notebooks", flush=True)
     command = [sys.executable, "-m", "book.prove", str(root)]
     command += [
-        f"{'--alone' if chapter.exclusive else '--together'}={chapter.docname}" for chapter in chapters
+        f"{'--alone' if chapter.exclusive else '--together'}={chapter.docname}"
+        for chapter in chapters
     ]
     status = offline.run(command, kernel_environment(root))
     cells = sum(len(chapter.code_cells) for chapter in chapters)
-    result = f"{cells} cells gave the same outputs twice" if status == 0 else "NOT proved, see above"
-    print(f"{len(chapters)} notebooks, {result}, in {time.perf_counter() - start:.0f} s", flush=True)
+    result = (
+        f"{cells} cells gave the same outputs twice"
+        if status == 0
+        else "NOT proved, see above"
+    )
+    print(
+        f"{len(chapters)} notebooks, {result}, in {time.perf_counter() - start:.0f} s",
+        flush=True,
+    )
     return status
 
 
 def _seconds(root: Path, chapter: ChapterNotebook) -> float:
     record = root / "_build" / "chapters" / f"{chapter.name}.json"
-    return json.loads(record.read_text(encoding="utf-8"))["wall_seconds"] if record.is_file() else 0.0
+    return (
+        json.loads(record.read_text(encoding="utf-8"))["wall_seconds"]
+        if record.is_file()
+        else 0.0
+    )
 
 
 def _inside() -> int:

@@ -55,13 +55,19 @@ class Source:
     def _front(self) -> tuple[dict, int]:
         if not self.lines or self.lines[0].strip() != "---":
             return {}, 0
-        end = next((i for i, line in enumerate(self.lines[1:], 1) if line.strip() == "---"), None)
+        end = next(
+            (i for i, line in enumerate(self.lines[1:], 1) if line.strip() == "---"), None
+        )
         if end is None:
-            raise ValueError(f"{self.path}:1: the front matter is not closed by a line `---`")
+            raise ValueError(
+                f"{self.path}:1: the front matter is not closed by a line `---`"
+            )
         try:
             front = yaml.safe_load("\n".join(self.lines[1:end]))
         except yaml.YAMLError as error:
-            raise ValueError(f"{self.path}:1: the front matter is not YAML: {error}") from error
+            raise ValueError(
+                f"{self.path}:1: the front matter is not YAML: {error}"
+            ) from error
         return (front if isinstance(front, dict) else {}), end + 1
 
     @property
@@ -82,7 +88,9 @@ class Source:
         while i < len(self.lines):
             fence = FENCE.match(self.lines[i])
             ticks, info = (fence["ticks"], fence["info"]) if fence else ("", "")
-            closes = ticks and not info and open_fences and ticks.startswith(open_fences[-1])
+            closes = (
+                ticks and not info and open_fences and ticks.startswith(open_fences[-1])
+            )
             if closes:
                 open_fences.pop()
             elif ticks and info.startswith("{") and not info.startswith(VERBATIM):
@@ -104,7 +112,9 @@ class Source:
     def _cell(self, start: int, end: int) -> Cell:
         first, options = start + 1, []
         if first < end and self.lines[first].strip() == "---":
-            close = next((j for j in range(first + 1, end) if self.lines[j].strip() == "---"), end)
+            close = next(
+                (j for j in range(first + 1, end) if self.lines[j].strip() == "---"), end
+            )
             options, first = self.lines[first + 1 : close], close + 1
         else:
             while first < end and re.match(r"^:[\w-]+:", self.lines[first]):
@@ -113,7 +123,9 @@ class Source:
         try:
             parsed = yaml.safe_load("\n".join(options)) or {}
         except yaml.YAMLError as error:
-            raise ValueError(f"{self.path}:{start + 1}: the cell's options are not YAML: {error}") from error
+            raise ValueError(
+                f"{self.path}:{start + 1}: the cell's options are not YAML: {error}"
+            ) from error
         while first < end and not self.lines[first].strip():
             first += 1
         source = "\n".join(self.lines[first:end]).rstrip()
@@ -131,19 +143,27 @@ class Source:
     @cached_property
     def labels(self) -> list[tuple[int, str]]:
         """(line number, name) of every `(name)=`."""
-        return [(n, match["label"]) for n, line in self.prose if (match := LABEL.match(line))]
+        return [
+            (n, match["label"]) for n, line in self.prose if (match := LABEL.match(line))
+        ]
 
     @property
     def where(self) -> str:
         """The file as messages name it: relative to the repository where it lies in one."""
         parts = self.path.parts
-        return "/".join(parts[parts.index("chapters") :]) if "chapters" in parts else self.path.name
+        return (
+            "/".join(parts[parts.index("chapters") :])
+            if "chapters" in parts
+            else self.path.name
+        )
 
 
 def read_source(path: Path, slug: str | None = None) -> Source:
     """The chapter in `path`; its slug is the last folder and the file's name unless given."""
     return Source(
-        path=path, slug=slug or f"{path.parent.name}/{path.stem}", text=path.read_text(encoding="utf-8")
+        path=path,
+        slug=slug or f"{path.parent.name}/{path.stem}",
+        text=path.read_text(encoding="utf-8"),
     )
 
 
@@ -162,4 +182,6 @@ def load_plan(path: Path = PLAN) -> dict:
 
 def planned_chapters(plan: dict) -> dict[str, dict]:
     """slug -> its entry in chapters.yml, in the book's order."""
-    return {chapter["slug"]: chapter for part in plan["parts"] for chapter in part["chapters"]}
+    return {
+        chapter["slug"]: chapter for part in plan["parts"] for chapter in part["chapters"]
+    }

@@ -36,17 +36,27 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
         mask: bool, broadcastable to (..., T, S), True = use. A query with no key to use gets zeros.
 
     Returns:
-        (..., T, S) weights; each row sums to 1.
+        (..., T, S) weights; each row sums to 1, or to 0 where no key may be used.
     """
-    if q.shape[-1] != k.shape[-1]:
+    if (
+        q.ndim < 2
+        or k.ndim < 2
+        or q.shape[:-2] != k.shape[:-2]
+        or q.shape[-1] != k.shape[-1]
+    ):
         raise ValueError(
-            f"q has width {q.shape[-1]}, k has {k.shape[-1]}: queries and keys need the same width"
+            f"q has shape {tuple(q.shape)}, k has {tuple(k.shape)}: expected (..., T, D) and (..., S, D)"
         )
-    if mask is not None and mask.dtype != torch.bool:
-        raise ValueError(f"mask has dtype {mask.dtype}: it must be bool, True = use")
     scores = q @ k.mT / math.sqrt(q.shape[-1])  # (..., T, S)
     if mask is None:
         return scores.softmax(-1)
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask has dtype {mask.dtype}: it must be bool, True = use")
+    fits = (m in (1, s) for m, s in zip(mask.shape[::-1], scores.shape[::-1], strict=False))
+    if mask.ndim > scores.ndim or not all(fits):
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}: it must broadcast to (..., T, S), {tuple(scores.shape)}"
+        )
     # The lowest finite number, not -inf: a row without any key would become NaN, and so would its gradient.
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(-1).masked_fill(~mask, 0.0)
@@ -66,9 +76,9 @@ def scaled_dot_product_attention(
     Returns:
         (..., T, D)
     """
-    if k.shape[-2] != v.shape[-2]:
+    if k.shape[:-1] != v.shape[:-1]:
         raise ValueError(
-            f"k has {k.shape[-2]} positions, v has {v.shape[-2]}: each key needs its value"
+            f"k has shape {tuple(k.shape)}, v has {tuple(v.shape)}: each key needs its value"
         )
     return attention_weights(q, k, mask) @ v
 
@@ -84,7 +94,7 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, *, d_model: int, num_heads: int, bias: bool = True):
         super().__init__()
-        if num_heads < 1 or d_model % num_heads:
+        if d_model < 1 or num_heads < 1 or d_model % num_heads:
             raise ValueError(
                 f"num_heads is {num_heads}: it must divide d_model, which is {d_model}"
             )

@@ -38,6 +38,9 @@ def get_batch(
     Raises:
         ValueError: where `ids` is no vector, or too short for one window and its last target.
     """
+    for name, size in (("batch_size", batch_size), ("context_length", context_length)):
+        if size < 1:
+            raise ValueError(f"{name} is {size}: it must be at least 1")
     if ids.ndim != 1 or len(ids) <= context_length:
         raise ValueError(
             f"ids has shape {tuple(ids.shape)}: context_length {context_length} needs a vector of at least "
@@ -63,6 +66,8 @@ def pack_documents(
     """
     if context_length < 1:
         raise ValueError(f"context_length is {context_length}: a row needs at least one id")
+    if eos_id < 0:
+        raise ValueError(f"eos_id is {eos_id}: ids begin at 0")
     if not docs:
         raise ValueError("docs is empty: there is nothing to pack")
     ids = torch.tensor([i for doc in docs for i in (*doc, eos_id)])

@@ -13,10 +13,17 @@ class MLP(nn.Module):
 
     def __init__(self, *, d_model: int, d_ff: int):
         super().__init__()
+        for name, width in (("d_model", d_model), ("d_ff", d_ff)):
+            if width < 1:
+                raise ValueError(f"{name} is {width}: it must be at least 1")
         self.up = nn.Linear(d_model, d_ff)
         self.down = nn.Linear(d_ff, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)"""
+        if x.shape[-1] != self.up.in_features:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}: expected (..., {self.up.in_features})"
+            )
         # GPT-2 approximates the GELU with tanh, and so must whoever loads its weights.
         return self.down(nn.functional.gelu(self.up(x), approximate="tanh"))

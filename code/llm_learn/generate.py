@@ -18,14 +18,17 @@ def filter_logits(
     Returns:
         (B, V)
     """
+    if logits.ndim != 2:
+        raise ValueError(f"logits has shape {tuple(logits.shape)}: expected (B, V)")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}: at least one id must be kept")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}: it must be above 0 and at most 1")
     if top_k is not None:
-        if top_k < 1:
-            raise ValueError(f"top_k is {top_k}: at least one id must be kept")
         kth_largest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < kth_largest, float("-inf"))
-    if top_p is not None:
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p is {top_p}: it must be above 0 and at most 1")
+    # At 1 nothing is ruled out; a sum of many float32 probabilities may exceed it.
+    if top_p is not None and top_p < 1:
         sorted_logits, order = logits.sort(descending=True)
         probabilities = sorted_logits.softmax(-1)
         # An id stays while the ids before it have not reached p; the most likely one always stays.
@@ -46,13 +49,13 @@ def sample_next(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Draws the next id of each row: (B, V) -> (B, 1). `temperature=0` takes the most likely one."""
-    if temperature < 0:
+    if not temperature >= 0:
         raise ValueError(f"temperature is {temperature}: it must be 0 (greedy) or above")
+    # Greedy decoding filters too: nothing it keeps is less likely, and bad arguments are refused alike.
+    filtered = filter_logits(logits / (temperature or 1.0), top_k=top_k, top_p=top_p)
     if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
-    probabilities = filter_logits(logits / temperature, top_k=top_k, top_p=top_p).softmax(
-        -1
-    )
+        return filtered.argmax(-1, keepdim=True)
+    probabilities = filtered.softmax(-1)
     return torch.multinomial(probabilities, 1, generator=generator)
 
 
@@ -90,18 +93,24 @@ def generate(
         raise ValueError(f"max_new_tokens is {max_new_tokens}: it cannot be negative")
     was_training = model.training
     model.eval()
-    finished = torch.zeros(ids.shape[0], 1, dtype=torch.bool, device=ids.device)
-    for _ in range(max_new_tokens):
-        # The model has no positions past its context length: it sees the most recent ids.
-        logits = model(ids[:, -context_length:])[:, -1]  # (B, V)
-        next_ids = sample_next(
-            logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
-        )
-        if eos_id is not None:
-            next_ids = next_ids.masked_fill(finished, eos_id)
-            finished |= next_ids == eos_id
-        ids = torch.cat([ids, next_ids], dim=1)
-        if finished.all():
-            break
-    model.train(was_training)
+    try:
+        finished = torch.zeros(ids.shape[0], 1, dtype=torch.bool, device=ids.device)
+        for _ in range(max_new_tokens):
+            # The model has no positions past its context length: it sees the most recent ids.
+            logits = model(ids[:, -context_length:])[:, -1]  # (B, V)
+            next_ids = sample_next(
+                logits,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                generator=generator,
+            )
+            if eos_id is not None:
+                next_ids = next_ids.masked_fill(finished, eos_id)
+                finished |= next_ids == eos_id
+            ids = torch.cat([ids, next_ids], dim=1)
+            if finished.all():
+                break
+    finally:
+        model.train(was_training)
     return ids

@@ -83,6 +83,8 @@ class GPT(nn.Module):
                 f"ids has shape {tuple(ids.shape)}: expected (B, T) with T from 1 to context_length, "
                 f"which is {config.context_length}"
             )
+        if ids.is_floating_point():
+            raise ValueError(f"ids has dtype {ids.dtype}: ids are integers")
         if ids.numel() and not (ids.min() >= 0 and ids.max() < config.vocab_size):
             raise ValueError(
                 f"ids holds values outside the vocabulary: they go from 0 to {config.vocab_size - 1}"

@@ -1,10 +1,13 @@
 """What every notebook does around its subject: start, time, glue, verify, exercises."""
 
 import functools
+import json
 import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -56,6 +59,8 @@ def glue(name: str, value: object) -> None:
         name: the key that the page's `{glue:text}` asks for.
         value: a number or string, already rounded as it should be read.
     """
+    if not name:
+        raise ValueError(f"name is {name!r}: prose asks for a value by its name")
     prefix = "application/papermill.record/"
     metadata = {"scrapbook": {"name": name, "mime_prefix": prefix}}
     _display({prefix + "text/plain": str(value)}, metadata)
@@ -107,29 +112,58 @@ def verify(
 
 
 def _largest_difference(ours: object, reference: object, relative: bool) -> float:
-    if isinstance(ours, Tensor):
-        ours, reference = [ours], [reference]
-    if not (
-        isinstance(ours, (list, tuple))
-        and ours
-        and all(isinstance(x, Tensor) for x in ours)
-    ):
+    pairs = _tensor_pairs(ours, reference)
+    if pairs is None:
         return 0.0 if ours == reference else float("inf")
-    pairs = list(zip(ours, reference, strict=True))
+    differences, magnitudes = [], []
     for a, b in pairs:
         if a.shape != b.shape:
             raise AssertionError(
                 f"shapes differ: {tuple(a.shape)} against {tuple(b.shape)}"
             )
-    # Not max(): it would drop a NaN that is not the first.
-    largest = torch.stack(
-        [(a.detach().double() - b.detach().double()).abs().max() for a, b in pairs]
-    ).max()
-    if relative:
-        largest = (
-            largest / torch.stack([b.detach().double().abs().max() for _, b in pairs]).max()
-        )
+        if not a.numel():
+            raise AssertionError("an empty tensor was given: there is nothing to compare")
+        a, b = a.detach().double(), b.detach().double()
+        # Equal infinities differ by nothing, though their difference is NaN.
+        differences.append(torch.where(a == b, 0.0, (a - b).abs()).max())
+        magnitudes.append(b.abs().max())
+    # Not Python's max(): it would drop a NaN that is not the first.
+    largest = torch.stack(differences).max()
+    if relative and largest > 0:
+        largest = largest / torch.stack(magnitudes).max()
     return largest.item()
+
+
+def _tensor_pairs(ours: object, reference: object) -> list[tuple[Tensor, Tensor]] | None:
+    """Pairs of tensors to compare; None for what is to be compared with `==`."""
+    both = []
+    for value in (ours, reference):
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        values = [torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in values]
+        both.append(
+            values if all(isinstance(x, Tensor) for x in values) and values else None
+        )
+    if both[0] is None and both[1] is None:
+        return None
+    if both[0] is None or both[1] is None or len(both[0]) != len(both[1]):
+        raise AssertionError(
+            f"shapes differ: {type(ours).__name__} against {type(reference).__name__}"
+        )
+    return list(zip(*both, strict=True))
+
+
+def recorded(name: str) -> dict:
+    """The record of an experiment that is too long for a page, as `make experiment` wrote it.
+
+    Args:
+        name: the experiment's name, such as `gpt` for experiments/gpt.json.
+    """
+    checkout = Path(__file__).parents[2] / "experiments"
+    folder = checkout if checkout.is_dir() else resources.files("llm_learn_experiments")
+    file = folder / f"{name}.json"
+    if not file.is_file():
+        raise ValueError(f"name is {name!r}: there is no record experiments/{name}.json")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def exercise(checker: Callable[..., Iterator[tuple[bool, str]]]) -> Callable[..., bool]:

@@ -28,9 +28,9 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float = 0.01,
     ):
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-            if value < 0:
+            if not value >= 0:
                 raise ValueError(f"{name} is {value}: it cannot be negative")
-        if not all(0 <= beta < 1 for beta in betas):
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas is {betas}: both must be at least 0 and below 1")
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
@@ -73,6 +73,8 @@ def decay_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float
 ) -> list[dict]:
     """Two groups for an optimizer: matrices, which decay, and biases and norms, which do not."""
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay is {weight_decay}: it cannot be negative")
     parameters = [p for _, p in named_parameters]
     return [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
@@ -98,6 +100,8 @@ def cosine_schedule(
         raise ValueError(
             f"warmup_steps is {warmup_steps}: it must be from 0 to below max_steps, which is {max_steps}"
         )
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor is {floor}: it must be from 0 to 1")
     if step < 0:
         raise ValueError(f"step is {step}: the first update is step 0")
     if step < warmup_steps:

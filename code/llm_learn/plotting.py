@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
+from torch import Tensor
 
 # Okabe and Ito's palette: told apart by colour-blind readers, in print and on a dark page.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5E5E5E"]
@@ -54,11 +55,17 @@ def heat_map(
     Returns:
         The image, for a colour bar.
     """
-    values = np.asarray(values)
+    values = np.asarray(values.detach() if isinstance(values, Tensor) else values)
     if values.ndim != 2:
         raise ValueError(
             f"values has shape {values.shape}: a heat map needs two dimensions"
         )
+    for name, labels, size in (
+        ("rows", rows, values.shape[0]),
+        ("columns", columns, values.shape[1]),
+    ):
+        if len(labels) not in (0, size):
+            raise ValueError(f"{name} holds {len(labels)} labels: expected none or {size}")
     image = ax.imshow(values, aspect="auto")
     ax.grid(False)
     ax.set_xticks(

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
+from operator import index
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +25,20 @@ GPT4_PATTERN = (
 # equally frequent pairs, so keeping it makes our merges those of the reference library.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_ORDER = bytes(_PRINTABLE + sorted(set(range(256)) - set(_PRINTABLE)))
+
+
+def cut_into_chunks(text: str, pattern: str) -> list[str]:
+    """The matches of `pattern` in `text`; raises ValueError where they leave some of it out."""
+    try:
+        compiled = regex.compile(pattern)
+    except regex.error as error:
+        raise ValueError(f"pattern is {pattern!r}: {error}") from None
+    chunks = compiled.findall(text)
+    if compiled.groups or sum(map(len, chunks)) < len(text):
+        raise ValueError(
+            f"pattern is {pattern!r}: its matches must make up the whole text, without groups"
+        )
+    return chunks
 
 
 class CharTokenizer:
@@ -55,13 +70,19 @@ class CharTokenizer:
 
 
 def _checked_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
-    ids = [int(i) for i in ids]
+    checked = []
     for i in ids:
-        if not 0 <= i < vocab_size:
+        try:
+            checked.append(
+                index(i)
+            )  # every kind of integer, from a tensor too, and no float
+        except TypeError:
+            checked.append(-1)
+        if not 0 <= checked[-1] < vocab_size:
             raise ValueError(
                 f"ids holds {i}, outside the vocabulary: ids go from 0 to {vocab_size - 1}"
             )
-    return ids
+    return checked
 
 
 def merge_pair(ids: Sequence[int], pair: tuple[int, int], new_id: int) -> list[int]:
@@ -94,6 +115,8 @@ def train_merges(chunk_counts: dict[bytes, int], num_merges: int) -> list[tuple[
     Returns:
         The merges in order; merge `i` creates the id `256 + i`.
     """
+    if num_merges < 0:
+        raise ValueError(f"num_merges is {num_merges}: it cannot be negative")
     byte_ids = bytes(BYTE_ORDER.index(b) for b in range(256))
     chunks = [list(chunk.translate(byte_ids)) for chunk in chunk_counts]
     weights = list(chunk_counts.values())
@@ -165,6 +188,9 @@ class BPEVocabulary:
                     f"merges[{i}] is {(a, b)}: it can join ids from 0 to {255 + i} only"
                 )
             self.token_bytes.append(self.token_bytes[a] + self.token_bytes[b])
+        if len(set(self.merges)) < len(self.merges):
+            twice, _ = Counter(self.merges).most_common(1)[0]
+            raise ValueError(f"merges holds {twice} twice: the second could never apply")
         if (
             len(set(self.special_tokens)) < len(self.special_tokens)
             or "" in self.special_tokens
@@ -218,6 +244,10 @@ class BPETokenizer(BPEVocabulary):
         pattern: str = GPT4_PATTERN,
     ) -> Self:
         """Learns a vocabulary of at most `vocab_size` ids, special tokens included, from `text`."""
+        if isinstance(special_tokens, str):
+            raise ValueError(
+                f"special_tokens is {special_tokens!r}: it must be a list of strings"
+            )
         smallest = 256 + len(special_tokens)
         if vocab_size < smallest:
             raise ValueError(
@@ -227,7 +257,7 @@ class BPETokenizer(BPEVocabulary):
             raise ValueError(
                 "text is empty: merges are learned from pairs that occur in it"
             )
-        counts = Counter(regex.findall(pattern, text))
+        counts = Counter(cut_into_chunks(text, pattern))
         merges = train_merges(
             {chunk.encode(): n for chunk, n in counts.items()}, vocab_size - smallest
         )
@@ -241,7 +271,8 @@ class BPETokenizer(BPEVocabulary):
             allowed_special: special tokens that `text` may contain as such. Any other is spelled out like
                 ordinary text, so that what a user types cannot act as control.
         """
-        unknown = set(allowed_special) - self.special_ids.keys()
+        allowed_special = set(allowed_special)
+        unknown = allowed_special - self.special_ids.keys()
         if unknown:
             raise ValueError(
                 f"allowed_special holds {sorted(unknown)}, not in {self.special_tokens}"
@@ -257,15 +288,11 @@ class BPETokenizer(BPEVocabulary):
             if piece in allowed_special:
                 ids.append(self.special_ids[piece])
             else:
-                for chunk in self._chunk_regex.findall(piece):
+                for chunk in cut_into_chunks(piece, self.pattern):
                     if chunk not in self._chunk_ids:
                         self._chunk_ids[chunk] = self._merge_chunk(chunk)
                     ids += self._chunk_ids[chunk]
         return ids
-
-    @cached_property
-    def _chunk_regex(self) -> regex.Pattern:
-        return regex.compile(self.pattern)
 
     @cached_property
     def _ranks(self) -> dict[tuple[int, int], int]:

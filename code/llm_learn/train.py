@@ -33,6 +33,16 @@ class TrainConfig:
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
+        # What the schedule and the optimizer reject, they reject before hours of work, not after.
+        cosine_schedule(
+            0, max_steps=self.max_steps, warmup_steps=self.warmup_steps, floor=self.floor
+        )
+        AdamW(
+            [nn.Parameter(torch.empty(0))],
+            lr=self.learning_rate,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+        )
 
 
 @dataclass
@@ -55,18 +65,23 @@ def evaluate_loss(model: nn.Module, ids: Tensor, *, batch_size: int = 64) -> flo
     """
     context_length = model.config.context_length
     num_windows = (len(ids) - 1) // context_length
-    if num_windows < 1:
-        raise ValueError(f"ids holds {len(ids)} ids: one window needs {context_length + 1}")
+    if ids.ndim != 1 or num_windows < 1:
+        raise ValueError(
+            f"ids has shape {tuple(ids.shape)}: it must be a vector of at least {context_length + 1} ids"
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
     inputs = ids[: num_windows * context_length].view(num_windows, context_length)
     targets = ids[1 : num_windows * context_length + 1].view(num_windows, context_length)
     was_training = model.training
     model.eval()
     total = 0.0
-    for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
-        total += F.cross_entropy(
-            model(x).flatten(0, 1), y.flatten(), reduction="sum"
-        ).item()
-    model.train(was_training)
+    try:
+        for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
+            logits = model(x).flatten(0, 1)
+            total += F.cross_entropy(logits, y.flatten(), reduction="sum").item()
+    finally:
+        model.train(was_training)
     return total / targets.numel()
 
 

@@ -14,7 +14,10 @@ from book.source import Source, find_sources, load_plan, planned_chapters
 
 CHAPTERS = list(find_sources())
 SLUG = "basics/attention"
-FILLER = "\n".join(["Attention reads what it needs and leaves the rest alone, one query after another."] * 70)
+FILLER = "\n".join(
+    ["Attention reads what it needs and leaves the rest alone, one query after another."]
+    * 70
+)
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -74,24 +77,55 @@ BAD = [
     ("front_matter", ("name: python3}", "name: julia}"), "kernelspec"),
     ("front_matter", ("part: basics", "part: pretraining"), "llm_learn.part"),
     ("front_matter", ("plan: [", 'plan: ["Nothing of the plan", '), "llm_learn.plan"),
-    ("front_matter", ("prerequisites: []", "prerequisites: [basics/gpt]"), "llm_learn.prerequisites"),
+    (
+        "front_matter",
+        ("prerequisites: []", "prerequisites: [basics/gpt]"),
+        "llm_learn.prerequisites",
+    ),
     ("front_matter", ("hours: 2", "hours: soon"), "llm_learn.hours"),
     ("front_matter", ("cpu_seconds: 30", "cpu_seconds: 91"), "budget.cpu_seconds"),
     ("front_matter", ("memory_gib: 1.5", "memory_gib: 3.5"), "budget.memory_gib"),
-    ("front_matter", ("  budget: {cpu_seconds: 30, memory_gib: 1.5}\n", ""), "budget.cpu_seconds"),
+    (
+        "front_matter",
+        ("  budget: {cpu_seconds: 30, memory_gib: 1.5}\n", ""),
+        "budget.cpu_seconds",
+    ),
     ("front_matter", ("extras: []", "extras: [everything]"), "everything"),
     ("front_matter", ("exclusive: false", "exclusive: maybe"), "exclusive"),
-    *[("anatomy", (f"({role}-attention)=\n", ""), f"({role}-attention)=") for role in ROLES],
+    *[
+        ("anatomy", (f"({role}-attention)=\n", ""), f"({role}-attention)=")
+        for role in ROLES
+    ],
     ("anatomy", ("(idea-attention)=", "(idea-something)="), "(idea-attention)="),
-    ("anatomy", ("exclusive: false", "exclusive: false\n  excused: {cost: no}"), "remove the excuse"),
-    ("anatomy", ("exclusive: false", "exclusive: false\n  excused: {fun: none at all here}"), "not a role"),
+    (
+        "anatomy",
+        ("exclusive: false", "exclusive: false\n  excused: {cost: no}"),
+        "remove the excuse",
+    ),
+    (
+        "anatomy",
+        ("exclusive: false", "exclusive: false\n  excused: {fun: none at all here}"),
+        "not a role",
+    ),
     ("verified", ("verify(\n", "print(\n"), "verify"),
     ("verified", ("(check-attention)=\n", ""), "verify"),
     ("figures", ("    alt: A falling", "    alt: '' #"), "0 characters"),
     ("figures", ("  figure:\n", "  unknown:\n"), "no figure"),
-    ("figures", cell("import matplotlib.pyplot as plt\nplt.plot([1, 2])"), "this cell draws"),
-    ("figures", cell("def draw():\n    fig, ax = plt.subplots()\n\n\ndraw()"), "this cell draws"),
-    ("figures", cell("from llm_learn.plotting import loss_curve\nloss_curve([1, 2])"), "this cell draws"),
+    (
+        "figures",
+        cell("import matplotlib.pyplot as plt\nplt.plot([1, 2])"),
+        "this cell draws",
+    ),
+    (
+        "figures",
+        cell("def draw():\n    fig, ax = plt.subplots()\n\n\ndraw()"),
+        "this cell draws",
+    ),
+    (
+        "figures",
+        cell("from llm_learn.plotting import loss_curve\nloss_curve([1, 2])"),
+        "this cell draws",
+    ),
     ("figures", prose("![a cat](cat.png)"), "alt text"),
     ("figures", prose("```{figure} cat.png\n:width: 50%\nA cat.\n```"), "alt text"),
     ("png_only", cell('fig.savefig(folder / "a.svg")'), "PNG"),
@@ -103,15 +137,31 @@ BAD = [
         ("{solution-start} attention-by-hand", "{solution-start} attention-elsewhere"),
         "no solution",
     ),
-    ("exercises", ("```{hint}\n:class: dropdown\nPut", "```{note}\n:class: dropdown\nPut"), "no hint"),
+    (
+        "exercises",
+        ("```{hint}\n:class: dropdown\nPut", "```{note}\n:class: dropdown\nPut"),
+        "no hint",
+    ),
     ("exercises", ("-by-hand\n:class: dropdown\n```", "-by-hand\n```"), ":class: dropdown"),
     ("exercises", ("```{exercise-end}\n```", ""), "exercise-end"),
-    ("exercises", ("{exercise-start} On your own", "{exercise} On your own"), "exercise-start"),
+    (
+        "exercises",
+        ("{exercise-start} On your own", "{exercise} On your own"),
+        "exercise-start",
+    ),
     ("exercise_code", ("[exercise-starter]", "[starter]"), "exercise-starter"),
     ("exercise_code", ("[exercise-solution]", "[solution]"), "exercise-solution"),
-    ("exercise_code", ("[exercise-checker, hide-input]", "[hide-input]"), "exercise-checker"),
+    (
+        "exercise_code",
+        ("[exercise-checker, hide-input]", "[hide-input]"),
+        "exercise-checker",
+    ),
     ("exercise_code", ("@exercise\n", ""), "@exercise"),
-    ("exercise_code", ("[nbval-ignore-output]", "[exercise-solution, exercise-starter]"), "inside"),
+    (
+        "exercise_code",
+        ("[nbval-ignore-output]", "[exercise-solution, exercise-starter]"),
+        "inside",
+    ),
     ("citations", ("{cite:t}`sennrich2016neural`", "a paper"), "1 works cited"),
     ("citations", ("sennrich2016neural", "nobody1900"), "nobody1900"),
     ("substance", (FILLER, ""), "words of prose"),
@@ -124,9 +174,21 @@ BAD = [
     ("typed_numbers", prose("The text shrinks to 2.1 bits a character."), "2.1 bits"),
     ("typed_numbers", prose("Ours is 3.5 times faster."), "3.5 times"),
     ("typed_numbers", prose("- 40 ms a step"), "40 ms"),
-    ("typed_numbers", prose("As known {cite}`vaswani2017attention`. It takes 5 ms."), "5 ms"),
-    ("typed_numbers", ("The largest of a thousand weights", "The loss is 1.52 nats, and"), "1.52 nats"),
-    ("redefinitions", cell("def scaled_dot_product_attention(q, k, v):\n    return v"), "import it"),
+    (
+        "typed_numbers",
+        prose("As known {cite}`vaswani2017attention`. It takes 5 ms."),
+        "5 ms",
+    ),
+    (
+        "typed_numbers",
+        ("The largest of a thousand weights", "The loss is 1.52 nats, and"),
+        "1.52 nats",
+    ),
+    (
+        "redefinitions",
+        cell("def scaled_dot_product_attention(q, k, v):\n    return v"),
+        "import it",
+    ),
     ("redefinitions", cell("class GPT:\n    pass"), "import it"),
     ("redefinitions", cell('GPT4_PATTERN = "x"'), "import it"),
     ("installs", cell("%pip install torch"), "extra"),
@@ -147,8 +209,16 @@ BAD = [
     ("network", cell('hf_hub_download("gpt2", "model.safetensors")'), "hf_hub_download"),
     ("network", cell("MNIST(root, download=True)"), "download=True"),
     ("escaping_cells", ("watch.seconds / 1000", "len(scores)"), "`seconds`"),
-    ("escaping_cells", ('print(f"{watch.sec', 'assert watch.seconds\nprint(f"{watch.sec'), "assert"),
-    ("escaping_cells", ("```{code-cell}\n", "```{code-cell}\n:tags: [nbval-ignore-output]\n"), "escape"),
+    (
+        "escaping_cells",
+        ('print(f"{watch.sec', 'assert watch.seconds\nprint(f"{watch.sec'),
+        "assert",
+    ),
+    (
+        "escaping_cells",
+        ("```{code-cell}\n", "```{code-cell}\n:tags: [nbval-ignore-output]\n"),
+        "escape",
+    ),
     ("escaping_cells", ("[nbval-ignore-output]", "[nbval-skip]"), "go together"),
     ("escaping_cells", ("[nbval-ignore-output]", "[skip-execution]"), "go together"),
     ("escaping_cells", cell("# NBVAL_IGNORE_OUTPUT\nprint(1)"), "tag"),
@@ -158,8 +228,16 @@ BAD = [
     ("empty_asserts", cell('assert (x == 1, "message")'), "cannot fail"),
     ("empty_asserts", cell("assert x > 1 or True"), "cannot fail"),
     ("empty_asserts", cell("assert len(x) >= 0"), "cannot fail"),
-    ("empty_asserts", cell('verify("a", 1, 2, against="b", tolerance=float("inf"))'), "admits anything"),
-    ("empty_asserts", cell('verify("a", 1, 2, against="b", tolerance=10)'), "admits anything"),
+    (
+        "empty_asserts",
+        cell('verify("a", 1, 2, against="b", tolerance=float("inf"))'),
+        "admits anything",
+    ),
+    (
+        "empty_asserts",
+        cell('verify("a", 1, 2, against="b", tolerance=10)'),
+        "admits anything",
+    ),
     ("unfinished", cell("x = 1  # TODO: more"), "TODO"),
     ("unfinished", prose("More is coming soon."), "coming soon"),
     ("unfinished", prose("This is a placeholder."), "placeholder"),
@@ -175,7 +253,9 @@ def test_a_bad_chapter_is_caught(name, change, message, good, book):
     assert old in good
     problems = problems_of(good.replace(old, new), name, book)
     assert any(message in problem for problem in problems), problems
-    assert all(re.match(r"chapters/basics/attention\.md:\d+: \S", problem) for problem in problems)
+    assert all(
+        re.match(r"chapters/basics/attention\.md:\d+: \S", problem) for problem in problems
+    )
 
 
 def test_every_check_has_a_bad_chapter():
@@ -185,29 +265,52 @@ def test_every_check_has_a_bad_chapter():
 FINE = [
     ("typed_numbers", prose("Training takes {glue:text}`x` s, `5 ms` or $3 s$.")),
     ("typed_numbers", prose("They report 12.5 s {cite}`vaswani2017attention`.")),
-    ("typed_numbers", prose("They report, over\ntwo lines, 12.5 s {cite}`vaswani2017attention`.")),
-    ("typed_numbers", prose("It must end within 5 s. <!-- given: the bar of this exercise -->")),
-    ("typed_numbers", prose("A byte has 8 bits, GPT-2 has 12 layers, and Python 3.11 runs 2 models.")),
+    (
+        "typed_numbers",
+        prose("They report, over\ntwo lines, 12.5 s {cite}`vaswani2017attention`."),
+    ),
+    (
+        "typed_numbers",
+        prose("It must end within 5 s. <!-- given: the bar of this exercise -->"),
+    ),
+    (
+        "typed_numbers",
+        prose("A byte has 8 bits, GPT-2 has 12 layers, and Python 3.11 runs 2 models."),
+    ),
     ("typed_numbers", prose("$$\nt = 5.0 s\n$$")),
     ("typed_numbers", prose("```python\nx = '5.0 s'\n```")),
-    ("relative_paths", cell('path = Path("/proc/self/status")\nopen(path).read()\nfolder.open("w")')),
+    (
+        "relative_paths",
+        cell('path = Path("/proc/self/status")\nopen(path).read()\nfolder.open("w")'),
+    ),
     ("relative_paths", cell('json.load(file)\nmodel.load("weights")')),
     ("network", cell("from urllib.parse import urlparse")),
-    ("network", cell("from http.server import HTTPServer  # loopback: the server of this chapter")),
+    (
+        "network",
+        cell("from http.server import HTTPServer  # loopback: the server of this chapter"),
+    ),
     ("network", cell('load_dataset("text", data_files=str(path))')),
     ("network", cell("GPT2LMHeadModel.from_pretrained(path)")),
     ("figures", cell("def draw(ax):\n    ax.plot([1])")),
     ("figures", cell("fig, ax = plt.subplots()\nplt.close(fig)")),
-    ("redefinitions", cell("class Block:\n    def scaled_dot_product_attention(self):\n        pass")),
+    (
+        "redefinitions",
+        cell("class Block:\n    def scaled_dot_product_attention(self):\n        pass"),
+    ),
     ("anatomy", ("(idea-attention)=", "(idea-multi-head-attention)=")),
     ("anatomy", ("(build-attention)=", "(build-masks)=")),
-    ("unfinished", prose("A placeholder in a template. <!-- given: the term of the field -->")),
+    (
+        "unfinished",
+        prose("A placeholder in a template. <!-- given: the term of the field -->"),
+    ),
     ("escaping_cells", ("[nbval-ignore-output]", "[nbval-skip, skip-execution]")),
     ("installs", prose("`pip install -r requirements.txt` does it.")),
 ]
 
 
-@pytest.mark.parametrize(("name", "change"), FINE, ids=[f"{i}-{fine[0]}" for i, fine in enumerate(FINE)])
+@pytest.mark.parametrize(
+    ("name", "change"), FINE, ids=[f"{i}-{fine[0]}" for i, fine in enumerate(FINE)]
+)
 def test_what_is_allowed_passes(name, change, good, book):
     old, new = change
     assert old in good
@@ -217,22 +320,30 @@ def test_what_is_allowed_passes(name, change, good, book):
 def test_a_message_names_the_line(good, book):
     text = good.replace(*prose("Training takes 12.5 s here."))
     line = text.split("\n").index("Training takes 12.5 s here.") + 1
-    assert problems_of(text, "typed_numbers", book)[0].startswith(f"chapters/basics/attention.md:{line}: ")
+    assert problems_of(text, "typed_numbers", book)[0].startswith(
+        f"chapters/basics/attention.md:{line}: "
+    )
     text = good.replace(*cell("x = 1\nassert True"))
     line = text.split("\n").index("assert True") + 1
-    assert problems_of(text, "empty_asserts", book)[0].startswith(f"chapters/basics/attention.md:{line}: ")
+    assert problems_of(text, "empty_asserts", book)[0].startswith(
+        f"chapters/basics/attention.md:{line}: "
+    )
 
 
 def test_an_excused_role_is_not_missed(good, book):
     text = good.replace("(cost-attention)=\n", "")
-    text = text.replace("exclusive: false", "exclusive: false\n  excused: {cost: nothing here is computed}")
+    text = text.replace(
+        "exclusive: false", "exclusive: false\n  excused: {cost: nothing here is computed}"
+    )
     assert problems_of(text, "anatomy", book) == []
 
 
 def test_new_chapter_writes_a_chapter_and_refuses_the_rest(tmp_path):
     (tmp_path / "code/book").mkdir(parents=True)
     source = Path(__file__).parents[2] / "code/book/chapters.yml"
-    (tmp_path / "code/book/chapters.yml").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "code/book/chapters.yml").write_text(
+        source.read_text(encoding="utf-8"), encoding="utf-8"
+    )
     path = new_chapter("architecture/kv-cache", tmp_path)
     text = path.read_text(encoding="utf-8")
     assert path == tmp_path / "chapters/architecture/kv-cache.md"
@@ -257,9 +368,11 @@ def test_plan_and_chapters_name_each_other():
         assert set(chapter) == {"slug", "title", "builds", "plan", "prerequisites"}, slug
         assert set(chapter["prerequisites"]) <= set(chapters) - {slug}
         assert chapter["builds"].endswith(".")
-    assert [s for part in plan["parts"] for s in (c["slug"].split("/")[0] for c in part["chapters"])] == [
-        part["name"] for part in plan["parts"] for _ in part["chapters"]
-    ]
+    assert [
+        s
+        for part in plan["parts"]
+        for s in (c["slug"].split("/")[0] for c in part["chapters"])
+    ] == [part["name"] for part in plan["parts"] for _ in part["chapters"]]
 
 
 def executed(chapter: Source) -> nbformat.NotebookNode:
@@ -270,13 +383,26 @@ def executed(chapter: Source) -> nbformat.NotebookNode:
         said = next((text[tag] for tag in source.tags if tag in text), "1.0")
         outputs = [new_output("stream", name="stdout", text=said)]
         for name in re.findall(r'glue\("([\w-]+)"', source.source):
-            outputs.append(new_output("display_data", {}, metadata={"scrapbook": {"name": name}}))
-        cells.append(new_code_cell(source.source, metadata={"tags": source.tags}, outputs=outputs))
+            outputs.append(
+                new_output("display_data", {}, metadata={"scrapbook": {"name": name}})
+            )
+        cells.append(
+            new_code_cell(source.source, metadata={"tags": source.tags}, outputs=outputs)
+        )
         cells[-1].execution_count = number
     return new_notebook(cells=cells)
 
 
-RECORD = {"checks": [{"name": "weights", "against": "torch.softmax", "difference": 1e-9, "tolerance": 1e-6}]}
+RECORD = {
+    "checks": [
+        {
+            "name": "weights",
+            "against": "torch.softmax",
+            "difference": 1e-9,
+            "tolerance": 1e-6,
+        }
+    ]
+}
 
 
 def test_executed_chapter_checks(good):
@@ -294,9 +420,15 @@ def test_executed_chapter_checks(good):
     def say(cell, text, name="stdout"):
         cell.outputs = [new_output("stream", name=name, text=text)]
 
-    assert "no execution count" in after(lambda cells: cells[0].update(execution_count=None))
-    assert "starter" in after(lambda cells: say(tagged(cells, "exercise-starter"), "Correct."))
-    assert "solution" in after(lambda cells: say(tagged(cells, "exercise-solution"), "Not yet: no"))
+    assert "no execution count" in after(
+        lambda cells: cells[0].update(execution_count=None)
+    )
+    assert "starter" in after(
+        lambda cells: say(tagged(cells, "exercise-starter"), "Correct.")
+    )
+    assert "solution" in after(
+        lambda cells: say(tagged(cells, "exercise-solution"), "Not yet: no")
+    )
     assert "stderr" in after(lambda cells: say(cells[0], "x", name="stderr"))
     assert "UserWarning" in after(lambda cells: say(cells[0], "a.py:3: UserWarning: x"))
     assert "build the book again" in after(lambda cells: cells.pop())

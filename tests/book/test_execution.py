@@ -37,7 +37,9 @@ def outputs(book: TinyBook, name: str) -> list[str]:
 
 
 def html(book: TinyBook, name: str, folder: str = "html") -> str:
-    return (book.root / "_build" / folder / "chapters" / "part" / f"{name}.html").read_text()
+    return (
+        book.root / "_build" / folder / "chapters" / "part" / f"{name}.html"
+    ).read_text()
 
 
 # --- builds of a whole small book
@@ -49,7 +51,9 @@ def test_only_what_an_edit_reaches_is_executed_again(tiny_book: TinyBook) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
     assert executed(tiny_book) == ALL
     assert "3 of 3 chapters to execute" in done.stdout
-    assert re.search(r"\[\d/3\] part/alpha took [\d.]+ s, [\d.]+ CPU-seconds, [\d.]+ GiB", done.stdout)
+    assert re.search(
+        r"\[\d/3\] part/alpha took [\d.]+ s, [\d.]+ CPU-seconds, [\d.]+ GiB", done.stdout
+    )
     assert re.search(r"part/alpha +[\d.]+ +60 +[\d.]+ +2 +executed", done.stdout)
     assert f"Open {tiny_book.root / '_build' / 'html' / 'index.html'}" in done.stdout
     assert outputs(tiny_book, "alpha") == ["2\n"]
@@ -60,7 +64,9 @@ def test_only_what_an_edit_reaches_is_executed_again(tiny_book: TinyBook) -> Non
     assert executed(tiny_book) == []
     assert "cached" in done.stdout
     assert "Better prose." in html(tiny_book, "alpha")
-    assert outputs(tiny_book, "alpha") == ["2\n"]  # myst-nb alone writes none when the cache answers
+    assert outputs(tiny_book, "alpha") == [
+        "2\n"
+    ]  # myst-nb alone writes none when the cache answers
 
     tiny_book.replace("code/llm_learn/low.py", "return 1", "return 10")
     tiny_book.build()
@@ -78,7 +84,9 @@ def test_only_what_an_edit_reaches_is_executed_again(tiny_book: TinyBook) -> Non
 
 
 @pytest.mark.slow
-def test_a_failing_cell_fails_the_build_and_the_others_are_kept(tiny_book: TinyBook) -> None:
+def test_a_failing_cell_fails_the_build_and_the_others_are_kept(
+    tiny_book: TinyBook,
+) -> None:
     assert tiny_book.build().returncode == 0
     broken = page("Beta", ["x = 1", "def f():\n    return x / 0\n\nf()", "x"])
     tiny_book.write("chapters/part/beta.md", broken)
@@ -102,37 +110,66 @@ def test_a_failing_cell_fails_the_build_and_the_others_are_kept(tiny_book: TinyB
 
 
 @pytest.mark.slow
-def test_jupyter_book_alone_executes_and_writes_glue_tags_and_exclusive_chapters(tiny_book: TinyBook) -> None:
+def test_jupyter_book_alone_executes_and_writes_glue_tags_and_exclusive_chapters(
+    tiny_book: TinyBook,
+) -> None:
     glue = 'from myst_nb import glue\nglue("answer", "6 times 7", display=False)'
-    cells = [glue, "1 / 0", "undefined", "import os\nprint(os.environ['OMP_NUM_THREADS'], os.getcwd())"]
+    cells = [
+        glue,
+        "1 / 0",
+        "undefined",
+        "import os\nprint(os.environ['OMP_NUM_THREADS'], os.getcwd())",
+    ]
     text = page("Beta", cells, tags={1: "raises-exception", 2: "skip-execution"})
     text = text.replace("  part: part\n", "  part: part\n  exclusive: true\n")
     tiny_book.write("chapters/part/beta.md", text + "\n{glue:text}`answer`\n")
     done = tiny_book.run(
-        "-c", "from jupyter_book.cli.main import main; main()", "build", ".", "-W", "-n", "--keep-going"
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+        "build",
+        ".",
+        "-W",
+        "-n",
+        "--keep-going",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "6 times 7" in html(tiny_book, "beta")
-    cells = [c for c in nbformat.read(tiny_book.notebook("beta"), 4).cells if c.cell_type == "code"]
+    cells = [
+        c
+        for c in nbformat.read(tiny_book.notebook("beta"), 4).cells
+        if c.cell_type == "code"
+    ]
     assert [cell.execution_count for cell in cells] == [1, 2, None, 3]
-    assert "6 times 7" in cells[0].outputs[0].data["application/papermill.record/text/plain"]
+    assert (
+        "6 times 7" in cells[0].outputs[0].data["application/papermill.record/text/plain"]
+    )
     assert cells[1].outputs[0].ename == "ZeroDivisionError"
     threads, folder = cells[3].outputs[0].text.split()
     assert threads == "1" and not folder.startswith(str(tiny_book.root))
     start = done.stdout.index("part/beta …")
-    assert all(done.stdout.index(f"part/{name} took") < start for name in ("alpha", "gamma"))
+    assert all(
+        done.stdout.index(f"part/{name} took") < start for name in ("alpha", "gamma")
+    )
 
 
 @pytest.mark.slow
-def test_a_chapter_over_its_budget_fails_every_build_until_the_budget_fits(tiny_book: TinyBook) -> None:
+def test_a_chapter_over_its_budget_fails_every_build_until_the_budget_fits(
+    tiny_book: TinyBook,
+) -> None:
     tiny_book.replace("chapters/part/alpha.md", "cpu_seconds: 60", "cpu_seconds: 0.01")
     tiny_book.replace("chapters/part/beta.md", "memory_gib: 2", "memory_gib: 0.001")
-    tiny_book.replace("chapters/part/gamma.md", "  budget: {cpu_seconds: 60, memory_gib: 2}\n", "")
+    tiny_book.replace(
+        "chapters/part/gamma.md", "  budget: {cpu_seconds: 60, memory_gib: 2}\n", ""
+    )
     for _ in range(2):
         done = tiny_book.build()
         assert done.returncode != 0
-        assert re.search(r"alpha.md .* measured [\d.]+ CPU-seconds, declared 0.01", done.stderr)
-        assert re.search(r"beta.md .* measured [\d.]+ GiB of memory, declared 0.001", done.stderr)
+        assert re.search(
+            r"alpha.md .* measured [\d.]+ CPU-seconds, declared 0.01", done.stderr
+        )
+        assert re.search(
+            r"beta.md .* measured [\d.]+ GiB of memory, declared 0.001", done.stderr
+        )
         assert "gamma.md declares no budget" in done.stderr
     for name in ALL:
         tiny_book.write(f"chapters/part/{name}.md", page(name, ["1 + 1", f"{name!r}"]))
@@ -140,13 +177,20 @@ def test_a_chapter_over_its_budget_fails_every_build_until_the_budget_fits(tiny_
 
 
 @pytest.mark.slow
-def test_one_chapter_is_executed_alone_and_leaves_the_book_as_it_was(tiny_book: TinyBook) -> None:
+def test_one_chapter_is_executed_alone_and_leaves_the_book_as_it_was(
+    tiny_book: TinyBook,
+) -> None:
     done = tiny_book.build("--chapter", "beta")
     assert done.returncode == 0, done.stdout + done.stderr
     assert executed(tiny_book) == ["beta"]
     assert "WARNING" not in done.stderr
-    assert "part/alpha" not in done.stdout.partition("updating environment")[2].partition("reading")[0]
-    preview = tiny_book.root / "_build" / "preview" / "html" / "chapters" / "part" / "beta.html"
+    assert (
+        "part/alpha"
+        not in done.stdout.partition("updating environment")[2].partition("reading")[0]
+    )
+    preview = (
+        tiny_book.root / "_build" / "preview" / "html" / "chapters" / "part" / "beta.html"
+    )
     assert f"Open {preview}" in done.stdout and preview.is_file()
     assert not (tiny_book.root / "_build" / "html").exists()
 
@@ -167,7 +211,9 @@ def test_one_chapter_is_executed_alone_and_leaves_the_book_as_it_was(tiny_book: 
 
 
 @pytest.mark.slow
-def test_a_warning_fails_the_second_build_as_it_failed_the_first(tiny_book: TinyBook) -> None:
+def test_a_warning_fails_the_second_build_as_it_failed_the_first(
+    tiny_book: TinyBook,
+) -> None:
     tiny_book.write("_toc.yml", "format: jb-book\nroot: index\n")
     tiny_book.write("index.md", "# Tiny\n\n{ref}`nowhere`\n")
     for _ in range(2):
@@ -181,10 +227,23 @@ def test_a_warning_fails_the_second_build_as_it_failed_the_first(tiny_book: Tiny
 
 def test_the_names_of_chapters_are_unique_slugs_or_paths(tiny_book: TinyBook) -> None:
     chapters = book_chapters(tiny_book.root)
-    assert [chapter.name for chapter in chapters] == ["part/alpha", "part/beta", "part/gamma"]
-    assert find(chapters, "alpha") is find(chapters, "part/alpha") is find(chapters, "chapters/part/alpha.md")
-    twice = [*chapters, ChapterNotebook("chapters/other/alpha", Path(), nbformat.v4.new_notebook(), {})]
-    with pytest.raises(ValueError, match=r"more than one chapter is called 'alpha'.*other/alpha"):
+    assert [chapter.name for chapter in chapters] == [
+        "part/alpha",
+        "part/beta",
+        "part/gamma",
+    ]
+    assert (
+        find(chapters, "alpha")
+        is find(chapters, "part/alpha")
+        is find(chapters, "chapters/part/alpha.md")
+    )
+    twice = [
+        *chapters,
+        ChapterNotebook("chapters/other/alpha", Path(), nbformat.v4.new_notebook(), {}),
+    ]
+    with pytest.raises(
+        ValueError, match=r"more than one chapter is called 'alpha'.*other/alpha"
+    ):
         find(twice, "alpha")
 
 
@@ -196,7 +255,9 @@ def test_code_cells_outside_a_chapter_are_refused(tiny_book: TinyBook) -> None:
 
 
 def chapter(**budget: float) -> ChapterNotebook:
-    return ChapterNotebook("chapters/part/x", Path(), nbformat.v4.new_notebook(), {"budget": budget})
+    return ChapterNotebook(
+        "chapters/part/x", Path(), nbformat.v4.new_notebook(), {"budget": budget}
+    )
 
 
 def record(cpu_seconds: float, peak_memory_gib: float = 0.5) -> dict[str, float]:
@@ -207,14 +268,22 @@ def test_budgets_allow_one_and_a_half_times() -> None:
     declared = chapter(cpu_seconds=10, memory_gib=1)
     assert budget_problems([(declared, record(15, 1.5))]) == []
     (problem,) = budget_problems([(declared, record(15.1))])
-    assert "chapters/part/x.md" in problem and "measured 15.10 CPU-seconds, declared 10" in problem
+    assert (
+        "chapters/part/x.md" in problem
+        and "measured 15.10 CPU-seconds, declared 10" in problem
+    )
     (problem,) = budget_problems([(declared, record(1, 1.6))])
     assert "measured 1.60 GiB of memory, declared 1" in problem
 
 
 @pytest.mark.parametrize(
     "budget",
-    [{}, {"cpu_seconds": 1}, {"cpu_seconds": "many", "memory_gib": 1}, {"cpu_seconds": 0, "memory_gib": 1}],
+    [
+        {},
+        {"cpu_seconds": 1},
+        {"cpu_seconds": "many", "memory_gib": 1},
+        {"cpu_seconds": 0, "memory_gib": 1},
+    ],
 )
 def test_a_budget_is_two_positive_numbers(budget: dict[str, float]) -> None:
     (problem,) = budget_problems([(chapter(**budget), record(3.21))])
@@ -251,7 +320,12 @@ def test_cells_may_hold_magics_commands_and_broken_python() -> None:
 def test_fingerprints_follow_modules_reached_and_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / "llm_learn"
     folder.mkdir()
-    for name, text in {"__init__": "", "a": "from .b import c", "b": "c = 1", "d": "import numpy"}.items():
+    for name, text in {
+        "__init__": "",
+        "a": "from .b import c",
+        "b": "c = 1",
+        "d": "import numpy",
+    }.items():
         (folder / f"{name}.py").write_text(text)
 
     def fingerprint(cell: str) -> str:
@@ -259,12 +333,33 @@ def test_fingerprints_follow_modules_reached_and_nothing_else(tmp_path: Path) ->
 
     cells = ["from llm_learn import a", "from llm_learn.d import x", "import math"]
     before = [fingerprint(cell) for cell in cells]
-    assert Package(folder).reached(["llm_learn.a"])[0] == {"llm_learn", "llm_learn.a", "llm_learn.b"}
+    assert Package(folder).reached(["llm_learn.a"])[0] == {
+        "llm_learn",
+        "llm_learn.a",
+        "llm_learn.b",
+    }
     (folder / "b.py").write_text("c = 2")
     after = [fingerprint(cell) for cell in cells]
     assert [x == y for x, y in zip(before, after, strict=True)] == [False, True, True]
     (folder / "__init__.py").write_text("# runs with every import")
-    assert [x == y for x, y in zip(after, map(fingerprint, cells), strict=True)] == [False, False, True]
+    assert [x == y for x, y in zip(after, map(fingerprint, cells), strict=True)] == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_fingerprints_follow_the_recorded_experiment(tmp_path: Path) -> None:
+    record = tmp_path / "gpt.json"
+
+    def fingerprint() -> str:
+        return Package(tmp_path).fingerprint("hash", [], record)
+
+    absent = fingerprint()
+    record.write_text("1")
+    first = fingerprint()
+    record.write_text("2")
+    assert len({absent, first, fingerprint()}) == 3
 
 
 def test_fingerprints_follow_the_versions_of_libraries(
@@ -279,14 +374,26 @@ def test_fingerprints_follow_the_versions_of_libraries(
 
 def test_kernels_write_inside_the_book_and_import_its_package(tmp_path: Path) -> None:
     environment = kernels.kernel_environment(tmp_path)
-    folders = ["IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"]
-    assert all(Path(environment[name]).is_relative_to(tmp_path / "_build") for name in folders)
+    folders = [
+        "IPYTHONDIR",
+        "JUPYTER_CONFIG_DIR",
+        "JUPYTER_DATA_DIR",
+        "JUPYTER_RUNTIME_DIR",
+        "MPLCONFIGDIR",
+    ]
+    assert all(
+        Path(environment[name]).is_relative_to(tmp_path / "_build") for name in folders
+    )
     assert environment["PYTHONPATH"].split(":")[0] == str(tmp_path / "code")
     assert environment["OMP_NUM_THREADS"] == "1" and environment["PYTHONHASHSEED"] == "0"
 
 
 def test_a_dying_kernel_names_the_cell(tiny_book: TinyBook) -> None:
-    tiny_book.write("chapters/part/beta.md", page("Beta", ["x = 1", "import os\nos._exit(1)"]))
+    tiny_book.write(
+        "chapters/part/beta.md", page("Beta", ["x = 1", "import os\nos._exit(1)"])
+    )
     beta = find(book_chapters(tiny_book.root), "beta")
-    with pytest.raises(kernels.ChapterFailed, match=r"(?s)beta.md, code cell 2.*the kernel died"):
+    with pytest.raises(
+        kernels.ChapterFailed, match=r"(?s)beta.md, code cell 2.*the kernel died"
+    ):
         kernels.execute(beta, kernels.kernel_environment(tiny_book.root))

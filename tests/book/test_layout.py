@@ -24,12 +24,33 @@ FILES = [
         "requirements.txt",
         "pyproject.toml",
     ),
-    *("Makefile", "LICENSE", "LICENSE-text", "CONTRIBUTING.md", "CITATION.cff", ".ci/run", ".gitignore"),
+    *(
+        "Makefile",
+        "LICENSE",
+        "LICENSE-text",
+        "CONTRIBUTING.md",
+        "CITATION.cff",
+        ".ci/run",
+        ".gitignore",
+    ),
     *(".github/workflows/test.yml", ".github/workflows/publish.yml"),
-    *("chapters/start/plan.md", "chapters/start/how-to-run.md", "chapters/start/notation.md"),
+    *(
+        "chapters/start/plan.md",
+        "chapters/start/how-to-run.md",
+        "chapters/start/notation.md",
+    ),
     *("code/book/template.md", "code/book/chapters.yml", "code/book/taught.yml"),
 ]
-GENERATED = {".git", ".venv", "_build", "build", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis"}
+GENERATED = {
+    ".git",
+    ".venv",
+    "_build",
+    "build",
+    "__pycache__",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".hypothesis",
+}
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 REQUIREMENT = re.compile(r"^(?P<name>[\w.-]+)(?:\[[\w,-]+\])?(?P<range>[^;]*)")
 
@@ -57,19 +78,33 @@ def test_runtime_dependencies_are_the_light_ones():
 
 
 def test_every_dependency_is_a_range():
-    extras = [r for several in project().get("optional-dependencies", {}).values() for r in several]
+    extras = [
+        r
+        for several in project().get("optional-dependencies", {}).values()
+        for r in several
+    ]
     for requirement in project()["dependencies"] + extras:
         limits = REQUIREMENT.match(requirement)["range"]
-        assert ">=" in limits and "==" not in limits, f"{requirement}: give a range, as >=1.2,<2"
+        assert ">=" in limits and "==" not in limits, (
+            f"{requirement}: give a range, as >=1.2,<2"
+        )
         # A version that is a year says nothing of compatibility, so it needs no upper limit.
-        assert "<" in limits or re.match(r">=20\d\d\.", limits), f"{requirement}: add an upper limit"
+        assert "<" in limits or re.match(r">=20\d\d\.", limits), (
+            f"{requirement}: add an upper limit"
+        )
 
 
 def test_every_requirement_is_limited_and_the_package_included():
-    lines = [line for line in text("requirements.txt").splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in text("requirements.txt").splitlines()
+        if line and not line.startswith("#")
+    ]
     own = [line for line in lines if line.startswith("-e .")]
     assert len(own) == 1
-    assert set(re.findall(r"\w[\w-]*", own[0])) - {"e"} == set(project().get("optional-dependencies", {}))
+    assert set(re.findall(r"\w[\w-]*", own[0])) - {"e"} == set(
+        project().get("optional-dependencies", {})
+    )
     for line in set(lines) - set(own):
         limits = REQUIREMENT.match(line)["range"]
         assert re.search(r"==|<|>=20\d\d\.", limits), f"{line}: name the tested range"
@@ -81,7 +116,9 @@ def test_the_repositorys_address_stands_once():
     name = re.sub(r"^https?://", "", address).removesuffix(".git")
     found = []
     for folder, folders, files in os.walk(ROOT):
-        folders[:] = [f for f in folders if f not in GENERATED and not f.endswith(".egg-info")]
+        folders[:] = [
+            f for f in folders if f not in GENERATED and not f.endswith(".egg-info")
+        ]
         for path in (Path(folder, file) for file in files):
             content = path.read_text(encoding="utf-8", errors="ignore").lower()
             found += [path.relative_to(ROOT).as_posix()] * content.count(name.lower())
@@ -91,11 +128,21 @@ def test_the_repositorys_address_stands_once():
 def test_toc_lists_files_that_exist_and_every_part():
     toc = yaml.safe_load(text("_toc.yml"))
     files = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
-    missing = [name for name in [toc["root"], *files] if not (ROOT / f"{name}.md").is_file()]
-    assert missing == [], "only what exists is listed; the plan page shows the rest as planned"
+    missing = [
+        name for name in [toc["root"], *files] if not (ROOT / f"{name}.md").is_file()
+    ]
+    assert missing == [], (
+        "only what exists is listed; the plan page shows the rest as planned"
+    )
     assert len(files) == len(set(files))
-    parts = {chapters[0]["file"]: part["caption"] for part in toc["parts"] if (chapters := part["chapters"])}
-    plan = {f"chapters/{part['name']}/index": part["title"] for part in load_plan()["parts"]}
+    parts = {
+        chapters[0]["file"]: part["caption"]
+        for part in toc["parts"]
+        if (chapters := part["chapters"])
+    }
+    plan = {
+        f"chapters/{part['name']}/index": part["title"] for part in load_plan()["parts"]
+    }
     assert {name: caption for name, caption in parts.items() if name in plan} == plan
     assert [name for name in parts if name in plan] == list(plan)
     # In the plan's order, and none forgotten.
@@ -109,14 +156,19 @@ def test_toc_lists_files_that_exist_and_every_part():
 def test_part_pages_list_their_own_part():
     for part in load_plan()["parts"]:
         page = text(f"chapters/{part['name']}/index.md")
-        assert page.startswith(f"# {part['title']}\n") and f"{{part}} {part['name']}\n" in page
+        assert (
+            page.startswith(f"# {part['title']}\n") and f"{{part}} {part['name']}\n" in page
+        )
 
 
 def test_citation_is_valid():
     citation = yaml.safe_load(text("CITATION.cff"))
     assert citation["cff-version"] == "1.2.0"
     assert citation["authors"] and citation["message"] and citation["title"]
-    assert citation["version"] == project()["version"] and citation["license"] == project()["license"]
+    assert (
+        citation["version"] == project()["version"]
+        and citation["license"] == project()["license"]
+    )
 
 
 def test_licences_say_what_they_cover():
@@ -145,7 +197,9 @@ def test_workflow_is_thin_pinned_and_unprivileged(path):
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
     assert any(step.get("run") == "make test" for step in steps)
     for step in steps:
-        assert re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", step.get("uses", f"actions/none@{'0' * 40}"))
+        assert re.fullmatch(
+            r"actions/[\w-]+@[0-9a-f]{40}", step.get("uses", f"actions/none@{'0' * 40}")
+        )
 
 
 def test_only_a_proved_site_is_published():

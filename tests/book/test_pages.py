@@ -56,8 +56,12 @@ PAGES = {
     "index.md": "# Book\n\n```{toctree}\nchapters/start/plan\nchapters/basics/index\n```\n",
     "chapters/start/plan.md": "# The plan\n\nIntroduction.\n\n```{plan}\n```\n\n## History\n\nOld.\n",
     "chapters/basics/index.md": "# Basics\n\n```{part} basics\n```\n\n```{toctree}\none\ntwo\n```\n",
-    "chapters/basics/one.md": CHAPTER.format(title="Chapter one", prerequisites=[], hours=1),
-    "chapters/basics/two.md": CHAPTER.format(title="Chapter two", prerequisites=["basics/one"], hours=2.5),
+    "chapters/basics/one.md": CHAPTER.format(
+        title="Chapter one", prerequisites=[], hours=1
+    ),
+    "chapters/basics/two.md": CHAPTER.format(
+        title="Chapter two", prerequisites=["basics/one"], hours=2.5
+    ),
 }
 
 
@@ -74,8 +78,14 @@ def book(tmp_path: Path) -> Path:
 def record(book: Path, slug: str, cpu_seconds: float, against: list[str]) -> None:
     path = book / f"_build/chapters/{slug}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    checks = [{"name": "x", "against": a, "difference": 0.0, "tolerance": 1e-6} for a in against]
-    facts = {"docname": f"chapters/{slug}", "cpu_seconds": cpu_seconds, "peak_memory_gib": 0.42}
+    checks = [
+        {"name": "x", "against": a, "difference": 0.0, "tolerance": 1e-6} for a in against
+    ]
+    facts = {
+        "docname": f"chapters/{slug}",
+        "cpu_seconds": cpu_seconds,
+        "peak_memory_gib": 0.42,
+    }
     path.write_text(json.dumps(facts | {"checks": checks}), encoding="utf-8")
 
 
@@ -118,14 +128,22 @@ def test_pages_show_the_plan_and_what_was_measured(book):
     assert "one.html" in row and "two.html" in row
 
     part = page(book, "basics/index")
-    assert "The first thing." in part and "12 CPU-s" in part and "A third thing." not in part
+    assert (
+        "The first thing." in part and "12 CPU-s" in part and "A third thing." not in part
+    )
 
     one, two = page(book, "basics/one"), page(book, "basics/two")
     for html in (one, two):
         assert html.count("chapter-box") == 1
         assert html.index("</h1>") < html.index("chapter-box") < html.index("A promise.")
-    assert "nothing but Python" in one and "about 1 hour<" in one and "12 CPU-s, 0.4 GiB" in one
-    assert 'href="one.html"><span>Chapter one</span></a>' in two and "about 2.5 hours" in two
+    assert (
+        "nothing but Python" in one
+        and "about 1 hour<" in one
+        and "12 CPU-s, 0.4 GiB" in one
+    )
+    assert (
+        'href="one.html"><span>Chapter one</span></a>' in two and "about 2.5 hours" in two
+    )
     assert "was not executed" in two and "chapter-box" not in plan
 
 
@@ -155,7 +173,9 @@ def test_a_new_chapter_becomes_published(book):
     front = CHAPTER.format(title="Chapter three", prerequisites=["basics/two"], hours=1)
     path.write_text(front.replace("---\n\n#", "orphan: true\n---\n\n#"), encoding="utf-8")
     assert build(book) == ""
-    assert "Chapter three" in page(book, "start/plan") and "state-planned" not in page(book, "start/plan")
+    assert "Chapter three" in page(book, "start/plan") and "state-planned" not in page(
+        book, "start/plan"
+    )
 
 
 def test_many_references_are_cut_and_an_unknown_part_is_an_error(book):

@@ -14,7 +14,8 @@ from book import offline, prove
 from book.notebooks import book_chapters
 
 needs_isolation = pytest.mark.skipif(
-    offline.refusal() is not None, reason=f"this machine isolates no network: {offline.refusal()}"
+    offline.refusal() is not None,
+    reason=f"this machine isolates no network: {offline.refusal()}",
 )
 
 
@@ -25,7 +26,10 @@ def built_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cells = ["6 * 7", "1 / 0", "import time\ntime.time()", "print('same')"]
     book.write("chapters/part/beta.md", page("Beta", cells, tags=tags))
     text = page("Gamma", ["import os, sys\nprint(os.environ['PYTHONHASHSEED'])"])
-    book.write("chapters/part/gamma.md", text.replace("  part: part\n", "  part: part\n  exclusive: true\n"))
+    book.write(
+        "chapters/part/gamma.md",
+        text.replace("  part: part\n", "  part: part\n  exclusive: true\n"),
+    )
     done = book.build()
     assert done.returncode == 0, done.stdout + done.stderr
     return book.root
@@ -50,7 +54,9 @@ def test_right_outputs_pass(built: TinyBook) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 notebooks, 7 cells gave the same outputs twice" in done.stdout
     assert "part/beta: 4 cells, all equal" in done.stdout
-    assert ("no route to any host but loopback" in done.stdout) != ("Offline switches only" in done.stdout)
+    assert ("no route to any host but loopback" in done.stdout) != (
+        "Offline switches only" in done.stdout
+    )
 
 
 @pytest.mark.slow
@@ -83,8 +89,13 @@ def test_missing_and_outdated_notebooks_are_refused(built: TinyBook) -> None:
     built.notebook("alpha").unlink()
     built.replace("chapters/part/beta.md", "6 * 7", "6 * 8")
     problems = prove.refusals(built.root, book_chapters(built.root))
-    assert [problem.partition(":")[0] for problem in problems] == ["part/alpha", "part/beta"]
-    assert "no executed notebook" in problems[0] and "changed since the build" in problems[1]
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "part/alpha",
+        "part/beta",
+    ]
+    assert (
+        "no executed notebook" in problems[0] and "changed since the build" in problems[1]
+    )
     assert prove.refusals(built.root, []) == ["there is no chapter to prove"]
 
 
@@ -99,7 +110,9 @@ def test_few_cells_may_escape_comparison_and_none_by_a_comment(built: TinyBook) 
     problems = "\n".join(prove.refusals(built.root, chapters))
     assert "code cell 1: use a tag, not the comment NBVAL_IGNORE_OUTPUT" in problems
     assert "code cell 4: `skip-execution` needs the tag `nbval-skip` too" in problems
-    cell = nbformat.v4.new_code_cell("1", execution_count=1, metadata={"tags": ["nbval-ignore-output"]})
+    cell = nbformat.v4.new_code_cell(
+        "1", execution_count=1, metadata={"tags": ["nbval-ignore-output"]}
+    )
     assert prove._cell_problems("x", [cell] * prove.ESCAPES) == []
     (problem,) = prove._cell_problems("x", [cell] * (prove.ESCAPES + 1))
     assert f"at most {prove.ESCAPES} of a chapter may" in problem
@@ -131,7 +144,9 @@ def test_offline_reaches_loopback_and_nothing_else() -> None:
 @needs_isolation
 def test_servers_of_the_machine_cannot_be_reached_either() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        script = f"import socket; socket.create_connection({server.getsockname()}, timeout=5)"
+        script = (
+            f"import socket; socket.create_connection({server.getsockname()}, timeout=5)"
+        )
         command = [*offline.WRAPPER, sys.executable, "-c", script]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         socket.create_connection(server.getsockname(), timeout=5).close()
@@ -145,7 +160,10 @@ def test_a_machine_that_refuses_gets_switches_and_a_sentence(
     script = "import os; print(os.environ['PIP_NO_INDEX'], os.environ['https_proxy'])"
     assert offline.run([sys.executable, "-c", script], {}) == 0
     out = capfd.readouterr().out
-    assert "Offline switches only: this machine isolates no network (Operation not permitted)." in out
+    assert (
+        "Offline switches only: this machine isolates no network (Operation not permitted)."
+        in out
+    )
     assert out.splitlines()[-1] == "1 http://127.0.0.1:9"
 
 

@@ -89,7 +89,11 @@ def test_sync_writes_the_packages_text(root):
     text = MODULE[MODULE.index("# How wide") :].replace("logger = None\n\n\n", "\n")
     assert cell_of(root) == "# llm_learn.things\n\n" + text.strip()
     assert (root / "chapters/basics/one.md").read_text(encoding="utf-8").startswith(HEAD)
-    assert (root / "chapters/basics/one.md").read_text(encoding="utf-8").endswith("```\n\nText after.\n")
+    assert (
+        (root / "chapters/basics/one.md")
+        .read_text(encoding="utf-8")
+        .endswith("```\n\nText after.\n")
+    )
     assert sync.main(["--check"], root) == 0
     before = (root / "chapters/basics/one.md").read_bytes()
     assert sync.main([], root) == 0
@@ -99,7 +103,9 @@ def test_sync_writes_the_packages_text(root):
 def test_cells_keep_their_own_order_and_are_rewritten_from_the_end(root):
     chapter(
         root,
-        packaged("# llm_learn.things\nclass Second: ...\ndef first(): ...\ndef _third(): ...")
+        packaged(
+            "# llm_learn.things\nclass Second: ...\ndef first(): ...\ndef _third(): ..."
+        )
         + "\nBetween.\n\n"
         + packaged("# llm_learn.things\nDEPTH = 0\nWIDTH = 0"),
     )
@@ -107,12 +113,17 @@ def test_cells_keep_their_own_order_and_are_rewritten_from_the_end(root):
     one, two = read_source(root / "chapters/basics/one.md").cells
     assert one.source.index("class Second") < one.source.index("def first")
     assert "    size = 1\n\n\n# Why it is here.\n@staticmethod\ndef first(x):" in one.source
-    assert two.source == "# llm_learn.things\nDEPTH: int = 4\n\n# How wide it is.\nWIDTH = 3  # in tokens"
+    assert (
+        two.source
+        == "# llm_learn.things\nDEPTH: int = 4\n\n# How wide it is.\nWIDTH = 3  # in tokens"
+    )
     assert sync.main(["--check"], root) == 0
 
 
 def test_bare_names_are_enough_in_a_new_cell(root):
-    full = packaged("# llm_learn.things\ndef first(): ...\nclass Second: ...\ndef _third(): ...")
+    full = packaged(
+        "# llm_learn.things\ndef first(): ...\nclass Second: ...\ndef _third(): ..."
+    )
     chapter(root, packaged("# llm_learn.things\nfirst, Second\n_third"))
     chapter(root, full, "two")
     assert sync.main([], root) == 0
@@ -136,7 +147,11 @@ def test_a_changed_line_of_the_package_is_reported(root, old, new, capsys):
     path.write_text(MODULE.replace(old, new), encoding="utf-8")
     assert sync.main(["--check"], root) == 1
     said = capsys.readouterr().out
-    assert "chapters/basics/one.md:" in said and "llm_learn.things.first" in said and "make sync" in said
+    assert (
+        "chapters/basics/one.md:" in said
+        and "llm_learn.things.first" in said
+        and "make sync" in said
+    )
     assert f"-{old}" in said.replace("    ", "") and f"+{new}" in said.replace("    ", "")
 
 
@@ -171,7 +186,9 @@ def test_everything_taught_once_is_right(root):
 
 def test_what_is_taught_nowhere_or_twice_is_reported(root):
     chapter(root, packaged("# llm_learn.things\ndef first(): ...\nclass Second: ..."))
-    assert "things.WIDTH is taught nowhere" in problems(root) and "things._third is taught" in problems(root)
+    assert "things.WIDTH is taught nowhere" in problems(
+        root
+    ) and "things._third is taught" in problems(root)
     assert "logger" not in problems(root)
     chapter(root, packaged(f"# llm_learn.things\n{ALL}"))
     chapter(root, packaged("# llm_learn.things\ndef first(): ..."), "two")
@@ -181,8 +198,13 @@ def test_what_is_taught_nowhere_or_twice_is_reported(root):
 def test_listed_definitions(root):
     chapter(root, packaged("# llm_learn.things\ndef first(): ..."))
     why = "a reason that says why"
-    listed(root, f"plumbing: {{things.WIDTH: {why}, things.DEPTH: {why}, things._third: {why}}}")
-    assert problems(root).count("\n") == 0 and "things.Second is taught nowhere" in problems(root)
+    listed(
+        root,
+        f"plumbing: {{things.WIDTH: {why}, things.DEPTH: {why}, things._third: {why}}}",
+    )
+    assert problems(root).count(
+        "\n"
+    ) == 0 and "things.Second is taught nowhere" in problems(root)
     rest = f"plumbing: {{things.WIDTH: {why}, things.DEPTH: {why}, things._third: {why}}}\n"
     listed(root, rest + "pending: {things.Second: basics/two}")
     assert problems(root) == ""
@@ -196,8 +218,13 @@ def test_listed_definitions(root):
 
 def test_stale_entries_are_reported(root):
     why = "a reason that says why"
-    listed(root, f"plumbing: {{nothing: {why}, things.gone: {why}}}\npending: {{things.lost: basics/two}}")
-    assert all(f"`{name}`" in problems(root) for name in ("nothing", "things.gone", "things.lost"))
+    listed(
+        root,
+        f"plumbing: {{nothing: {why}, things.gone: {why}}}\npending: {{things.lost: basics/two}}",
+    )
+    assert all(
+        f"`{name}`" in problems(root) for name in ("nothing", "things.gone", "things.lost")
+    )
     listed(root, f"plumbing: {{things: {why}}}")
     assert "things.first is taught in chapters/basics/one.md" in problems(root)
     chapter(root, packaged("# llm_learn.things\ndef first(): ..."))
@@ -206,7 +233,9 @@ def test_stale_entries_are_reported(root):
 
 
 def test_pages_without_code_or_front_matter_are_no_chapters(root):
-    (root / "chapters/basics/index.md").write_text("# Part\n\n```python\nx\n```\n", encoding="utf-8")
+    (root / "chapters/basics/index.md").write_text(
+        "# Part\n\n```python\nx\n```\n", encoding="utf-8"
+    )
     assert [source.slug for source in find_sources(root)] == ["basics/one"]
 
 
@@ -227,8 +256,13 @@ def test_every_definition_is_taught_once_or_listed():
 def test_a_real_chapter_survives_a_rewrite(tmp_path):
     """Sync on a copy of this book changes nothing where the check finds nothing."""
     for folder in ("chapters", "code/llm_learn", "code/book"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
     before = {path: path.read_bytes() for path in (tmp_path / "chapters").rglob("*.md")}
-    if not any(sync.differences(source, tmp_path / "code/llm_learn") for source in find_sources(tmp_path)):
+    if not any(
+        sync.differences(source, tmp_path / "code/llm_learn")
+        for source in find_sources(tmp_path)
+    ):
         assert sync.main([], tmp_path) == 0
         assert {path: path.read_bytes() for path in before} == before

@@ -85,7 +85,12 @@ class TinyBook:
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "PYTHONPATH": str(REPOSITORY / "code"), **environment}
         return subprocess.run(
-            [sys.executable, *command], cwd=self.root, env=env, capture_output=True, text=True, check=False
+            [sys.executable, *command],
+            cwd=self.root,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     def build(self, *options: str) -> subprocess.CompletedProcess[str]:
@@ -95,4 +100,6 @@ class TinyBook:
         return self.run("-m", "book", "prove", *names)
 
     def notebook(self, name: str) -> Path:
-        return self.root / "_build" / "jupyter_execute" / "chapters" / "part" / f"{name}.ipynb"
+        return (
+            self.root / "_build" / "jupyter_execute" / "chapters" / "part" / f"{name}.ipynb"
+        )

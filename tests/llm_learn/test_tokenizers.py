@@ -469,7 +469,7 @@ def test_a_special_token_of_one_character_may_be_allowed_by_a_string():
 
 
 def test_encoding_rejects_lone_surrogates(bpe):
-    with pytest.raises(ValueError, match=r"text holds .*surrogate"):
+    with pytest.raises(ValueError, match=r"surrogates not allowed"):
         bpe.encode("a\ud800b")
 
 
