@@ -17,7 +17,7 @@ from llm_learn.tokenizers import BPETokenizer
 from llm_learn.train import TrainConfig, train
 
 HELD_OUT = ["macbeth", "twelfth-night", "henry-v", "julius-caesar"]
-VOCAB_SIZE, NUM_VAL_IDS = 4096, 32_000
+VOCAB_SIZE, IDS_A_PLAY = 4096, 8_000
 MODEL = GPTConfig(
     vocab_size=VOCAB_SIZE, context_length=64, d_model=128, num_layers=3, num_heads=4
 )
@@ -32,10 +32,10 @@ def main() -> None:
     torch.set_num_threads(1)
     plays = shakespeare_plays()
     train_text = "\n\n".join(text for name, text in plays.items() if name not in HELD_OUT)
-    val_text = "\n\n".join(plays[name] for name in HELD_OUT)
     tokenizer = BPETokenizer.train(train_text, VOCAB_SIZE)
     train_ids = torch.tensor(tokenizer.encode(train_text))
-    val_ids = torch.tensor(tokenizer.encode(val_text)[: NUM_VAL_IDS + 1])
+    val_ids = [i for name in HELD_OUT for i in tokenizer.encode(plays[name])[:IDS_A_PLAY]]
+    val_ids = torch.tensor(val_ids)
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
     ).stdout
