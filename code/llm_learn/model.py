@@ -68,7 +68,7 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(config.d_model)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                # Each block adds to the residual stream twice; smaller steps keep its variance near 1.
+                # Each block adds to the residual stream twice; depth must not inflate its variance.
                 adds_to_stream = name.endswith(("attention.out.weight", "mlp.down.weight"))
                 std = 0.02 / math.sqrt(2 * config.num_layers) if adds_to_stream else 0.02
                 nn.init.normal_(parameter, std=std)

@@ -63,7 +63,8 @@ def glue(name: str, value: object) -> None:
         raise ValueError(f"name is {name!r}: prose asks for a value by its name")
     prefix = "application/papermill.record/"
     metadata = {"scrapbook": {"name": name, "mime_prefix": prefix}}
-    _display({prefix + "text/plain": str(value)}, metadata)
+    # Quoted: myst-nb evaluates what it finds, and would show 1.50 as 1.5.
+    _display({prefix + "text/plain": repr(str(value))}, metadata)
 
 
 def verify(

@@ -2,7 +2,9 @@
 
 import json
 import random
+import sys
 import time
+from pathlib import Path
 
 import matplotlib as mpl
 import nbformat
@@ -14,7 +16,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from myst_nb.ext.glue import extract_glue_data
 
-from llm_learn.notebook import Stopwatch, exercise, glue, start, verify
+from llm_learn import notebook
+from llm_learn.notebook import Stopwatch, exercise, glue, recorded, start, verify
 from llm_learn.plotting import COLORS
 
 NAN, INF = float("nan"), float("inf")
@@ -101,8 +104,8 @@ def test_glue_emits_what_myst_nb_reads(screen):
     nbformat.validate(nbformat.v4.new_notebook(cells=[cell]))
     glued = extract_glue_data(nbformat.v4.new_notebook(cells=[cell]), [0], logger=None)
     assert {name: output["data"] for name, output in glued.items()} == {
-        "loss": {"text/plain": "1.5"},
-        "text": {"text/plain": "4,096 tokens"},
+        "loss": {"text/plain": "'1.5'"},
+        "text": {"text/plain": "'4,096 tokens'"},
     }
     assert (
         cell.outputs == []
@@ -256,6 +259,36 @@ def test_verify_rejects_tensors_without_elements(screen):
     with pytest.raises(AssertionError, match="empty"):
         verify("Ours", torch.ones(0), torch.ones(0), against="theirs")
     assert not screen.outputs
+
+
+# recorded
+
+
+def test_recorded_reads_the_checkout_and_else_the_installed_package(tmp_path, monkeypatch):
+    module = tmp_path / "code" / "llm_learn" / "notebook.py"  # need not exist
+    monkeypatch.setattr(notebook, "__file__", str(module))
+    installed = tmp_path / "site" / "llm_learn_experiments"
+    installed.mkdir(parents=True)
+    (installed / "toy.json").write_text('{"where": "installed"}')
+    monkeypatch.syspath_prepend(installed.parent)
+    monkeypatch.delitem(sys.modules, "llm_learn_experiments", raising=False)
+    assert recorded("toy") == {"where": "installed"}
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "toy.json").write_text('{"where": "checkout, ü"}', "utf-8")
+    assert recorded("toy") == {"where": "checkout, ü"}
+
+
+def test_every_record_can_be_read():
+    names = [
+        file.stem for file in (Path(__file__).parents[2] / "experiments").glob("*.json")
+    ]
+    assert names
+    assert all(isinstance(recorded(name), dict) for name in names)
+
+
+def test_recorded_rejects_an_experiment_without_record():
+    with pytest.raises(ValueError, match=r"name is 'no such': .*experiments/no such\.json"):
+        recorded("no such")
 
 
 # exercise

@@ -401,7 +401,7 @@ def test_bpe_rejects_ids_outside_the_vocabulary(bpe, bad):
         bpe.decode([0, bad])
 
 
-@pytest.mark.parametrize("bad", [1.5, "1"])
+@pytest.mark.parametrize("bad", [1.5, "1", None, torch.tensor(2.5)])
 def test_decoding_rejects_ids_that_are_no_integers(bpe, bad):
     with pytest.raises(ValueError, match=rf"ids holds {bad}"):
         bpe.decode([0, bad])
