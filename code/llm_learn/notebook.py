@@ -6,7 +6,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -159,10 +159,13 @@ def recorded(name: str) -> dict:
     Args:
         name: the experiment's name, such as `gpt` for experiments/gpt.json.
     """
-    checkout = Path(__file__).parents[2] / "experiments"
-    folder = checkout if checkout.is_dir() else resources.files("llm_learn_experiments")
-    file = folder / f"{name}.json"
-    if not file.is_file():
+    folders = [Path(__file__).parents[2] / "experiments"]  # a checkout
+    if installed := find_spec("llm_learn_experiments"):
+        folders += map(Path, installed.submodule_search_locations or ())
+    file = next(
+        (file for folder in folders if (file := folder / f"{name}.json").is_file()), None
+    )
+    if file is None:
         raise ValueError(f"name is {name!r}: there is no record experiments/{name}.json")
     return json.loads(file.read_text(encoding="utf-8"))
 
