@@ -7,7 +7,7 @@ from hypothesis import settings
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
-# Derandomized: a failure in CI repeats here. No database: nothing is written beside the sources.
+# Derandomized: a failure in CI repeats here, and no database of earlier failures decides what is tried.
 settings.register_profile(
     "book", deadline=None, max_examples=60, derandomize=True, database=None
 )

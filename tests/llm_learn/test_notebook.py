@@ -14,6 +14,7 @@ import torch
 from IPython.core.history import HistoryManager
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
+from myst_nb.core.variables import format_plain_text
 from myst_nb.ext.glue import extract_glue_data
 
 from llm_learn import notebook
@@ -92,7 +93,8 @@ def test_stopwatch_tells_work_from_waiting():
 
 def test_glue_emits_what_myst_nb_reads(screen):
     glue("loss", 1.5)
-    glue("text", "4,096 tokens")
+    glue("text", "4,096")
+    glue("rounded", "1.50")
     cell = nbformat.v4.new_code_cell(
         outputs=[
             nbformat.v4.new_output(
@@ -103,13 +105,12 @@ def test_glue_emits_what_myst_nb_reads(screen):
     )
     nbformat.validate(nbformat.v4.new_notebook(cells=[cell]))
     glued = extract_glue_data(nbformat.v4.new_notebook(cells=[cell]), [0], logger=None)
-    assert {name: output["data"] for name, output in glued.items()} == {
-        "loss": {"text/plain": "'1.5'"},
-        "text": {"text/plain": "'4,096 tokens'"},
+    shown = {
+        name: format_plain_text(o["data"]["text/plain"], "s") for name, o in glued.items()
     }
-    assert (
-        cell.outputs == []
-    )  # The page shows a glued value where prose asks for it, and nowhere else.
+    assert shown == {"loss": "1.5", "text": "4,096", "rounded": "1.50"}
+    # The page shows a glued value where prose asks for it, and nowhere else.
+    assert cell.outputs == []
 
 
 def test_glue_rejects_a_value_without_a_name(screen):

@@ -13,6 +13,7 @@ import tokenizers as hf
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tiktoken_ext import openai_public
 
 from llm_learn.tokenizers import (
     BYTE_ORDER,
@@ -147,6 +148,27 @@ def test_merges_match_hugging_face_on_small_alphabets(text):
 def test_ids_match_tiktoken(text):
     bpe = BPETokenizer.train(CORPUS, 500)
     assert bpe.encode(text) == as_tiktoken(bpe).encode_ordinary(text)
+
+
+@pytest.fixture(scope="module")
+def gpt4_pattern() -> str:
+    """The pattern that tiktoken gives to GPT-4's encoding, without the ranks that it would download."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(openai_public, "load_tiktoken_bpe", lambda *_, **__: {})
+        pattern = openai_public.cl100k_base()["pat_str"]
+    # Possessive to their engine; to ours, one or more groups of three digits.
+    return pattern.replace("{1,3}+", "{1,3}")
+
+
+@settings(max_examples=300)
+@given(TEXT)
+@example("DON'T we'll I'VE it's 'Sx o'clock")
+@example("1234567 12 2026-01-01 3.14159")
+@example("a  b \n\n c\r\n\t#!?\n\n  d")
+def test_the_pattern_cuts_like_gpt4(gpt4_pattern, text):
+    # Only before the end: tiktoken has come to keep a text's last whitespace whole, line breaks and all.
+    text += "."
+    assert regex.findall(GPT4_PATTERN, text) == regex.findall(gpt4_pattern, text)
 
 
 @settings(max_examples=150)
