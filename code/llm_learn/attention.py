@@ -57,7 +57,7 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
         raise ValueError(
             f"mask has shape {tuple(mask.shape)}: it must broadcast to (..., T, S), {tuple(scores.shape)}"
         )
-    # The lowest finite number, not -inf: a row without any key would become NaN, and so would its gradient.
+    # The lowest finite number, not -inf, which would make a row without any key NaN on its way.
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(-1).masked_fill(~mask, 0.0)
 

@@ -71,6 +71,8 @@ def pack_documents(
     if not docs:
         raise ValueError("docs is empty: there is nothing to pack")
     ids = torch.tensor([i for doc in docs for i in (*doc, eos_id)])
+    if ids.is_floating_point() or ids.min() < 0:
+        raise ValueError("docs holds ids that are no integers from 0 on")
     document_ids = torch.arange(len(docs)).repeat_interleave(
         torch.tensor([len(doc) + 1 for doc in docs])
     )

@@ -29,6 +29,10 @@ BYTE_ORDER = bytes(_PRINTABLE + sorted(set(range(256)) - set(_PRINTABLE)))
 
 def cut_into_chunks(text: str, pattern: str) -> list[str]:
     """The matches of `pattern` in `text`; raises ValueError where they leave some of it out."""
+    if lone := regex.search(r"\p{Cs}", text):
+        raise ValueError(
+            f"text holds {lone[0]!r}, a lone surrogate: UTF-8 has no bytes for it"
+        )
     try:
         compiled = regex.compile(pattern)
     except regex.error as error:
@@ -178,6 +182,11 @@ class BPEVocabulary:
         special_tokens: Sequence[str] = (),
         pattern: str = GPT4_PATTERN,
     ):
+        if isinstance(special_tokens, str):
+            raise ValueError(
+                f"special_tokens is {special_tokens!r}: it must be a list of strings"
+            )
+        cut_into_chunks("", pattern)  # rejects a broken pattern now, not at the first text
         self.merges = [(int(a), int(b)) for a, b in merges]
         self.special_tokens = list(special_tokens)
         self.pattern = pattern
@@ -233,7 +242,7 @@ class BPEVocabulary:
 
 
 class BPETokenizer(BPEVocabulary):
-    """Byte-level BPE (Radford et al. 2019): any text encodes, and decodes to itself."""
+    """Byte-level BPE (Radford et al. 2019): any text that UTF-8 can write encodes, and decodes to itself."""
 
     @classmethod
     def train(

@@ -64,7 +64,7 @@ def evaluate_loss(model: nn.Module, ids: Tensor, *, batch_size: int = 64) -> flo
         batch_size: windows at a time; changes speed and memory only.
     """
     context_length = model.config.context_length
-    num_windows = (len(ids) - 1) // context_length
+    num_windows = (ids.numel() - 1) // context_length
     if ids.ndim != 1 or num_windows < 1:
         raise ValueError(
             f"ids has shape {tuple(ids.shape)}: it must be a vector of at least {context_length + 1} ids"

@@ -156,3 +156,9 @@ def test_packing_rejects_nothing_to_pack():
 def test_packing_rejects_a_negative_eos():
     with pytest.raises(ValueError, match="eos_id is -1"):
         pack_documents([[1]], 4, eos_id=-1)
+
+
+@pytest.mark.parametrize("docs", [[[1, -2]], [[0.5]]])
+def test_packing_rejects_ids_that_are_no_integers_from_0_on(docs):
+    with pytest.raises(ValueError, match="docs holds ids"):
+        pack_documents(docs, 4, eos_id=0)

@@ -491,7 +491,7 @@ def test_a_special_token_of_one_character_may_be_allowed_by_a_string():
 
 
 def test_encoding_rejects_lone_surrogates(bpe):
-    with pytest.raises(ValueError, match=r"surrogates not allowed"):
+    with pytest.raises(ValueError, match=r"text holds .*surrogate"):
         bpe.encode("a\ud800b")
 
 
@@ -519,3 +519,10 @@ def test_loading_rejects_a_file_that_save_did_not_write(tmp_path, content):
         ValueError, match=r"path is '.*other.json': not a file written by save\(\)"
     ):
         BPETokenizer.load(path)
+
+
+def test_a_broken_vocabulary_is_rejected_when_it_is_made():
+    with pytest.raises(ValueError, match=r"special_tokens is 'ab'"):
+        BPETokenizer([], "ab")
+    with pytest.raises(ValueError, match=r"pattern is '\('"):
+        BPETokenizer([], pattern="(")
