@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -75,7 +76,11 @@ def browser() -> Iterator:
             "--disable-component-update",
             "--disable-sync",
         ]
-        chromium = playwright.chromium.launch(executable_path=browser_path(), args=options)
+        # Its crash reports would land in the user's home.
+        home = os.environ | {"XDG_CONFIG_HOME": str(ROOT / "_build" / ".home" / "config")}
+        chromium = playwright.chromium.launch(
+            executable_path=browser_path(), args=options, env=home
+        )
         try:
             yield chromium
         finally:
