@@ -366,11 +366,33 @@ def exercise_code(chapter, book):
                 line,
                 "put the cell tagged `exercise-solution` inside `{solution-start}` … `{solution-end}`",
             )
+    labels = {
+        options.get("label", "")
+        for _, kind, _, options in found
+        if kind == "exercise-start"
+    }
     for cell in chapter.cells:
-        if "exercise-checker" in cell.tags and not re.search(
-            r"^@exercise\b", cell.source, re.M
-        ):
-            yield cell.line, "decorate the checker with `@exercise` from llm_learn.notebook"
+        if "exercise-checker" not in cell.tags:
+            continue
+        names = re.findall(r"^@exercise\(\"([\w-]+)\"\)", cell.source, re.M)
+        if not names:
+            yield (
+                cell.line,
+                'decorate the checker with `@exercise("name")` from llm_learn.exercises',
+            )
+        for name in names:
+            if not labels & {name, f"ex-{name}"}:
+                yield cell.line, f"no exercise of this chapter has the label `ex-{name}`"
+            for role in ("starter", "solution"):
+                if not any(
+                    f'check("{name}"' in c.source
+                    for c in chapter.cells
+                    if f"exercise-{role}" in c.tags
+                ):
+                    yield (
+                        cell.line,
+                        f'no cell tagged `exercise-{role}` calls `check("{name}", …)`',
+                    )
 
 
 @check

@@ -1,11 +1,9 @@
-"""What every notebook does around its subject: start, time, glue, verify, exercises."""
+"""What every notebook does around its subject: start, time, glue, verify."""
 
-import functools
 import json
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -105,6 +103,7 @@ def verify(
         "against": against,
         "difference": difference,
         "tolerance": tolerance,
+        "relative": relative,
     }
     _display(
         {"text/plain": f"✓ {name} = {against}: {shown}{allowed}"},
@@ -168,34 +167,6 @@ def recorded(name: str) -> dict:
     if file is None:
         raise ValueError(f"name is {name!r}: there is no record experiments/{name}.json")
     return json.loads(file.read_text(encoding="utf-8"))
-
-
-def exercise(checker: Callable[..., Iterator[tuple[bool, str]]]) -> Callable[..., bool]:
-    """Turns a generator of `(passed, message)` into a checker that prints the first message that failed.
-
-    It prints "Correct" when all passed, and "Not yet" with the reason otherwise; an unfinished answer that
-    raises is a reason like any other, so that a notebook runs on to its end.
-    """
-
-    @functools.wraps(checker)
-    def check(*answer) -> bool:
-        try:
-            for passed, message in checker(*answer):
-                if not passed:
-                    print(f"Not yet: {message}")
-                    return False
-        except NotImplementedError:
-            print(
-                "Not yet: replace the `raise` line by your answer, then run this cell again."
-            )
-            return False
-        except Exception as error:
-            print(f"Not yet: your answer raised {type(error).__name__}: {error}")
-            return False
-        print("Correct.")
-        return True
-
-    return check
 
 
 def _display(data: dict[str, str], metadata: dict) -> None:

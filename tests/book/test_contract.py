@@ -156,7 +156,21 @@ BAD = [
         ("[exercise-checker, hide-input]", "[hide-input]"),
         "exercise-checker",
     ),
-    ("exercise_code", ("@exercise\n", ""), "@exercise"),
+    ("exercise_code", ('@exercise("attention-in-code")\n', ""), "@exercise"),
+    ("exercise_code", ("@exercise(", "@exercise()  # ("), "@exercise"),
+    (
+        "exercise_code",
+        ('@exercise("attention-in-code")', '@exercise("attention-elsewhere")'),
+        "no exercise of this chapter has the label",
+    ),
+    (
+        "exercise_code",
+        (
+            'raise NotImplementedError\n\n\n_ = check("attention-in-code", log_weights)',
+            "raise NotImplementedError",
+        ),
+        "`exercise-starter` calls",
+    ),
     (
         "exercise_code",
         ("[nbval-ignore-output]", "[exercise-solution, exercise-starter]"),
