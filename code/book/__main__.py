@@ -14,6 +14,7 @@ OUTPUTS = [
     "html",
     ".doctrees",
     "jupyter_execute",
+    "notebooks",
     "chapters",
     ".jupyter_cache",
     "preview",

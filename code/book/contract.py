@@ -7,7 +7,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from book import habits  # noqa: F401 (registers its checks)
+from book import habits, imports  # noqa: F401 (register their checks)
 from book.checks import CHECKS, Book, calls, check, load_book, tree
 from book.source import COMMENT, Source, planned_chapters
 

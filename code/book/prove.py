@@ -1,4 +1,6 @@
-"""The proof: every executed notebook is executed once more, and every output compared, by nbval.
+"""The proof: every published notebook is executed once more, and every output compared, by nbval.
+
+They are the files that Colab opens, and their kernels run in an environment that holds the installed package only.
 
 nbval passes a notebook that was never executed, because there is nothing to compare. So such notebooks are
 refused first, and at the end the cells compared are counted.
@@ -18,6 +20,8 @@ import pytest
 from nbformat import NotebookNode
 
 from book import offline
+from book.clean import KERNEL, CannotPrepare, prepare
+from book.colab import FOLDER
 from book.kernels import kernel_environment
 from book.notebooks import ChapterNotebook, book_chapters, find
 
@@ -36,7 +40,7 @@ SANITIZE = "regex: \\S*ipykernel_\\d+/\\d+\\.py\nreplace: CELL\n"
 
 
 def notebook_path(root: Path, chapter: ChapterNotebook) -> Path:
-    return root / "_build" / "jupyter_execute" / f"{chapter.docname}.ipynb"
+    return root / "_build" / FOLDER / f"{chapter.docname}.ipynb"
 
 
 def refusals(root: Path, chapters: Sequence[ChapterNotebook]) -> list[str]:
@@ -48,10 +52,14 @@ def refusals(root: Path, chapters: Sequence[ChapterNotebook]) -> list[str]:
         path = notebook_path(root, chapter)
         if not path.is_file():
             problems.append(
-                f"{chapter.name}: there is no executed notebook; build the book first (make book)"
+                f"{chapter.name}: there is no published notebook; build the book first (make book)"
             )
             continue
-        cells = code_cells(path)
+        install, *cells = code_cells(path)
+        if "install" not in install.metadata.get("tags", ()):
+            problems.append(
+                f"{chapter.name}: the notebook does not begin with its install cell"
+            )
         if [cell.source for cell in cells] != [cell.source for cell in chapter.code_cells]:
             problems.append(
                 f"{chapter.name}: its cells have changed since the build; build the book again"
@@ -130,7 +138,7 @@ def compare(root: Path, notebooks: Sequence[str], workers: int) -> bool:
     """Runs nbval over notebooks, named as documents; True when every cell ran and every output is equal."""
     if not notebooks:
         return True
-    folder = root / "_build" / "jupyter_execute"
+    folder = root / "_build" / FOLDER
     settings = root / "_build" / "proof"
     settings.mkdir(parents=True, exist_ok=True)
     (settings / "sanitize.cfg").write_text(SANITIZE, encoding="utf-8")
@@ -143,7 +151,8 @@ def compare(root: Path, notebooks: Sequence[str], workers: int) -> bool:
     # All cells of a notebook stay on one worker, in order; the longest notebook comes first.
     options = [
         "--nbval",
-        "--nbval-current-env",
+        "--nbval-kernel-name",
+        KERNEL,
         "--nbval-sanitize-with",
         str(settings / "sanitize.cfg"),
     ]
@@ -183,14 +192,19 @@ def main(names: Sequence[str], root: Path) -> int:
         print("Not proved:", *problems, sep="\n  ", file=sys.stderr)
         return 1
     chapters.sort(key=lambda chapter: _seconds(root, chapter), reverse=True)
-    print(f"Proving {len(chapters)} executed notebooks", flush=True)
+    try:
+        prepare(root)
+    except CannotPrepare as error:
+        print(f"Not proved: {error}", file=sys.stderr)
+        return 1
+    print(f"Proving {len(chapters)} published notebooks in a clean environment", flush=True)
     command = [sys.executable, "-m", "book.prove", str(root)]
     command += [
         f"{'--alone' if chapter.exclusive else '--together'}={chapter.docname}"
         for chapter in chapters
     ]
     status = offline.run(command, kernel_environment(root))
-    cells = sum(len(chapter.code_cells) for chapter in chapters)
+    cells = sum(1 + len(chapter.code_cells) for chapter in chapters)
     result = (
         f"{cells} cells gave the same outputs twice"
         if status == 0

@@ -176,6 +176,13 @@ BAD = [
         ("[nbval-ignore-output]", "[exercise-solution, exercise-starter]"),
         "inside",
     ),
+    ("imports", cell("import tokenizers"), "`tokenizers` comes with none of the extras"),
+    (
+        "imports",
+        cell("def f():\n    from pytest import raises"),
+        "`pytest` comes with none",
+    ),
+    ("imports", cell("import nowhere.at_all"), "`nowhere` comes with none"),
     ("citations", ("{cite:t}`sennrich2016neural`", "a paper"), "1 works cited"),
     ("citations", ("sennrich2016neural", "nobody1900"), "nobody1900"),
     ("substance", (FILLER, ""), "words of prose"),
@@ -277,6 +284,8 @@ def test_every_check_has_a_bad_chapter():
 
 
 FINE = [
+    ("imports", cell("import json, numpy, PIL\nfrom torch.nn import functional as F")),
+    ("imports", cell("from IPython.display import Audio\nfrom llm_learn.model import GPT")),
     ("typed_numbers", prose("Training takes {glue:text}`x` s, `5 ms` or $3 s$.")),
     ("typed_numbers", prose("They report 12.5 s {cite}`vaswani2017attention`.")),
     (

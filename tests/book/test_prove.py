@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from tinybook import TinyBook, page
 
-from book import offline, prove
+from book import clean, offline, prove
 from book.notebooks import book_chapters
 
 needs_isolation = pytest.mark.skipif(
@@ -32,28 +32,31 @@ def built_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     done = book.build()
     assert done.returncode == 0, done.stdout + done.stderr
+    clean.prepare(book.root)
     return book.root
 
 
 @pytest.fixture
 def built(built_root: Path, tmp_path: Path) -> TinyBook:
     book = TinyBook(tmp_path / "copy")
-    shutil.copytree(built_root, book.root, dirs_exist_ok=True)
+    ignore = shutil.ignore_patterns(".clean")
+    shutil.copytree(built_root, book.root, dirs_exist_ok=True, ignore=ignore)
+    (book.root / "_build" / ".clean").symlink_to(built_root / "_build" / ".clean")
     return book
 
 
 def change(book: TinyBook, name: str, edit) -> None:
-    notebook = nbformat.read(book.notebook(name), as_version=4)
-    edit([cell for cell in notebook.cells if cell.cell_type == "code"])
-    nbformat.write(notebook, book.notebook(name))
+    notebook = nbformat.read(book.published(name), as_version=4)
+    edit([cell for cell in notebook.cells if cell.cell_type == "code"][1:])
+    nbformat.write(notebook, book.published(name))
 
 
 @pytest.mark.slow
 def test_right_outputs_pass(built: TinyBook) -> None:
     done = built.prove()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 notebooks, 7 cells gave the same outputs twice" in done.stdout
-    assert "part/beta: 4 cells, all equal" in done.stdout
+    assert "3 notebooks, 10 cells gave the same outputs twice" in done.stdout
+    assert "part/beta: 5 cells, all equal" in done.stdout
     assert ("no route to any host but loopback" in done.stdout) != (
         "Offline switches only" in done.stdout
     )
@@ -68,7 +71,7 @@ def test_a_changed_number_fails(built: TinyBook) -> None:
     change(built, "beta", edit)
     done = built.prove("beta")
     assert done.returncode != 0
-    assert "part/beta: 4 cells, 1 differ" in done.stdout
+    assert "part/beta: 5 cells, 1 differ" in done.stdout
     assert "42" in done.stdout and "43" in done.stdout
     assert "NOT proved" in done.stdout
 
@@ -86,7 +89,7 @@ def test_an_unexecuted_notebook_fails(built: TinyBook) -> None:
 
 
 def test_missing_and_outdated_notebooks_are_refused(built: TinyBook) -> None:
-    built.notebook("alpha").unlink()
+    built.published("alpha").unlink()
     built.replace("chapters/part/beta.md", "6 * 7", "6 * 8")
     problems = prove.refusals(built.root, book_chapters(built.root))
     assert [problem.partition(":")[0] for problem in problems] == [
@@ -94,7 +97,7 @@ def test_missing_and_outdated_notebooks_are_refused(built: TinyBook) -> None:
         "part/beta",
     ]
     assert (
-        "no executed notebook" in problems[0] and "changed since the build" in problems[1]
+        "no published notebook" in problems[0] and "changed since the build" in problems[1]
     )
     assert prove.refusals(built.root, []) == ["there is no chapter to prove"]
 
@@ -116,6 +119,50 @@ def test_few_cells_may_escape_comparison_and_none_by_a_comment(built: TinyBook) 
     assert prove._cell_problems("x", [cell] * prove.ESCAPES) == []
     (problem,) = prove._cell_problems("x", [cell] * (prove.ESCAPES + 1))
     assert f"at most {prove.ESCAPES} of a chapter may" in problem
+
+
+def test_a_notebook_without_its_install_cell_is_refused(built: TinyBook) -> None:
+    notebook = nbformat.read(built.published("gamma"), as_version=4)
+    del notebook.cells[0]
+    nbformat.write(notebook, built.published("gamma"))
+    chapters = [c for c in book_chapters(built.root) if c.name == "part/gamma"]
+    assert "does not begin with its install cell" in prove.refusals(built.root, chapters)[0]
+
+
+@pytest.mark.slow
+def test_kernels_see_the_installed_package_and_none_of_the_tools(built: TinyBook) -> None:
+    """What only the book's environment has cannot be imported: the outputs then differ."""
+    lines = [
+        "import llm_learn, importlib.util as u",
+        "print(u.find_spec('sphinx') is not None)",
+    ]
+    built.write("chapters/part/gamma.md", page("Gamma", ["\n".join(lines)]))
+    assert built.build().returncode == 0
+    done = built.prove("gamma")
+    assert done.returncode != 0 and "part/gamma: 2 cells, 1 differ" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_changed_package_is_installed_again(built: TinyBook) -> None:
+    built.replace("code/llm_learn/other.py", "THREE = 3", "THREE = 4")
+    (built.root / "_build" / ".clean").unlink()
+    clean.prepare(built.root)
+    python = clean.prepare(built.root)
+    built.replace("code/llm_learn/other.py", "THREE = 4", "THREE = 5")
+    clean.prepare(built.root)
+    script = "import llm_learn.other as o; print(o.THREE, o.__file__)"
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True, cwd="/")
+    three, path = done.stdout.split()
+    assert three == "5" and Path(path).is_relative_to(built.root / "_build" / ".clean")
+
+
+def test_an_environment_that_cannot_be_made_says_why(built: TinyBook) -> None:
+    built.replace(
+        "pyproject.toml", "dependencies = []", 'dependencies = ["no-such-thing==9"]'
+    )
+    (built.root / "_build" / ".clean").unlink()
+    with pytest.raises(clean.CannotPrepare, match="no-such-thing"):
+        clean.prepare(built.root)
 
 
 @needs_isolation

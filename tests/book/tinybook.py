@@ -12,8 +12,27 @@ title: Tiny
 author: Nobody
 only_build_toc_files: true
 execute: {{execute_notebooks: cache, timeout: -1}}
+repository: {{url: https://github.com/Somebody/Tiny, branch: main}}
+html: {{use_repository_button: true}}
+launch_buttons: {{colab_url: https://colab.research.google.com}}
 sphinx:
-  local_extensions: {{book.execution: {REPOSITORY / "code"}}}
+  extra_extensions: [sphinx_exercise, sphinx_design]
+  local_extensions: {{book.execution: {REPOSITORY / "code"}, book.colab: {REPOSITORY / "code"}}}
+"""
+
+PROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "llm-learn"
+version = "0"
+dependencies = []
+[project.optional-dependencies]
+more = []
+[tool.setuptools]
+package-dir = { "" = "code" }
+packages = ["llm_learn"]
 """
 
 TOC = """
@@ -65,6 +84,9 @@ class TinyBook:
         self.write("_config.yml", CONFIG)
         self.write("_toc.yml", TOC)
         self.write("index.md", "# Tiny\n")
+        self.write("pyproject.toml", PROJECT)
+        for name in ("README.md", "LICENSE", "experiments/none.json"):
+            self.write(name, "{}")
         for name, text in MODULES.items():
             self.write(f"code/llm_learn/{name}.py", text)
         for name, cells in CELLS.items():
@@ -100,6 +122,9 @@ class TinyBook:
         return self.run("-m", "book", "prove", *names)
 
     def notebook(self, name: str) -> Path:
-        return (
-            self.root / "_build" / "jupyter_execute" / "chapters" / "part" / f"{name}.ipynb"
-        )
+        """The executed notebook of a chapter."""
+        return self.root / "_build/jupyter_execute/chapters/part" / f"{name}.ipynb"
+
+    def published(self, name: str) -> Path:
+        """The notebook that Colab would open."""
+        return self.root / "_build/notebooks/chapters/part" / f"{name}.ipynb"

@@ -1,0 +1,249 @@
+"""Sphinx extension: every chapter as a plain notebook with its outputs, for Colab and for download.
+
+The notebooks are written to _build/notebooks, from where the site offers them and a workflow publishes them on the
+branch `notebooks`. The proof executes these same files.
+"""
+
+import os
+import subprocess
+from collections.abc import Collection
+from pathlib import Path
+
+import nbformat
+from docutils import nodes
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.errors import SphinxError
+
+from book import addresses
+from book.execution import ONLY
+from book.markdown import CannotWrite, MarkdownWriter, raw_syntax
+from book.pages import chapter_source
+
+FOLDER = "notebooks"
+# Cells whose code a notebook hides, as the page does.
+HIDDEN = {"hide-input", "hide-cell"}
+INSTALL = """\
+# Installs what this notebook imports where it is missing, as in Colab: at the commit that gave the outputs below.
+import importlib.util
+import sys
+
+if "google.colab" in sys.modules or importlib.util.find_spec("llm_learn") is None:
+    %pip install --quiet "{requirement}"
+"""
+README = """\
+# The chapters of LLM Learn as notebooks
+
+These notebooks are generated from {repository} and replaced whenever the book is published. Each holds the outputs
+of the build that was proved, and begins with a cell that installs the book's package at commit
+[`{short}`]({repository}/commit/{commit}).
+
+Read the book at {site}. To correct a chapter, change its source in {repository}, not a file here.
+
+| Notebook | |
+| --- | --- |
+{rows}
+"""
+
+
+class NotebookError(SphinxError):
+    category = "The notebooks cannot be published"
+
+
+def folder(app: Sphinx) -> Path:
+    """Where the notebooks of this build go: beside its pages, which are a preview's where one chapter is built."""
+    return Path(app.outdir).parent / FOLDER
+
+
+def wanted(app: Sphinx, env: BuildEnvironment) -> set[str]:
+    """The chapters that this build has executed, or found in the cache."""
+    if app.builder.format != "html":
+        return set()
+    only = os.environ.get(ONLY)
+    return {
+        docname
+        for docname in env.found_docs
+        if only in (None, docname) and chapter_source(env, docname)
+    }
+
+
+def missing(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """The pages to write again because their notebook was deleted."""
+    return sorted(d for d in wanted(app, env) if not (folder(app) / f"{d}.ipynb").is_file())
+
+
+def executed_notebook(env: BuildEnvironment, docname: str) -> NotebookNode:
+    path = Path(env.mystnb_config.output_folder, f"{docname}.ipynb")
+    return nbformat.read(path, as_version=4)
+
+
+def write_notebook(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Writes a chapter's cells when its page is written: only then is every reference resolved."""
+    env = app.env
+    if docname not in wanted(app, env):
+        return
+    executed = executed_notebook(env, docname)
+    images = {
+        uri: f"{addresses.site(app.config)}_images/{name}"
+        for uri, (_, name) in env.images.items()
+    }
+    writer = MarkdownWriter(
+        addresses.page(app.config, docname), env.toc_fignumbers.get(docname, {}), images
+    )
+    try:
+        pieces = writer.write(doctree)
+        for left in (
+            raw for text in pieces if isinstance(text, str) for raw in raw_syntax(text)
+        ):
+            raise CannotWrite(f"MyST left {left!r} unread: correct it")
+    except CannotWrite as error:
+        raise NotebookError(f"{docname}.md: {error}") from None
+    notebook = published(executed, pieces, writer.hidden)
+    path = folder(app) / f"{docname}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+
+
+def published(
+    executed: NotebookNode, pieces: list[str | int], hidden: Collection[int] = ()
+) -> NotebookNode:
+    """A notebook of Markdown cells and executed cells, in the order of the page.
+
+    Args:
+        executed: the executed notebook.
+        pieces: Markdown, or the index of a code cell in `executed`.
+        hidden: the code cells whose code is hidden, beside those whose tags say so.
+
+    Raises:
+        NotebookError: a code cell of the chapter is not on the page, or stands there twice.
+    """
+    code = [i for i, cell in enumerate(executed.cells) if cell.cell_type == "code"]
+    shown = [piece for piece in pieces if isinstance(piece, int)]
+    if shown != code:
+        raise NotebookError(
+            f"the page shows the code cells {shown}, but the chapter has {code}"
+        )
+    cells = []
+    for piece in pieces:
+        if isinstance(piece, str):
+            cells.append(new_markdown_cell(piece))
+            continue
+        cell = executed.cells[piece]
+        tags = cell.metadata.get("tags", [])
+        metadata = {"tags": tags} if tags else {}
+        if HIDDEN & set(tags) or piece in hidden:
+            metadata |= {"jupyter": {"source_hidden": True}, "cellView": "form"}
+        count = (
+            cell.execution_count and cell.execution_count + 1
+        )  # the install cell is first
+        cells.append(
+            new_code_cell(
+                cell.source, outputs=cell.outputs, execution_count=count, metadata=metadata
+            )
+        )
+    notebook = new_notebook(cells=cells)
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": executed.metadata.get("language_info", {"name": "python"}),
+        "colab": {"provenance": []},
+    }
+    return notebook
+
+
+def requirement(repository: str, commit: str, extras: list[str]) -> str:
+    """What pip installs for a chapter: the package of one commit, with the extras that the chapter names."""
+    names = f"[{','.join(sorted(extras))}]" if extras else ""
+    return f"llm-learn{names} @ git+{repository}@{commit}"
+
+
+def finish(app: Sphinx, error: Exception | None) -> None:
+    """Begins every notebook with its install cell and a way back to the page, and puts copies beside the site."""
+    if error or app.builder.format != "html":
+        return
+    env, notebooks = app.env, folder(app)
+    commit, repository = current_commit(Path(app.srcdir)), addresses.repository(app.config)
+    rows = []
+    for docname in sorted(wanted(app, env)):
+        title, page = env.titles[docname].astext(), addresses.page(app.config, docname)
+        extras = chapter_source(env, docname).meta.get("extras") or []
+        path = notebooks / f"{docname}.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        with_header(notebook, requirement(repository, commit, extras), title, page)
+        text = nbformat.writes(notebook) + "\n"
+        for target in (path, Path(app.outdir) / FOLDER / f"{docname}.ipynb"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+        rows.append(f"| [{title}]({docname}.ipynb) | [on the site]({page}) |")
+    for path in {*notebooks.rglob("*.ipynb")}:
+        if path.relative_to(notebooks).with_suffix("").as_posix() not in wanted(app, env):
+            path.unlink()  # the chapter was renamed, or left the book
+    if rows:
+        readme = README.format(
+            repository=repository,
+            site=addresses.site(app.config),
+            commit=commit,
+            short=commit[:12],
+            rows="\n".join(rows),
+        )
+        (notebooks / "README.md").write_text(readme, encoding="utf-8")
+
+
+def with_header(notebook: NotebookNode, needed: str, title: str, page: str) -> None:
+    """Puts the install cell first, or renews the one that is there."""
+    if notebook.cells and "install" in notebook.cells[0].metadata.get("tags", ()):
+        del notebook.cells[:2]
+    install = new_code_cell(
+        INSTALL.format(requirement=needed).rstrip(),
+        execution_count=1,
+        metadata={"tags": ["install"]},
+    )
+    link = new_markdown_cell(
+        f"*This is the notebook of the chapter [{title}]({page}) of LLM Learn. Its outputs are those of the page; "
+        "on another processor, digits can differ.*"
+    )
+    notebook.cells[:0] = [install, link]
+    # Repeatable: two builds of one commit write the same bytes.
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"
+
+
+def current_commit(root: Path) -> str:
+    """The commit that is checked out; `main` outside a repository."""
+    git = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(
+            git, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "main"
+
+
+def point_to_colab(
+    app: Sphinx,
+    pagename: str,
+    templatename: str,
+    context: dict,
+    doctree: nodes.document | None,
+) -> None:
+    """The theme's button opens the page's source, which Colab cannot read: it gets the notebook instead."""
+    if pagename not in app.env.found_docs or not chapter_source(app.env, pagename):
+        return
+    stack = list(context.get("header_buttons", []))
+    while stack:
+        button = stack.pop()
+        stack.extend(button.get("buttons", []))
+        if "colab" in str(button.get("url", "")):
+            button["url"] = addresses.colab(app.config, pagename)
+    # The theme's own copy of the notebook lacks the install cell, and shows raw MyST.
+    context.pop("ipynb_source", None)
+
+
+def setup(app: Sphinx) -> dict:
+    # After every extension that fills in nodes when a page is written.
+    app.connect("env-updated", missing, priority=950)
+    app.connect("doctree-resolved", write_notebook, priority=900)
+    app.connect("html-page-context", point_to_colab, priority=900)
+    app.connect("build-finished", finish)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,90 @@
+"""What a chapter imports must come with the package, or with the extras that its front matter names."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from book.checks import at, check, tree
+from book.source import ROOT
+
+# The package itself, and what every notebook has by being one.
+ALWAYS = {"llm_learn", "IPython"}
+
+
+@check
+def imports(chapter, book):
+    """Every imported library is a dependency of the package, or of an extra that the chapter names."""
+    allowed = brought(tuple(chapter.meta.get("extras") or ()))
+    for cell in chapter.cells:
+        for node, name in imported(tree(cell)):
+            if name in sys.stdlib_module_names or name in ALWAYS:
+                continue
+            owners = {_name(owner) for owner in _owners().get(name, ())}
+            if not owners & allowed:
+                yield (
+                    at(cell, node),
+                    f"`{name}` comes with none of the extras that the chapter names: the notebook could not "
+                    "import it in Colab; add the library to an extra of pyproject.toml, and name the extra",
+                )
+
+
+def imported(module: ast.Module) -> Iterator[tuple[ast.AST, str]]:
+    """(statement, top-level module) for every import."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name.split(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node, node.module.split(".")[0]
+
+
+@cache
+def brought(extras: tuple[str, ...], root: Path = ROOT) -> frozenset[str]:
+    """The distributions that installing the package with these extras brings, by what is installed here."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
+    optional = project.get("optional-dependencies", {})
+    needed = [*project["dependencies"], *(r for e in extras for r in optional.get(e, ()))]
+    return frozenset(closure(needed))
+
+
+def closure(requirements: Iterable[str]) -> set[str]:
+    """The distributions that these requirements need, directly or through others."""
+    found: set[str] = set()
+    left = list(requirements)
+    while left:
+        requirement = Requirement(left.pop())
+        name = _name(requirement.name)
+        try:
+            needs = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue  # for another system, or another Python
+        new = name not in found
+        found.add(name)
+        wanted = {"", *requirement.extras} if new else requirement.extras
+        left += [
+            need
+            for need in needs
+            if any(_applies(Requirement(need), extra) for extra in wanted)
+        ]
+    return found
+
+
+def _applies(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+@cache
+def _owners() -> dict[str, list[str]]:
+    return dict(metadata.packages_distributions())
+
+
+def _name(text: str) -> str:
+    return re.sub(r"[-_.]+", "-", text).lower()
