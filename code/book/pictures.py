@@ -21,7 +21,9 @@ from sphinx.util.osutil import relative_uri
 from book.source import PLAN, Cell, planned_chapters, read_source
 
 PNG = "image/png"
-WIDE = 2.4  # wider than this times its height, a picture needs the whole width to be legible
+WIDE = (
+    2.4  # wider than this times its height, a picture needs the whole width to be legible
+)
 ICON = "apple-touch-icon.png"
 logger = logging.getLogger(__name__)
 
@@ -38,14 +40,16 @@ class PictureDirective(SphinxDirective):
     has_content = True
 
     def run(self) -> list[nodes.Node]:
-        slug, figure = self.arguments[0], (self.arguments + [None])[1]
+        slug, figure = [*self.arguments, None][:2]
         chapters = planned_chapters(self.config.book_plan)
         if slug not in chapters:
             raise self.error(
                 f"no chapter of the plan is called {slug!r}; it has: {', '.join(chapters)}"
             )
         path = Path(self.env.srcdir, "chapters", f"{slug}.md")
-        card = picture_card(slug=slug, title=chapters[slug]["title"], published=path.is_file())
+        card = picture_card(
+            slug=slug, title=chapters[slug]["title"], published=path.is_file()
+        )
         self.env.note_dependency(str(path))
         self.env.note_dependency(str(PLAN))
         if path.is_file():
@@ -56,7 +60,9 @@ class PictureDirective(SphinxDirective):
         card += self.parse_text_to_nodes("\n".join(text))
         return [card]
 
-    def choose(self, card: picture_card, figure: str | None, cells: dict[str, Cell]) -> None:
+    def choose(
+        self, card: picture_card, figure: str | None, cells: dict[str, Cell]
+    ) -> None:
         """Puts the figure on the card, or the chapter's first one where none is named."""
         if figure is None and not cells:
             return
