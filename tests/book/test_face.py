@@ -203,9 +203,13 @@ def test_logo_is_named_where_readers_see_it():
     assert all((ROOT / path).is_file() for path in named)
 
 
-def test_icon_for_phones_has_the_size_that_they_ask_for():
-    header = (STATIC / "apple-touch-icon.png").read_bytes()[:24]
-    assert header.startswith(b"\x89PNG") and struct.unpack(">II", header[16:]) == (180, 180)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("apple-touch-icon.png", (180, 180)), ("social-card.png", (1200, 630))],
+)
+def test_icons_have_the_size_that_is_asked_for(name, size):
+    header = (STATIC / name).read_bytes()[:24]
+    assert header.startswith(b"\x89PNG") and struct.unpack(">II", header[16:]) == size
 
 
 # --- Pictures out of chapters ---

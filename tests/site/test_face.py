@@ -1,5 +1,6 @@
 """The book's face as a reader meets it: the logo, the measure of a line, and the pictures of the first page."""
 
+import itertools
 import re
 import statistics
 import sys
@@ -102,7 +103,7 @@ def test_lines_hold_60_to_75_characters(visit, name, width):
     assert len(lines) >= 15
     assert 60 <= statistics.median(lines) <= 75
     # A word that does not fit leaves its line short, and narrow letters make one long: one line in twenty.
-    assert 55 <= lines[len(lines) // 20] and lines[-1 - len(lines) // 20] <= 75
+    assert lines[len(lines) // 20] >= 55 and lines[-1 - len(lines) // 20] <= 75
 
 
 EDGES = """selector => [...document.querySelectorAll(`.bd-article ${selector}`)]
@@ -156,7 +157,7 @@ def test_headings_step_down(visit):
         page.locator(f".bd-article {selector}").first.evaluate(size)
         for selector in ("h1", "h2", "h3", "section > p")
     ]
-    assert all(a >= 1.1 * b for a, b in zip(sizes, sizes[1:], strict=False)), sizes
+    assert all(a >= 1.1 * b for a, b in itertools.pairwise(sizes)), sizes
 
 
 # --- The first page ---
