@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from book.materials import load_materials
 from book.source import ROOT, Cell, Source, load_plan
 from book.sync import definitions
 
@@ -19,6 +20,7 @@ class Book:
     citations: frozenset[str]  # keys of references.bib
     packaged: frozenset[str]  # functions, classes and constants of llm_learn
     extras: frozenset[str]  # optional dependencies of pyproject.toml
+    helped: frozenset[str]  # chapters that an entry of materials.yml helps
 
 
 def load_book(root: Path = ROOT) -> Book:
@@ -43,6 +45,7 @@ def load_book(root: Path = ROOT) -> Book:
         citations=frozenset(keys),
         packaged=frozenset(names),
         extras=frozenset(extras),
+        helped=frozenset(slug for entry in load_materials() for slug in entry.helps),
     )
 
 

@@ -413,6 +413,23 @@ def citations(chapter, book):
 
 
 @check
+def materials(chapter, book):
+    """Further reading lists the learning plan's materials that help the chapter, from the one data file."""
+    for number, line in chapter.prose:
+        listed = re.match(r"^[`:]{3,}\{materials\}", line)
+        if listed and chapter.lines[number].strip() == ":for: this chapter":
+            if role_at(chapter, number) != "reading":
+                yield number, "move `{materials}` below the label `(reading-…)=`"
+            return
+    if chapter.slug in book.helped:
+        yield (
+            1,
+            "code/book/materials.yml has entries for this chapter: list them under Further reading by "
+            "`{materials}` with `:for: this chapter`",
+        )
+
+
+@check
 def substance(chapter, book):
     """There is enough prose to learn from and enough code to run."""
     text = re.sub(

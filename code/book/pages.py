@@ -1,4 +1,4 @@
-"""Sphinx extension: the plan page, the part pages and the box under each chapter's title.
+"""Sphinx extension: the plan page and the part pages.
 
 All of them show what this build measured, so they are filled when a page is written, not when it is read, and
 the pages that show a record are written again whenever that record changes.
@@ -188,56 +188,12 @@ class Pages:
             rows.append([[nodes.Text(name)], self.links(slugs)])
         return self.table(["Item", "Chapters"], [50, 50], rows)
 
-    def box(self, source: Source) -> nodes.Node:
-        """What a reader wants to know before the first line."""
-        record = read_record(self.root, source.slug)
-        rows: list[tuple[str, list[nodes.Node]]] = []
-        known = [
-            slug for slug in source.meta.get("prerequisites") or [] if slug in self.chapters
-        ]
-        rows.append(
-            ("Before this", self.links(known) or [nodes.Text("nothing but Python")])
-        )
-        if hours := source.meta.get("hours"):
-            rows.append(
-                (
-                    "Reading",
-                    [nodes.Text(f"about {hours:g} hour{'s' if hours != 1 else ''}")],
-                )
-            )
-        rows.append(
-            (
-                "This build measured",
-                [nodes.Text(measured(record) or "nothing: the page was not executed")],
-            )
-        )
-        if found := references(record):
-            rows.append(("Verified against", [nodes.Text("; ".join(found))]))
-        items = []
-        for name, content in rows:
-            items.append(
-                nodes.definition_list_item(
-                    "",
-                    nodes.term("", name),
-                    nodes.definition("", nodes.paragraph("", "", *content)),
-                )
-            )
-        return nodes.container(
-            "", nodes.definition_list("", *items), classes=["chapter-box"]
-        )
-
 
 def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     pages = Pages(app, docname)
     for node in list(doctree.findall(book_table)):
         table = pages.part(node["part"]) if "part" in node else pages.items(node["items"])
         node.parent.replace(node, table)
-    source = chapter_source(app.env, docname)
-    section = next(doctree.findall(nodes.section), None)
-    if source and section is not None:
-        section.insert(
-            section.first_child_matching_class(nodes.title) + 1, pages.box(source)
-        )
 
 
 def pages_to_rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:

@@ -34,6 +34,7 @@ def book() -> Book:
         citations=frozenset({"vaswani2017attention", "sennrich2016neural"}),
         packaged=frozenset({"scaled_dot_product_attention", "GPT", "GPT4_PATTERN"}),
         extras=frozenset({"tokenization"}),
+        helped=frozenset({SLUG}),
     )
 
 
@@ -185,6 +186,13 @@ BAD = [
     ("imports", cell("import nowhere.at_all"), "`nowhere` comes with none"),
     ("citations", ("{cite:t}`sennrich2016neural`", "a paper"), "1 works cited"),
     ("citations", ("sennrich2016neural", "nobody1900"), "nobody1900"),
+    ("materials", (":for: this chapter\n", ""), "materials.yml has entries"),
+    (
+        "materials",
+        ("```{materials}\n:for: this chapter\n```\n", ""),
+        "under Further reading",
+    ),
+    ("materials", ("(reading-attention)=", "(reading-attention)=\n\n(cost-more)="), "move"),
     ("substance", (FILLER, ""), "words of prose"),
     ("substance", (FILLER, f"```python\n{FILLER}\n```"), "words of prose"),
     ("substance", ("```{code-cell}", "```python"), "code cells"),

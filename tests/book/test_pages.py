@@ -13,7 +13,7 @@ from book.source import load_plan
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 CONF = """\
-extensions = ["myst_nb", "book.pages"]
+extensions = ["myst_nb", "book.pages", "book.box"]
 nb_execution_mode = "off"
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
@@ -178,14 +178,11 @@ def test_a_new_chapter_becomes_published(book):
     )
 
 
-def test_many_references_are_cut_and_an_unknown_part_is_an_error(book):
-    record(book, "basics/one", 0.2, [f"reference {i}" for i in range(7)])
+def test_an_unknown_part_is_an_error(book):
     (book / "chapters/basics/index.md").write_text(
         "# B\n\n```{part} nowhere\n```\n\n```{toctree}\none\ntwo\n```\n", encoding="utf-8"
     )
     assert "part 'nowhere' is none of basics, later" in build(book)
-    one = page(book, "basics/one")
-    assert "reference 3; 3 more" in one and "reference 4" not in one and "1 CPU-s" in one
 
 
 def test_the_real_plan_is_the_default():

@@ -1,0 +1,138 @@
+"""Sphinx extension: the box under each chapter's title, with what a reader wants to know before the first line.
+
+It shows what this build measured, so it is made when the page is written; `book.pages` has the page written again
+whenever the chapter's record changes.
+"""
+
+from html import escape
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.osutil import relative_uri
+
+from book.pages import Pages, chapter_source, measured, read_record
+from book.references import at_most, imported_names, largest_differences, resolve
+from book.repository import repository
+from book.source import Source
+from book.verified import VERIFIED, section_id
+
+SHOWN_REFERENCES = 4
+ISSUE = """\
+Page: {path}
+
+What is wrong, and where:
+
+
+What it should say or show:
+
+"""
+
+
+def notebook_uri(docname: str) -> str:
+    """Where the site keeps the chapter's notebook, from the site's root."""
+    return f"notebooks/{docname.removeprefix('chapters/')}.ipynb"
+
+
+def hours(chapter: Source) -> str:
+    """The declared reading time in words; empty where there is none."""
+    number = chapter.meta.get("hours")
+    return f"about {number:g} hour{'s' if number != 1 else ''}" if number else ""
+
+
+def verified_against(app: Sphinx, chapter: Source, record: dict | None) -> list[nodes.Node]:
+    """Each reference with the largest difference, and a link to all comparisons."""
+    content: list[nodes.Node] = []
+    imported = imported_names(chapter)
+    largest = largest_differences((record or {}).get("checks", []))
+    for against, difference in list(largest.items())[:SHOWN_REFERENCES]:
+        reference = resolve(against, imported)
+        kind = nodes.literal if reference.is_code else nodes.inline
+        bound = nodes.inline("", f"({at_most(difference)})", classes=["box-bound"])
+        content += [nodes.Text("; ")] if content else []
+        content += [kind("", reference.name), nodes.Text(" "), bound]
+    more = len(largest) - SHOWN_REFERENCES
+    if content and VERIFIED in app.env.found_docs:
+        uri = app.builder.get_relative_uri(f"chapters/{chapter.slug}", VERIFIED)
+        anchor = section_id(chapter.slug)
+        text = f"{more} more" if more > 0 else "all comparisons"
+        link = nodes.reference("", text, internal=True, refuri=f"{uri}#{anchor}")
+        content += [nodes.Text("; "), link]
+    elif more > 0:
+        content.append(nodes.Text(f"; {more} more"))
+    return content
+
+
+def actions(app: Sphinx, chapter: Source, title: str) -> list[tuple[str, str]]:
+    """(name, address) of what a reader can do with the page."""
+    docname = f"chapters/{chapter.slug}"
+    path = f"{docname}.md"
+    here = app.builder.get_target_uri(docname)
+    download = ("Download notebook", relative_uri(here, notebook_uri(docname)))
+    source = repository(app.config)
+    if source is None:
+        return [download]
+    colab = source.colab(docname)
+    return [
+        *([("Open in Colab", colab)] if colab else []),
+        download,
+        ("Edit this page", source.edit(path)),
+        (
+            "Report an error",
+            source.new_issue(f"{title}: ", ISSUE.format(path=path)),
+        ),
+    ]
+
+
+def _buttons(links: list[tuple[str, str]]) -> nodes.raw:
+    items = "".join(
+        f'<li><a href="{escape(uri)}"{" download" if uri.endswith(".ipynb") and "://" not in uri else ""}>'
+        f"{escape(name)}</a></li>"
+        for name, uri in links
+    )
+    return nodes.raw("", f'<ul class="box-actions">{items}</ul>\n', format="html")
+
+
+def box(app: Sphinx, chapter: Source, title: str) -> nodes.Node:
+    """The box of one chapter."""
+    pages = Pages(app, f"chapters/{chapter.slug}")
+    record = read_record(Path(app.srcdir), chapter.slug)
+    known = [s for s in chapter.meta.get("prerequisites") or [] if s in pages.chapters]
+    ran = measured(record) or "nothing: the page was not executed"
+    rows: list[tuple[str, list[nodes.Node]]] = [
+        ("Before this", pages.links(known) or [nodes.Text("nothing but Python")]),
+        ("Reading", [nodes.Text(text)] if (text := hours(chapter)) else []),
+        ("This build measured", [nodes.Text(ran)]),
+        ("Verified against", verified_against(app, chapter, record)),
+    ]
+    items = [
+        nodes.definition_list_item(
+            "",
+            nodes.term("", name),
+            nodes.definition("", nodes.paragraph("", "", *content)),
+        )
+        for name, content in rows
+        if content
+    ]
+    return nodes.container(
+        "",
+        nodes.definition_list("", *items),
+        _buttons(actions(app, chapter, title)),
+        classes=["chapter-box"],
+    )
+
+
+def insert(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Puts the box under the title of a chapter."""
+    chapter = chapter_source(app.env, docname)
+    section = next(doctree.findall(nodes.section), None)
+    if chapter is None or section is None:
+        return
+    at = section.first_child_matching_class(nodes.title)
+    section.insert(at + 1, box(app, chapter, section[at].astext()))
+
+
+def setup(app: Sphinx) -> dict:
+    app.setup_extension("book.pages")
+    app.connect("doctree-resolved", insert)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

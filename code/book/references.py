@@ -1,0 +1,96 @@
+"""What a chapter's checks compare with: the reference's full name, its library and the installed version."""
+
+import ast
+import math
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from platform import python_version
+
+from book.checks import tree
+from book.source import Source
+
+DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
+OWN = "llm_learn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The other side of a comparison."""
+
+    name: (
+        str  # as a reader would import it; the record's own words where it is no library's
+    )
+    library: str | None = (
+        None  # the distribution; None for an identity, a count, finite differences, …
+    )
+    version: str | None = None
+
+    @property
+    def is_code(self) -> bool:
+        return self.library is not None
+
+
+@cache
+def _distributions() -> dict[str, list[str]]:
+    return dict(metadata.packages_distributions())
+
+
+def imported_names(chapter: Source) -> dict[str, str]:
+    """name in the chapter's cells -> what it stands for, such as `F` -> `torch.nn.functional`."""
+    names = {}
+    for node in (node for cell in chapter.cells for node in ast.walk(tree(cell))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                root = alias.name.split(".")[0]
+                names[alias.asname or root] = alias.name if alias.asname else root
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                names[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    return names
+
+
+def resolve(against: str, imported: dict[str, str]) -> Reference:
+    """The reference that a check names by `against`.
+
+    Args:
+        against: what the chapter wrote, such as `F.softmax`, `tiktoken.Encoding` or `finite differences`.
+        imported: what the chapter's cells import, by the name that they use.
+    """
+    if not DOTTED.fullmatch(against):
+        return Reference(name=against)
+    root, _, rest = against.partition(".")
+    if root not in imported and not rest:
+        return Reference(name=against)  # one word, such as `counting`
+    name = ".".join(filter(None, (imported.get(root, root), rest)))
+    module = name.split(".")[0]
+    if module == OWN:
+        return Reference(name=name, library="this book")
+    if module in sys.stdlib_module_names:
+        return Reference(name=name, library="Python", version=python_version())
+    for distribution in _distributions().get(module, []):
+        return Reference(
+            name=name, library=distribution, version=metadata.version(distribution)
+        )
+    return Reference(name=against)
+
+
+def largest_differences(checks: Iterable[dict]) -> dict[str, float]:
+    """against -> the largest difference of its checks, in the chapter's order."""
+    largest: dict[str, float] = {}
+    for check in checks:
+        against, difference = str(check["against"]), float(check["difference"])
+        largest[against] = max(largest.get(against, 0.0), difference)
+    return largest
+
+
+def at_most(difference: float) -> str:
+    """`difference` rounded up to one digit, so that the sentence “at most” stays true; `equal` for zero."""
+    if difference == 0:
+        return "equal"
+    power = math.floor(math.log10(difference))
+    digit = math.ceil(difference / 10**power - 1e-9)
+    return f"≤ {digit * 10**power:.0e}"

@@ -1,0 +1,215 @@
+"""The box under a chapter's title, and the addresses behind its buttons."""
+
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import yaml
+from smallbook import REPOSITORY, SmallBook, chapter, check
+from sphinx.config import Config
+
+from book.box import notebook_uri
+from book.references import at_most, imported_names, largest_differences, resolve
+from book.repository import Repository, repository
+from book.source import ROOT, read_source
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+IMPORTS = """\
+```{code-cell}
+import math
+import torch.utils.flop_counter
+import tiktoken as tk
+from torch.nn import functional as F
+from llm_learn.attention import causal_mask
+```"""
+
+
+# --- Addresses ---
+
+
+def test_addresses_come_from_the_configuration():
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]
+    options = {"repository_url": config["url"], "repository_branch": config["branch"]}
+    ours = repository(Config(overrides={"html_theme_options": options}))
+    docname = "chapters/basics/attention"
+    path = urlsplit(config["url"]).path
+    assert ours.colab(docname) == (
+        f"https://colab.research.google.com/github{path}/blob/notebooks/{docname}.ipynb"
+    )
+    assert ours.edit("a b.md") == f"{config['url']}/edit/{config['branch']}/a%20b.md"
+    assert ours.file("code") == f"{config['url']}/blob/{config['branch']}/code"
+
+
+def test_an_issue_is_filled_in():
+    address = Repository(url=REPOSITORY, branch="main").new_issue("A & b: ", "one\ntwo?")
+    assert parse_qs(urlsplit(address).query) == {"title": ["A & b: "], "body": ["one\ntwo?"]}
+    assert "+" not in address  # some servers show it as it is
+
+
+@pytest.mark.parametrize("options", [{}, {"repository_url": ""}])
+def test_a_book_without_a_repository_has_no_addresses(options):
+    assert repository(Config(overrides={"html_theme_options": options})) is None
+
+
+def test_colab_opens_what_is_on_github_only():
+    assert Repository(url="https://example.org/a/b", branch="main").colab("x") is None
+    fork = Config(overrides={"html_theme_options": {"repository_url": f"{REPOSITORY}.git/"}})
+    assert "/github/someone/a-fork/blob/" in (repository(fork).colab("x") or "")
+
+
+def test_a_notebook_lies_below_the_site():
+    assert notebook_uri("chapters/part/name") == "notebooks/part/name.ipynb"
+
+
+# --- References ---
+
+
+@pytest.mark.parametrize(
+    ("against", "name", "library"),
+    [
+        ("F.softmax", "torch.nn.functional.softmax", "torch"),
+        ("tk.Encoding", "tiktoken.Encoding", "tiktoken"),
+        ("torch.softmax", "torch.softmax", "torch"),
+        ("numpy.linalg.svd", "numpy.linalg.svd", "numpy"),  # not imported, but installed
+        ("math.erf", "math.erf", "Python"),
+        ("causal_mask", "llm_learn.attention.causal_mask", "this book"),
+        ("finite differences", "finite differences", None),
+        ("random", "random", None),  # a word, though there is such a module
+        ("nowhere.to_be_found", "nowhere.to_be_found", None),
+        ("the identity a·b = b·a", "the identity a·b = b·a", None),
+    ],
+)
+def test_a_reference_is_told_from_its_words(tmp_path, against, name, library):
+    path = tmp_path / "part/name.md"
+    path.parent.mkdir()
+    path.write_text(chapter("T", IMPORTS), encoding="utf-8")
+    found = resolve(against, imported_names(read_source(path)))
+    assert (found.name, found.library) == (name, library)
+    assert bool(found.version) == (library not in (None, "this book"))
+
+
+@pytest.mark.parametrize(
+    ("difference", "shown"),
+    [
+        (0.0, "equal"),
+        (1.206e-07, "≤ 2e-07"),
+        (1e-07, "≤ 1e-07"),
+        (9.9e-08, "≤ 1e-07"),
+        (4.44e-16, "≤ 5e-16"),
+        (0.3, "≤ 3e-01"),
+        (2.0, "≤ 2e+00"),
+    ],
+)
+def test_a_bound_is_rounded_up(difference, shown):
+    assert at_most(difference) == shown
+
+
+@pytest.mark.parametrize("mantissa", [1.0, 1.01, 2.5, 3.0, 9.99])
+@pytest.mark.parametrize("power", range(-18, 4))
+def test_a_bound_is_never_below_the_difference(mantissa, power):
+    difference = mantissa * 10.0**power
+    bound = float(at_most(difference).removeprefix("≤ "))
+    assert difference * (1 - 1e-9) <= bound <= difference * 2 * (1 + 1e-9)
+
+
+def test_the_largest_difference_of_each_reference_counts():
+    checks = [check("a", "x", 1e-9), check("b", "y", 0.0), check("c", "x", 1e-7)]
+    assert largest_differences([*checks, check("d", "x", 1e-8)]) == {"x": 1e-7, "y": 0.0}
+
+
+# --- The page ---
+
+
+@pytest.fixture
+def book(tmp_path) -> SmallBook:
+    book = SmallBook(tmp_path)
+    docnames = ["basics/tokenization", "basics/attention", "capstone/verified"]
+    book.index(*(f"chapters/{name}" for name in docnames))
+    book.write("chapters/basics/tokenization.md", chapter("Tokens & text", hours=2.5))
+    book.write(
+        "chapters/basics/attention.md",
+        chapter("Attention", IMPORTS, prerequisites=["basics/tokenization", "basics/seq2seq"]),
+    )
+    book.write("chapters/capstone/verified.md", "# Verified\n\n```{verified} chapters\n```\n")
+    return book
+
+
+@pytest.mark.slow
+def test_the_box_says_what_a_reader_wants_to_know(book):
+    checks = [check("a", "F.softmax", 1.2e-7), check("b", "F.softmax", 3e-16)]
+    checks += [check("c", "finite differences")]
+    book.record("basics/attention", checks)
+    assert book.build() == ""
+
+    page = book.page("chapters/basics/attention")
+    (box,) = page.select(".chapter-box")
+    assert box.find_previous("h1").get_text().startswith("Attention")
+    assert box.find_next("p", string="A promise.")
+    facts = {
+        term.get_text(): definition.get_text().strip()
+        for term, definition in zip(box.select("dt"), box.select("dd"), strict=True)
+    }
+    assert facts == {
+        "Before this": "Tokens & text, Sequence to sequence",
+        "Reading": "about 1 hour",
+        "This build measured": "12 CPU-s, 0.4 GiB",
+        "Verified against": (
+            "torch.nn.functional.softmax (≤ 2e-07); finite differences (equal); all comparisons"
+        ),
+    }
+    links = {a.get_text(): a["href"] for a in box.select("dd a")}
+    assert links == {
+        "Tokens & text": "tokenization.html",
+        "all comparisons": "../capstone/verified.html#verified-basics-attention",
+    }
+    assert [code.get_text() for code in box.select("dd code")] == ["torch.nn.functional.softmax"]
+
+    buttons = {a.get_text(): a for a in box.select(".box-actions a")}
+    path = "chapters/basics/attention"
+    assert list(buttons) == [
+        "Open in Colab",
+        "Download notebook",
+        "Edit this page",
+        "Report an error",
+    ]
+    assert buttons["Open in Colab"]["href"].endswith(
+        f"/github/someone/a-fork/blob/notebooks/{path}.ipynb"
+    )
+    assert buttons["Download notebook"]["href"] == "../../notebooks/basics/attention.ipynb"
+    assert [name for name, a in buttons.items() if a.has_attr("download")] == [
+        "Download notebook"
+    ]
+    assert buttons["Edit this page"]["href"] == f"{REPOSITORY}/edit/trunk/{path}.md"
+    issue = urlsplit(buttons["Report an error"]["href"])
+    assert issue._replace(query="").geturl() == f"{REPOSITORY}/issues/new"
+    filled = parse_qs(issue.query)
+    assert filled["title"] == ["Attention: "] and f"{path}.md" in filled["body"][0]
+
+    other = book.page("chapters/basics/tokenization").select_one(".chapter-box")
+    assert "about 2.5 hours" in other.get_text() and "nothing but Python" in other.get_text()
+    assert "was not executed" in other.get_text()
+    assert "Verified against" not in other.get_text()
+    assert not book.page("chapters/capstone/verified").select(".chapter-box")
+
+
+@pytest.mark.slow
+def test_many_references_are_cut(book):
+    checks = [check("x", f"reference {i}") for i in range(7)]
+    book.record("basics/attention", checks, cpu_seconds=0.2)
+    assert book.build() == ""
+    box = book.page("chapters/basics/attention").select_one(".chapter-box").get_text()
+    assert "reference 3 (equal); 3 more" in box and "reference 4" not in box
+    assert "1 CPU-s" in box
+
+
+@pytest.mark.slow
+def test_without_repository_and_verified_page_the_box_keeps_the_rest(book):
+    conf = (book.root / "conf.py").read_text(encoding="utf-8")
+    book.write("conf.py", conf.replace(f'"{REPOSITORY}"', '""'))
+    book.index("chapters/basics/tokenization", "chapters/basics/attention")
+    (book.root / "chapters/capstone/verified.md").unlink()
+    book.record("basics/attention", [check("x", f"reference {i}") for i in range(6)])
+    assert book.build() == ""
+    box = book.page("chapters/basics/attention").select_one(".chapter-box")
+    assert "reference 3 (equal); 2 more" in box.get_text() and len(box.select("dd a")) == 1
+    assert [a.get_text() for a in box.select(".box-actions a")] == ["Download notebook"]
