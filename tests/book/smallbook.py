@@ -13,12 +13,19 @@ REPOSITORY = "https://github.com/someone/a-fork"
 CONF = f"""\
 extensions = ["myst_nb", "book.box", "book.verified", "book.materials_page"]
 nb_execution_mode = "off"
-exclude_patterns = ["_build", "code", "tests"]
-html_theme = "sphinx_book_theme"
-html_theme_options = {{
-    "repository_url": "{REPOSITORY}", "repository_branch": "trunk", "path_to_docs": "",
-}}
-html_title = "Small"
+exclude_patterns = ["_build", "code", "tests", "themes"]
+html_theme = "small"
+html_theme_path = ["themes"]
+html_theme_options = {{"repository_url": "{REPOSITORY}", "repository_branch": "trunk"}}
+"""
+
+# The book's own theme has every page written at every build.
+THEME = """\
+[theme]
+inherit = basic
+[options]
+repository_url =
+repository_branch =
 """
 
 CHAPTER = """\
@@ -47,6 +54,7 @@ class SmallBook:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.write("conf.py", CONF)
+        self.write("themes/small/theme.conf", THEME)
 
     def write(self, name: str, text: str) -> None:
         path = self.root / name

@@ -1,11 +1,11 @@
 """The box under a chapter's title, and the addresses behind its buttons."""
 
+from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
 from smallbook import REPOSITORY, SmallBook, chapter, check
-from sphinx.config import Config
 
 from book.box import notebook_uri
 from book.references import at_most, imported_names, largest_differences, resolve
@@ -28,9 +28,11 @@ from llm_learn.attention import causal_mask
 
 
 def test_addresses_come_from_the_configuration():
-    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))[
+        "repository"
+    ]
     options = {"repository_url": config["url"], "repository_branch": config["branch"]}
-    ours = repository(Config(overrides={"html_theme_options": options}))
+    ours = repository(SimpleNamespace(html_theme_options=options))
     docname = "chapters/basics/attention"
     path = urlsplit(config["url"]).path
     assert ours.colab(docname) == (
@@ -42,18 +44,21 @@ def test_addresses_come_from_the_configuration():
 
 def test_an_issue_is_filled_in():
     address = Repository(url=REPOSITORY, branch="main").new_issue("A & b: ", "one\ntwo?")
-    assert parse_qs(urlsplit(address).query) == {"title": ["A & b: "], "body": ["one\ntwo?"]}
+    assert parse_qs(urlsplit(address).query) == {
+        "title": ["A & b: "],
+        "body": ["one\ntwo?"],
+    }
     assert "+" not in address  # some servers show it as it is
 
 
 @pytest.mark.parametrize("options", [{}, {"repository_url": ""}])
 def test_a_book_without_a_repository_has_no_addresses(options):
-    assert repository(Config(overrides={"html_theme_options": options})) is None
+    assert repository(SimpleNamespace(html_theme_options=options)) is None
 
 
 def test_colab_opens_what_is_on_github_only():
     assert Repository(url="https://example.org/a/b", branch="main").colab("x") is None
-    fork = Config(overrides={"html_theme_options": {"repository_url": f"{REPOSITORY}.git/"}})
+    fork = SimpleNamespace(html_theme_options={"repository_url": f"{REPOSITORY}.git/"})
     assert "/github/someone/a-fork/blob/" in (repository(fork).colab("x") or "")
 
 
@@ -128,9 +133,13 @@ def book(tmp_path) -> SmallBook:
     book.write("chapters/basics/tokenization.md", chapter("Tokens & text", hours=2.5))
     book.write(
         "chapters/basics/attention.md",
-        chapter("Attention", IMPORTS, prerequisites=["basics/tokenization", "basics/seq2seq"]),
+        chapter(
+            "Attention", IMPORTS, prerequisites=["basics/tokenization", "basics/seq2seq"]
+        ),
     )
-    book.write("chapters/capstone/verified.md", "# Verified\n\n```{verified} chapters\n```\n")
+    book.write(
+        "chapters/capstone/verified.md", "# Verified\n\n```{verified} chapters\n```\n"
+    )
     return book
 
 
@@ -162,7 +171,9 @@ def test_the_box_says_what_a_reader_wants_to_know(book):
         "Tokens & text": "tokenization.html",
         "all comparisons": "../capstone/verified.html#verified-basics-attention",
     }
-    assert [code.get_text() for code in box.select("dd code")] == ["torch.nn.functional.softmax"]
+    assert [code.get_text() for code in box.select("dd code")] == [
+        "torch.nn.functional.softmax"
+    ]
 
     buttons = {a.get_text(): a for a in box.select(".box-actions a")}
     path = "chapters/basics/attention"
@@ -186,7 +197,9 @@ def test_the_box_says_what_a_reader_wants_to_know(book):
     assert filled["title"] == ["Attention: "] and f"{path}.md" in filled["body"][0]
 
     other = book.page("chapters/basics/tokenization").select_one(".chapter-box")
-    assert "about 2.5 hours" in other.get_text() and "nothing but Python" in other.get_text()
+    assert (
+        "about 2.5 hours" in other.get_text() and "nothing but Python" in other.get_text()
+    )
     assert "was not executed" in other.get_text()
     assert "Verified against" not in other.get_text()
     assert not book.page("chapters/capstone/verified").select(".chapter-box")

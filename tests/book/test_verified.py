@@ -1,0 +1,286 @@
+"""The page of everything that was verified: what it shows of the records, and where its links lead."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+from smallbook import REPOSITORY, SmallBook, chapter, check
+
+from book import verified
+from book.executed import notebook_path
+from book.source import ROOT, find_sources, read_source
+from book.verified import (
+    CHECK,
+    Shown,
+    guarding_test,
+    packaged_module,
+    shown_checks,
+    subject,
+)
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+BODY = """\
+```{code-cell}
+from torch.nn import functional as F
+```
+
+(check-attention)=
+## Check it
+
+```{code-cell}
+verify_twice()
+```
+
+(cost-attention)=
+## What it costs
+
+```{code-cell}
+:tags: [packaged]
+
+# llm_learn.layers
+def attend():
+    pass
+```
+
+```{code-cell}
+verify_once()
+```
+"""
+CHECKS = [
+    check("attend, forward", "F.softmax", 4.44e-16, 1e-10),
+    check("attend, float32", "F.softmax", 1.2e-7, 1e-6),
+    check("count_flops", "torch.utils.flop_counter.FlopCounterMode", 0.0, 0.0),
+    check("the slope at zero", "finite differences", 3e-5, 1e-3),
+]
+LINES = [
+    "✓ attend, forward = F.softmax: largest difference 4e-16 (allowed 1e-10)",
+    "✓ attend, float32 = F.softmax: largest relative difference 1e-07 (allowed 1e-06)",
+    "✓ count_flops = FlopCounterMode: exactly equal",
+    "✓ the slope at zero = finite differences: largest difference 3e-05 (allowed 1e-03)",
+]
+
+
+@pytest.fixture
+def book(tmp_path) -> SmallBook:
+    book = SmallBook(tmp_path)
+    book.index("chapters/basics/attention", "chapters/capstone/verified")
+    book.write("chapters/basics/attention.md", chapter("Attention", BODY))
+    book.write(
+        "chapters/capstone/verified.md",
+        "# Verified\n\n```{verified} totals\n```\n\n## All\n\n```{verified} chapters\n```\n",
+    )
+    book.write("code/llm_learn/layers.py", "def attend():\n    pass\n")
+    book.write("tests/llm_learn/test_layers.py", "attend()\n")
+    book.write("tests/llm_learn/test_more.py", "attendant()\nprint(count_flops)\n")
+    return book
+
+
+def executed(book: SmallBook) -> None:
+    """Writes the record and the notebook that an execution leaves."""
+    book.record("basics/attention", CHECKS)
+    outputs = [
+        new_output("display_data", {"text/plain": line}, metadata={CHECK: one})
+        for one, line in zip(CHECKS, LINES, strict=True)
+    ]
+    cells = [
+        new_code_cell("a"),
+        new_code_cell("b", outputs=outputs[:2]),
+        new_code_cell("c"),
+        new_code_cell("d", outputs=[new_output("stream", text="✓"), *outputs[2:]]),
+    ]
+    source = read_source(book.root / "chapters/basics/attention.md")
+    path = notebook_path(source, book.root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=cells), path)
+
+
+def rows(page) -> list[list[str]]:
+    table = page.select_one("table.verified-table")
+    return [
+        [cell.get_text() for cell in row.select("td")] for row in table.select("tbody tr")
+    ]
+
+
+@pytest.mark.slow
+def test_the_page_shows_every_check(book):
+    book.build()  # reading the chapter, myst-nb writes a notebook without outputs
+    executed(book)
+    assert book.build() == ""
+    page = book.page("chapters/capstone/verified")
+    version = verified.resolve("torch.softmax", {}).version
+    assert rows(page) == [
+        [
+            "attend, forward",
+            f"torch.nn.functional.softmax torch {version}",
+            "4.4e-16",
+            "1e-10",
+            "check · test",
+        ],
+        [
+            "attend, float32",
+            f"torch.nn.functional.softmax torch {version}",
+            "1.2e-07 relative",
+            "1e-06",
+            "check · test",
+        ],
+        [
+            "count_flops",
+            f"torch.utils.flop_counter.FlopCounterMode torch {version}",
+            "equal",
+            "none",
+            "check · test",
+        ],
+        [
+            "the slope at zero",
+            "finite differences (no library)",
+            "3.0e-05",
+            "1e-03",
+            "check",
+        ],
+    ]
+    text = page.get_text()
+    assert "4 comparisons in 1 chapter, against 3 references from 1 library." in text
+    libraries = page.select_one("table.verified-libraries tbody tr").get_text(
+        " ", strip=True
+    )
+    assert libraries.split()[:3] == ["torch", version, "3"]
+
+    links = [
+        [a["href"] for a in row.select("a")]
+        for row in page.select(".verified-table tbody tr")
+    ]
+    here, source = "../basics/attention.html", f"{REPOSITORY}/blob/trunk"
+    module = f"{source}/code/llm_learn/layers.py"
+    layers, more = (f"{source}/tests/llm_learn/test_{n}.py" for n in ("layers", "more"))
+    assert links == [
+        [module, f"{here}#check-attention", layers],
+        [module, f"{here}#check-attention", layers],
+        [here, f"{here}#cost-attention", more],  # only the chapter defines it
+        [here, f"{here}#cost-attention"],
+    ]
+    assert page.select_one("section#verified-basics-attention h3") is not None
+
+
+@pytest.mark.slow
+def test_a_changed_record_and_a_new_chapter_change_the_page(book):
+    assert book.build() == ""
+    page = book.page("chapters/capstone/verified")
+    assert "This build executed no chapter." in page.get_text()
+    assert "This build did not execute the chapter." in page.get_text()
+
+    book.record("basics/attention", CHECKS[:1])  # without a notebook: no anchor
+    assert book.build() == ""
+    page = book.page("chapters/capstone/verified")
+    assert "1 comparison in 1 chapter" in page.get_text()
+    assert page.find("a", string="check")["href"] == "../basics/attention.html"
+
+    before = book.path("chapters/capstone/verified").stat().st_mtime_ns
+    assert book.build() == ""
+    assert book.path("chapters/capstone/verified").stat().st_mtime_ns == before
+
+    book.write("chapters/basics/gpt.md", chapter("GPT"))
+    names = ["basics/attention", "basics/gpt", "capstone/verified"]
+    book.index(*(f"chapters/{name}" for name in names))
+    assert book.build() == ""
+    page = book.page("chapters/capstone/verified")
+    assert page.select_one("#verified-basics-gpt")
+    (book.root / "chapters/basics/gpt.md").unlink()
+    book.index("chapters/basics/attention", "chapters/capstone/verified")
+    assert book.build() == ""
+    assert not book.page("chapters/capstone/verified").select("#verified-basics-gpt")
+
+
+@pytest.mark.slow
+def test_an_unknown_argument_is_an_error(book):
+    book.write("chapters/capstone/verified.md", "# V\n\n```{verified} everything\n```\n")
+    assert "verified 'everything' is none of totals, chapters" in book.build()
+
+
+def test_where_and_how_a_chapter_shows_its_checks(book):
+    source = read_source(book.root / "chapters/basics/attention.md")
+    assert shown_checks(source, book.root) == []
+    executed(book)
+    assert shown_checks(source, book.root) == [
+        Shown(label="check-attention", relative=False),
+        Shown(label="check-attention", relative=True),
+        Shown(label="cost-attention", relative=False),
+        Shown(label="cost-attention", relative=False),
+    ]
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_the_line_of_verify_says_whether_it_is_relative(monkeypatch, relative):
+    from llm_learn import notebook
+
+    shown = []
+    monkeypatch.setattr(notebook, "_display", lambda data, metadata: shown.append(data))
+    notebook.verify(
+        "x",
+        torch.ones(1),
+        torch.full((1,), 1 + 1e-6),
+        against="y",
+        tolerance=1e-5,
+        relative=relative,
+    )
+    assert (verified.RELATIVE in shown[0]["text/plain"]) == relative
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("GPT, logits", ("GPT", "logits")),
+        ("attention_flops", ("attention_flops", "")),
+        ("GPT.forward, a, b", ("GPT.forward", "a, b")),
+        ("the slope at zero", ("", "the slope at zero")),
+    ],
+)
+def test_the_subject_of_a_check(name, expected):
+    assert subject(name) == expected
+
+
+def test_a_method_belongs_to_the_module_that_the_chapter_teaches(book):
+    twice = "class A:\n    def encode(self):\n        pass\n"
+    book.write("code/llm_learn/layers.py", f"def attend():\n    pass\n\n\n{twice}")
+    source = read_source(book.root / "chapters/basics/attention.md")
+    assert packaged_module("encode", source, book.root) == "layers"
+    book.write("code/llm_learn/other.py", twice)
+    assert packaged_module("encode", source, book.root) == "layers"
+    book.write("code/llm_learn/third.py", "def decode():\n    pass\n")
+    book.write("code/llm_learn/fourth.py", "def decode():\n    pass\n")
+    assert packaged_module("decode", source, book.root) is None  # which one, nobody says
+    assert packaged_module("nothing", source, book.root) is None
+
+
+def test_a_test_that_does_not_use_the_name_guards_nothing(book):
+    book.write("tests/llm_learn/test_layers.py", "attend_to()\n")
+    assert guarding_test("attend", "layers", book.root) is None
+    assert guarding_test("attend", None, book.root) is None
+    assert guarding_test("", None, book.root) is None
+
+
+# --- The book itself ---
+
+
+@pytest.mark.parametrize("source", list(find_sources()), ids=lambda source: source.slug)
+def test_every_check_of_the_book_finds_its_place(source):
+    record = ROOT / f"_build/chapters/{source.slug}.json"
+    if not (record.is_file() and notebook_path(source).is_file()):
+        pytest.skip(f"{source.slug} has not been executed here: run `make book` first")
+    checks = json.loads(record.read_text(encoding="utf-8"))["checks"]
+    places = shown_checks(source, ROOT)
+    assert len(places) == len(checks) > 0 and all(place.label for place in places)
+    for one in checks:
+        name, _ = subject(one["name"])
+        assert name, f"{one['name']!r} must begin with what is verified, then a comma"
+        module = packaged_module(name, source, ROOT)
+        defined = re.search(rf"^(?:def|class) {re.escape(name)}\b", source.text, re.M)
+        assert module or defined, f"neither llm_learn nor {source.where} defines {name}"
+        if module:
+            test = guarding_test(name, module, ROOT)
+            assert test, f"tests/llm_learn/test_{module}.py does not test {name}"
+            assert (Path(ROOT) / test).is_file()
