@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -56,13 +55,18 @@ CHECKS = [
     check("attend, float32", "F.softmax", 1.2e-7, 1e-6),
     check("count_flops", "torch.utils.flop_counter.FlopCounterMode", 0.0, 0.0),
     check("the slope at zero", "finite differences", 3e-5, 1e-3),
+    check("Layer.attend, twice", "F.softmax", 0.0, 1e-3),
 ]
 LINES = [
     "✓ attend, forward = F.softmax: largest difference 4e-16 (allowed 1e-10)",
     "✓ attend, float32 = F.softmax: largest relative difference 1e-07 (allowed 1e-06)",
     "✓ count_flops = FlopCounterMode: exactly equal",
     "✓ the slope at zero = finite differences: largest difference 3e-05 (allowed 1e-03)",
+    "✓ Layer.attend, twice = F.softmax: exactly equal (allowed 1e-03)",
 ]
+
+
+LAYERS = "def attend():\n    pass\n\n\nclass Layer:\n    pass\n"
 
 
 @pytest.fixture
@@ -74,8 +78,8 @@ def book(tmp_path) -> SmallBook:
         "chapters/capstone/verified.md",
         "# Verified\n\n```{verified} totals\n```\n\n## All\n\n```{verified} chapters\n```\n",
     )
-    book.write("code/llm_learn/layers.py", "def attend():\n    pass\n")
-    book.write("tests/llm_learn/test_layers.py", "attend()\n")
+    book.write("code/llm_learn/layers.py", LAYERS)
+    book.write("tests/llm_learn/test_layers.py", "attend()\nLayer()\n")
     book.write("tests/llm_learn/test_more.py", "attendant()\nprint(count_flops)\n")
     return book
 
@@ -142,13 +146,20 @@ def test_the_page_shows_every_check(book):
             "1e-03",
             "check",
         ],
+        [
+            "Layer.attend, twice",
+            f"torch.nn.functional.softmax torch {version}",
+            "equal",
+            "1e-03",
+            "check · test",
+        ],
     ]
     text = page.get_text()
-    assert "4 comparisons in 1 chapter, against 3 references from 1 library." in text
+    assert "5 comparisons in 1 chapter, against 3 references from 1 library." in text
     libraries = page.select_one("table.verified-libraries tbody tr").get_text(
         " ", strip=True
     )
-    assert libraries.split()[:3] == ["torch", version, "3"]
+    assert libraries.split()[:3] == ["torch", version, "4"]
 
     links = [
         [a["href"] for a in row.select("a")]
@@ -162,6 +173,7 @@ def test_the_page_shows_every_check(book):
         [module, f"{here}#check-attention", layers],
         [here, f"{here}#cost-attention", more],  # only the chapter defines it
         [here, f"{here}#cost-attention"],
+        [module, f"{here}#cost-attention", layers],  # the class has the test
     ]
     assert page.select_one("section#verified-basics-attention h3") is not None
 
@@ -208,6 +220,7 @@ def test_where_and_how_a_chapter_shows_its_checks(book):
     assert shown_checks(source, book.root) == [
         Shown(label="check-attention", relative=False),
         Shown(label="check-attention", relative=True),
+        Shown(label="cost-attention", relative=False),
         Shown(label="cost-attention", relative=False),
         Shown(label="cost-attention", relative=False),
     ]
@@ -275,12 +288,15 @@ def test_every_check_of_the_book_finds_its_place(source):
     places = shown_checks(source, ROOT)
     assert len(places) == len(checks) > 0 and all(place.label for place in places)
     for one in checks:
-        name, _ = subject(one["name"])
-        assert name, f"{one['name']!r} must begin with what is verified, then a comma"
+        name = subject(one["name"])[0].partition(".")[0]
+        if not name:
+            continue  # a phrase, which the page links to the chapter
         module = packaged_module(name, source, ROOT)
         defined = re.search(rf"^(?:def|class) {re.escape(name)}\b", source.text, re.M)
-        assert module or defined, f"neither llm_learn nor {source.where} defines {name}"
+        assert module or defined, (
+            f"{one['name']!r}: neither llm_learn nor {source.where} defines {name}; begin the name of a "
+            "check with what is verified, as the code calls it, or with a phrase"
+        )
         if module:
             test = guarding_test(name, module, ROOT)
             assert test, f"tests/llm_learn/test_{module}.py does not test {name}"
-            assert (Path(ROOT) / test).is_file()
