@@ -21,7 +21,7 @@ ASSETS = Path(__file__).with_name("assets")
 SCRIPT = "ticks.js"
 AUTHORS = {"plan": "the learning plan", "book": "this book"}
 
-# Shown by the script: without it there is nothing to keep.
+# The script shows the panel and hides the last paragraph: without it there is nothing to keep.
 PANEL = """\
 <div class="ticks-panel" hidden>
 <p class="ticks-progress"><progress aria-label="Chapters read" max="1" value="0"></progress>
@@ -40,8 +40,8 @@ text here and import it: its ticks are added to yours.</p>
 <button type="button" data-do="clear">Clear all ticks</button></p>
 </details>
 </div>
-<noscript><p>With JavaScript, a box stands before each published chapter, and your browser remembers what you have
-read. All else on this page works without it.</p></noscript>
+<p class="ticks-off">With JavaScript, a box stands before each published chapter, and your browser remembers what you
+have read. All else on this page works without it.</p>
 """
 
 
@@ -197,7 +197,9 @@ class PlanPages(Pages):
 
     def read_count(self, name: str) -> nodes.Node:
         """Where the script says how many chapters of a part, or of a route, are read."""
-        return nodes.raw("", f'<span class="read-count" data-of="{name}"></span>', format="html")
+        return nodes.raw(
+            "", f'<span class="read-count" data-of="{name}"></span>', format="html"
+        )
 
     def state(self, slug: str) -> nodes.Node:
         state = "published" if self.published(slug) else "planned"
@@ -318,9 +320,14 @@ class PlanPages(Pages):
         slugs, assumes = slot["slugs"], slot["assumes"]
         known: list[nodes.Node] = [nodes.Text("nothing but Python and a little calculus.")]
         if assumes:
-            known = [*self.links(assumes), nodes.Text(", and all that they stand on.")]
+            below = "it stands" if len(assumes) == 1 else "they stand"
+            known = [*self.links(assumes), nodes.Text(f", and all that {below} on.")]
         assumed = nodes.paragraph(
-            "", "", nodes.strong("", "You know already: "), *known, classes=["route-assumes"]
+            "",
+            "",
+            nodes.strong("", "You know already: "),
+            *known,
+            classes=["route-assumes"],
         )
         name = slot.parent["ids"][0]
         totals = nodes.paragraph(

@@ -66,7 +66,11 @@ def assign_tracks(order: list[str], needs: dict[str, list[str]]) -> dict[str, in
         for slug in order:
             for track in range(count):
                 moved = tracks | {slug: track}
-                if track != tracks[slug] and fits(slug, track, tracks) and cost(moved) < best:
+                if (
+                    track != tracks[slug]
+                    and fits(slug, track, tracks)
+                    and cost(moved) < best
+                ):
                     tracks, best, improved = moved, cost(moved), True
             for other in order:  # two chapters change places
                 swapped = tracks | {slug: tracks[other], other: tracks[slug]}

@@ -54,7 +54,7 @@ A promise.
 
 PAGES = {
     "index.md": "# Book\n\n```{toctree}\nchapters/start/plan\nchapters/basics/index\n```\n",
-    "chapters/start/plan.md": "# The plan\n\nIntroduction.\n\n```{plan}\n```\n\n## History\n\nOld.\n",
+    "chapters/start/plan.md": "# The plan\n\n## Parts\n\n```{plan} chapters\n```\n\n## Items\n\n```{plan} items\n```\n",
     "chapters/basics/index.md": "# Basics\n\n```{part} basics\n```\n\n```{toctree}\none\ntwo\n```\n",
     "chapters/basics/one.md": CHAPTER.format(
         title="Chapter one", prerequisites=[], hours=1
@@ -120,7 +120,7 @@ def test_pages_show_the_plan_and_what_was_measured(book):
     plan = page(book, "start/plan")
     assert 'href="../basics/one.html"><span>Chapter one</span></a>' in plan
     assert "12 CPU-s, 0.4 GiB" in plan and "torch.softmax; numpy" in plan
-    assert plan.count("state-planned") == 1 and plan.count("state-published") == 2
+    assert plan.count("state-planned") == 1 and plan.count("state-published") == 2 + 3
     assert '<span class="planned">Three</span>' in plan and "The second" not in plan
     assert '<section id="part-later">' in plan and "The old section" in plan
     assert 'href="#part-later"' in plan  # the page's own table of contents

@@ -1,0 +1,350 @@
+"""The learning plan: its data against the plan as it was written, the routes, the map, and the pages made of them."""
+
+import re
+from html import unescape
+from io import StringIO
+
+import pytest
+import yaml
+from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+from book.curriculum import (
+    direct_prerequisites,
+    foundations,
+    plan_items,
+    read_lines,
+    route_chapters,
+    route_gaps,
+    walk,
+)
+from book.plan_map import Station, assign_tracks, draw_map
+from book.source import ROOT, find_sources, load_plan, planned_chapters
+
+WRITTEN = (ROOT / "code/book/learning-plan.md").read_text(encoding="utf-8")
+PLAN = load_plan()
+CHAPTERS = planned_chapters(PLAN)
+CHANGELOG = yaml.safe_load((ROOT / "code/book/changelog.yml").read_text(encoding="utf-8"))
+
+
+# --- The plan as it was written ---
+
+
+def written_section(title: str) -> list[tuple[int, str, bool]]:
+    """(depth, words, ticked) of each bullet of a section, without Markdown."""
+    text = WRITTEN.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+    bullets = []
+    for line in text.splitlines():
+        if match := re.match(r"( *)- (.*)", line):
+            words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", match[2])
+            words = re.sub(r"[`*]", "", words).strip()
+            done = words.endswith("✅")
+            bullets.append((len(match[1]) // 4, words.removesuffix("✅").strip(), done))
+    return bullets
+
+
+def flat(lines, depth: int = 0) -> list[tuple[int, str, bool]]:
+    found = []
+    for line in lines:
+        found += [(depth, line.words, line.done), *flat(line.lines, depth + 1)]
+    return found
+
+
+def data_section(title: str) -> list[tuple[int, str, bool]]:
+    section = next(s for s in PLAN["plan"] if s["section"] == title)
+    return flat(read_lines(section["items"]))
+
+
+CONTENTS = written_section("LLM Learning Contents")
+SECTIONS = [words for depth, words, _ in CONTENTS if depth == 0]
+
+
+def test_the_plan_was_read():
+    assert len(SECTIONS) == 6 and len(CONTENTS) == 6 + 28
+    assert sum(done for _, _, done in CONTENTS) == 3
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_contents_stand_in_the_plans_words_and_order(title):
+    start = next(i for i, (_, words, _) in enumerate(CONTENTS) if words == title)
+    own = []
+    for depth, words, done in CONTENTS[start + 1 :]:
+        if depth == 0:
+            break
+        own.append((depth - 1, words, done))
+    assert data_section(title) == own
+
+
+@pytest.mark.parametrize("title", ["Updating Status", "Current Todo List"])
+def test_updates_and_todo_list_stand_in_the_plans_words_and_order(title):
+    assert data_section(title) == written_section(title) != []
+
+
+def test_projects_and_tools_come_from_the_plan():
+    written = [words for _, words, _ in written_section("LLM Learning Materials")]
+    data = [words for _, words, _ in data_section("LLM Learning Materials")]
+    assert [words for words in written if words in data] == data
+    assert "Build a simple GPT from scratch." in data and "vllm" in data
+
+
+def test_sections_stand_in_the_plans_order():
+    assert [s["section"] for s in PLAN["plan"]] == [
+        "LLM Learning Materials",
+        *SECTIONS,
+        "Updating Status",
+        "Current Todo List",
+    ]
+
+
+def test_history_holds_the_plans_dates():
+    dates = re.findall(r"`(\d{4})/(\d\d)/(\d\d)`", WRITTEN)
+    own = [entry["date"].isoformat() for entry in CHANGELOG if entry["by"] == "plan"]
+    assert own == ["-".join(date) for date in dates]
+
+
+@pytest.mark.parametrize(
+    "entry", [{}, {"item": "a", "note": "b"}, {"words": "a"}, {"item": "a", "tick": True}]
+)
+def test_a_line_that_means_nothing_is_refused(entry):
+    with pytest.raises(ValueError, match="plan: "):
+        read_lines([entry])
+
+
+def test_a_plain_string_is_an_item():
+    (line,) = read_lines(["SFT"])
+    assert (line.words, line.item, line.done) == ("SFT", "SFT", False)
+
+
+# --- Hours ---
+
+
+def test_every_chapter_has_its_hours_and_a_planned_one_an_estimate():
+    published = {source.slug: source.meta.get("hours") for source in find_sources()}
+    for slug, chapter in CHAPTERS.items():
+        hours = published.get(slug) or chapter.get("hours")
+        assert hours and 0 < hours <= 12, (
+            f"{slug}: give `hours`, an estimate of its reading time"
+        )
+
+
+# --- Routes ---
+
+
+@pytest.mark.parametrize("route", PLAN["routes"], ids=lambda route: route["name"])
+def test_a_route_teaches_or_assumes_what_it_needs(route):
+    assert route_gaps(PLAN, route) == []
+    slugs, assumes = route_chapters(PLAN, route), route.get("assumes", [])
+    assert len(set(slugs)) == len(slugs) > 1
+    known = set(assumes) | foundations(CHAPTERS, assumes)
+    assert not known & set(slugs), "it teaches what it assumes"
+    assert route["title"] and route["about"].endswith(".")
+
+
+def test_the_routes_of_a_weekend_of_post_training_and_from_zero_exist():
+    names = [route["name"] for route in PLAN["routes"]]
+    assert {"weekend", "post-training", "from-zero"} <= set(names) and len(names) == len(
+        set(names)
+    )
+
+
+def test_gaps_are_found():
+    gap = ("basics/gpt", "basics/attention")
+    route = {"name": "x", "chapters": ["basics/tokenization", "basics/gpt"]}
+    assert route_gaps(PLAN, route) == [gap]
+    late = route | {"chapters": [*route["chapters"], "basics/attention"]}
+    assert route_gaps(PLAN, late) == [gap]
+    assert route_gaps(PLAN, route | {"assumes": ["basics/attention"]}) == []
+    # What is assumed brings its own foundations.
+    deep = {"name": "x", "chapters": ["basics/gpt"], "assumes": ["basics/transformer"]}
+    assert route_gaps(PLAN, deep) == []
+
+
+@pytest.mark.parametrize(
+    ("route", "message"),
+    [
+        ({}, "either `chapters` or `parts`"),
+        ({"chapters": ["basics/gpt"], "parts": ["basics"]}, "either `chapters` or `parts`"),
+        ({"chapters": ["basics/nothing"]}, "'basics/nothing', which is no chapter"),
+        ({"chapters": ["basics/gpt"], "assumes": ["nothing"]}, "'nothing', which is no"),
+        ({"parts": ["nowhere"]}, "the part 'nowhere'; the parts are basics"),
+    ],
+)
+def test_a_wrong_route_is_refused(route, message):
+    with pytest.raises(ValueError, match=message):
+        route_chapters(PLAN, {"name": "x"} | route)
+
+
+# --- The map ---
+
+
+def needs_of(chapters: dict[str, dict]) -> dict[str, list[str]]:
+    return {slug: direct_prerequisites(chapters, slug) for slug in chapters}
+
+
+def test_an_implied_prerequisite_is_not_drawn():
+    chapters = {
+        "a": {"prerequisites": []},
+        "b": {"prerequisites": ["a"]},
+        "c": {"prerequisites": ["a", "b"]},
+    }
+    assert direct_prerequisites(chapters, "c") == ["b"]
+    assert foundations(chapters, ["c"]) == {"a", "b"}
+
+
+def test_no_line_runs_through_another_chapters_dot():
+    order, needs = list(CHAPTERS), needs_of(CHAPTERS)
+    tracks = assign_tracks(order, needs)
+    row = {slug: i for i, slug in enumerate(order)}
+    for slug in order:
+        for need in needs[slug]:
+            between = order[row[need] + 1 : row[slug]]
+            assert tracks[need] not in {tracks[s] for s in between}, (need, slug)
+
+
+def test_few_lines_cross():
+    order, needs = list(CHAPTERS), needs_of(CHAPTERS)
+    tracks = assign_tracks(order, needs)
+    row = {slug: i for i, slug in enumerate(order)}
+    last = {s: max([row[c] for c in order if s in needs[c]], default=row[s]) for s in order}
+    crossings = 0
+    for slug in order:
+        for need in needs[slug]:
+            low, high = sorted((tracks[slug], tracks[need]))
+            crossings += sum(
+                low < tracks[s] < high and row[s] < row[slug] < last[s] for s in order
+            )
+    lines = sum(map(len, needs.values()))
+    assert crossings <= lines, f"{crossings} crossings of {lines} lines"
+    assert max(tracks.values()) < 10, "there is no room for the names on a phone"
+
+
+def drawn(published: set[str]) -> str:
+    def station(slug: str) -> Station:
+        href = f"{slug}.html" if slug in published else None
+        return Station(title=CHAPTERS[slug]["title"], href=href, hours="2 h")
+
+    return draw_map(PLAN, station, lambda name: f"{name}/index.html")
+
+
+def test_the_map_shows_every_chapter_and_every_line_and_links_what_exists():
+    svg = drawn({"basics/attention", "basics/gpt"})
+    assert re.findall(r'data-map="([^"]+)"', svg) == list(CHAPTERS)
+    assert svg.count('class="map-line') == sum(map(len, needs_of(CHAPTERS).values()))
+    links = re.findall(r'href="([^"]+)"', svg)
+    assert sorted(links) == sorted(
+        [
+            "basics/attention.html",
+            "basics/gpt.html",
+            *(f"{p['name']}/index.html" for p in PLAN["parts"]),
+        ]
+    )
+    assert svg.count("is-published") == 2 and svg.count("is-planned") == len(CHAPTERS) - 2
+    assert '<title id="map-title">' in svg and '<desc id="map-desc">' in svg
+    assert "Before it: Tokenization; Attention." in svg
+
+
+def test_every_part_has_its_colour_in_both_themes():
+    css = (ROOT / "_static/plan.css").read_text(encoding="utf-8")
+    for part in PLAN["parts"]:
+        name = part["name"]
+        assert css.count(f"--part-{name}: #") == 2, f"plan.css: give --part-{name} twice"
+        assert f".map-{name} {{ stroke: var(--part-{name}); }}" in css
+        assert f".map-dot.map-{name} {{ fill: var(--part-{name}); }}" in css
+
+
+# --- The pages ---
+
+CONF = """\
+extensions = ["myst_nb", "book.pages"]
+nb_execution_mode = "off"
+exclude_patterns = ["_build"]
+"""
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> dict[str, str]:
+    """The book's own plan, routes and part pages, built without its chapters."""
+    book = tmp_path_factory.mktemp("book")
+    (book / "conf.py").write_text(CONF, encoding="utf-8")
+    names = ["start/plan", "start/routes", *(f"{p['name']}/index" for p in PLAN["parts"])]
+    toc = "\n".join(f"chapters/{name}" for name in names)
+    (book / "index.md").write_text(
+        f"# Book\n\n```{{toctree}}\n{toc}\n```\n", encoding="utf-8"
+    )
+    for name in names:
+        path = book / f"chapters/{name}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((ROOT / f"chapters/{name}.md").read_bytes())
+    warnings, out = StringIO(), book / "_build"
+    with patch_docutils(str(book)), docutils_namespace():
+        html, trees = out / "html", out / "trees"
+        app = Sphinx(book, book, html, trees, "html", status=None, warning=warnings)
+        app.build()
+    assert warnings.getvalue() == ""
+    return {n: (html / f"chapters/{n}.html").read_text(encoding="utf-8") for n in names}
+
+
+def words_in(html: str, css: str) -> list[str]:
+    found = re.findall(rf'<p class="{css}">(.*?)</p>', html, re.DOTALL)
+    return [" ".join(unescape(re.sub(r"<[^>]+>", "", words)).split()) for words in found]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+class TestPages:
+    def test_every_line_of_the_plan_is_on_the_page_with_its_tick(self, pages):
+        written = [line for line in CONTENTS if line[0] > 0]
+        for title in ("Updating Status", "Current Todo List"):
+            written += written_section(title)
+        expected = [
+            w + (" ✅ ticked in the plan" if done else "") for _, w, done in written
+        ]
+        shown = words_in(pages["start/plan"], "plan-words")
+        assert shown[-len(expected) :] == expected
+        for words in ("Build a simple GPT from scratch.", "vllm"):
+            assert words in shown[: -len(expected)]
+        for title in SECTIONS:
+            assert f"<h3>{title}" in pages["start/plan"]
+
+    def test_every_item_names_its_chapters(self, pages):
+        html = pages["start/plan"]
+        places = re.split(r'<p class="plan-words">', html)[1:]
+        lines = [line for s in PLAN["plan"] for line in walk(read_lines(s["items"]))]
+        assert len(places) == len(lines)
+        for place, line in zip(places, lines, strict=True):
+            shown = re.findall(r'data-slug="([^"]+)"', place)
+            assert shown == [s for s, c in CHAPTERS.items() if line.item in c["plan"]]
+        assert {line.item for line in lines} - {None} == set(plan_items(PLAN))
+
+    def test_history_is_the_changelogs(self, pages):
+        html = pages["start/plan"]
+        history = html[html.index("plan-history") :]
+        for entry in CHANGELOG:
+            assert f"{entry['date'].isoformat()} · {entry['title']}" in unescape(history)
+
+    def test_part_pages_list_their_chapters_with_hours_and_prerequisites(self, pages):
+        for part in PLAN["parts"]:
+            html = pages[f"{part['name']}/index"]
+            shown = re.findall(r'data-slug="([^"]+)"', html)
+            assert shown == [chapter["slug"] for chapter in part["chapters"]]
+            for chapter in part["chapters"]:
+                assert chapter["builds"] in unescape(html)
+        gpt = pages["basics/index"].split('data-slug="basics/gpt"')[1]
+        assert "Tokenization" in gpt and "Attention" in gpt
+
+    def test_routes_list_their_chapters_and_sum_their_hours(self, pages):
+        html = pages["start/routes"]
+        for route in PLAN["routes"]:
+            section = html.split(f'<section id="route-{route["name"]}">')[1].split(
+                "</section>"
+            )[0]
+            slugs = route_chapters(PLAN, route)
+            assert re.findall(r'data-slug="([^"]+)"', section) == slugs
+            hours = sum(CHAPTERS[slug].get("hours", 0) for slug in slugs)
+            assert f"about {hours:g} hour" in section
+            for slug in route.get("assumes", []):
+                assert CHAPTERS[slug]["title"] in section
+
+    def test_nothing_to_tick_no_script(self, pages):
+        for name, html in pages.items():
+            assert "ticks.js" not in html, name
