@@ -240,7 +240,7 @@ LOW_CONTRAST = """() => {
     };
     const chosen = 'article :is(p, li, td, th, dt, dd, h1, h2, h3, a, code, figcaption, .state)';
     return [...document.querySelectorAll(chosen)]
-        .filter(e => e.checkVisibility() && e.innerText.trim() && !e.closest('.highlight'))
+        .filter(e => e.checkVisibility() && e.innerText?.trim() && !e.closest('.highlight'))
         .map(e => {
             const [a, b] = [parse(getComputedStyle(e).color), background(e)].map(luminance);
             const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);

@@ -283,3 +283,33 @@ def test_only_pages_with_something_to_tick_load_the_script():
         html = (site.HTML / f"{name}.html").read_text(encoding="utf-8")
         assert ("_static/ticks.js" in html) == ('class="tick"' in html), name
     assert "ticks.js" in (site.HTML / f"{PLAN}.html").read_text(encoding="utf-8")
+
+
+# Text on the map under a contrast of 4.5 with its band, and lines and dots under 3 (WCAG 2.1, 1.4.3 and 1.4.11).
+FAINT = """() => {
+    const luminance = color => color.match(/[\\d.]+/g).slice(0, 3).map(Number)
+        .map(c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    const band = luminance(getComputedStyle(document.querySelector('.map-band')).fill);
+    const ratio = color => {
+        const own = luminance(color);
+        return (Math.max(own, band) + 0.05) / (Math.min(own, band) + 0.05);
+    };
+    const faint = (selector, property, least) => [...document.querySelectorAll(selector)]
+        .map(e => [selector, e.textContent, ratio(getComputedStyle(e)[property])])
+        .filter(([, , contrast]) => contrast < least);
+    return [
+        ...faint('.plan-map text', 'fill', 4.5),
+        ...faint('.map-line', 'stroke', 3), ...faint('.map-dot', 'stroke', 3)];
+}"""
+
+
+@pytest.mark.parametrize("theme", site.THEMES)
+def test_the_map_is_legible_in_both_themes(chromium, address, theme):
+    context = site.open_context(chromium, width=1280, theme=theme)
+    page = context.new_page()
+    page.goto(f"{address}/{PLAN}.html")
+    site.settle(page)
+    assert page.get_attribute("html", "data-theme") == theme
+    assert page.evaluate(FAINT) == []
+    context.close()
