@@ -11,17 +11,22 @@ export IPYTHONDIR := $(CURDIR)/_build/.home/ipython
 export MPLCONFIGDIR := $(CURDIR)/_build/.home/matplotlib
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# `make book LOCKED=1` installs what was proved when this commit was made, instead of the newest allowed versions.
+LOCKED ?=
+locked := $(filter-out 0 no,$(LOCKED))
+ready := $(VENV)/installed$(if $(locked),-locked)
+
 say = @echo; echo "== $(1)"
 run = $(VENV)/bin/python -m
 
-.PHONY: book test lab chapter experiment sync new-chapter clean
+.PHONY: book test lab chapter experiment sync new-chapter links lock clean
 .NOTPARALLEL:
 
-book: $(VENV)/installed  ## execute what has changed, and build the site
+book: $(ready)  ## execute what has changed, and build the site
 	$(call say,The book)
 	@$(run) book build
 
-test: $(VENV)/installed  ## everything that must pass
+test: $(ready)  ## everything that must pass
 	$(call say,Style)
 	@$(run) ruff check code tests experiments
 	@$(run) ruff format --check code tests experiments
@@ -34,32 +39,44 @@ test: $(VENV)/installed  ## everything that must pass
 	$(call say,The site in a browser)
 	@$(run) pytest tests/site
 
-chapter: $(VENV)/installed  ## execute and build one page: make chapter NAME=attention
+chapter: $(ready)  ## execute and build one page: make chapter NAME=attention
 	@test -n "$(NAME)" || { echo "Which chapter? For example: make chapter NAME=attention"; exit 2; }
 	@$(run) book build --chapter "$(NAME)"
 
-experiment: $(VENV)/installed  ## run a recorded experiment anew: make experiment NAME=gpt
+experiment: $(ready)  ## run a recorded experiment anew: make experiment NAME=gpt
 	@test -f "experiments/$(NAME).py" || { echo "Which experiment? One of:" $(basename $(notdir $(wildcard experiments/*.py))); exit 2; }
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python "experiments/$(NAME).py"
 
-lab: $(VENV)/installed  ## the chapters as notebooks in JupyterLab
+lab: $(ready)  ## the chapters as notebooks in JupyterLab
 	@$(run) book lab
 
-sync: $(VENV)/installed  ## write the package's text into the packaged cells
+sync: $(ready)  ## write the package's text into the packaged cells
 	@$(run) book sync
 
-new-chapter: $(VENV)/installed  ## start a chapter from the template: make new-chapter NAME=part/slug
+new-chapter: $(ready)  ## start a chapter from the template: make new-chapter NAME=part/slug
 	@test -n "$(NAME)" || { echo "Which name? For example: make new-chapter NAME=basics/attention"; exit 2; }
 	@$(run) book new-chapter "$(NAME)"
+
+links: $(ready)  ## ask every external address of the built site whether it still answers
+	@$(run) book links
+
+# uv, because it resolves for every Python and every system at once. Versions that still fit stay as they are.
+lock:  ## write requirements.lock anew, after a change of requirements; UPGRADE=1 takes the newest of all
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	@$(run) pip install --quiet "uv>=0.8,<1"
+	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+	  --no-config --no-emit-index-url --no-emit-find-links --no-emit-package llm-learn \
+	  $(if $(UPGRADE),--upgrade) --output-file requirements.lock requirements.txt
 
 clean:  ## forget everything that was built; .venv stays
 	rm -rf _build
 
-$(VENV)/installed: requirements.txt pyproject.toml
+$(ready): requirements.txt pyproject.toml $(if $(locked),requirements.lock)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 	  echo "LLM Learn needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
 	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	$(call say,Python environment in $(VENV))
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	@$(run) pip install --quiet --requirement requirements.txt
+	@$(run) pip install --quiet --requirement requirements.txt $(if $(locked),--constraint requirements.lock)
+	@rm -f $(VENV)/installed $(VENV)/installed-locked
 	@touch $@

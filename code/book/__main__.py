@@ -1,4 +1,4 @@
-"""The book's command line: `python -m book build | prove | lab | sync | new-chapter`."""
+"""The book's command line: `python -m book build | prove | links | lab | sync | new-chapter`."""
 
 import argparse
 import importlib.util
@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         "names", nargs="*", metavar="NAME", help="chapters; all where none is given"
     )
     for name, text in (
+        ("links", "ask every external address of the built site whether it answers"),
         ("lab", "open the chapters in JupyterLab"),
         ("sync", "write the package's text into the packaged cells"),
         ("new-chapter", "start a chapter from the template"),
@@ -75,6 +76,10 @@ def run(args: argparse.Namespace, rest: list[str], root: Path) -> int | None:
             from book import prove
 
             return prove.main(args.names, root)
+        case "links":
+            from book import links
+
+            return links.main(rest, root)
         case "lab":
             from book import lab
 
