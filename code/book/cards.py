@@ -45,9 +45,13 @@ def draw(
         # One line of the title is 0.12 of the card high.
         below = 0.80 - 0.12 * (head.count("\n") + 1)
         card.text(0.06, 0.88, book, size=22, color=ACCENT, weight="bold", va="center")
-        card.text(0.06, 0.80, head, size=48, color=INK, weight="bold", va="top", linespacing=1.1)
+        card.text(
+            0.06, 0.80, head, size=48, color=INK, weight="bold", va="top", linespacing=1.1
+        )
         about = _lines(text, 34 if shown else 62, 6 if below > 0.5 else 4)
-        card.text(0.06, below - 0.02, about, size=22, color=MUTED, va="top", linespacing=1.45)
+        card.text(
+            0.06, below - 0.02, about, size=22, color=MUTED, va="top", linespacing=1.45
+        )
         card.text(0.06, 0.07, address, size=18, color=MUTED, va="center")
         if shown:
             picture = card.add_axes((0.55, 0.12, 0.42, 0.76))

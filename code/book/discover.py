@@ -90,9 +90,7 @@ def change_dates(root: Path) -> dict[str, datetime.date]:
     """
     if (_git(root, "rev-parse", "--is-shallow-repository") or "").strip() != "false":
         return {}
-    log = _git(
-        root, "log", "--format=%x00%ct", "--name-only", "--no-renames", "--relative"
-    )
+    log = _git(root, "log", "--format=%x00%ct", "--name-only", "--no-renames", "--relative")
     changed = _git(root, "diff", "--name-only", "--relative", "HEAD")
     if log is None or changed is None:
         return {}
@@ -195,9 +193,7 @@ def _bibtex_text(text: str) -> str:
 
 def _bibtex(kind: str, key: str, fields: dict[str, str]) -> str:
     width = max(map(len, fields))
-    lines = [
-        f"  {name:<{width}} = {{{value}}}," for name, value in fields.items() if value
-    ]
+    lines = [f"  {name:<{width}} = {{{value}}}," for name, value in fields.items() if value]
     return "\n".join([f"@{kind}{{{key},", *lines, "}"])
 
 
@@ -245,11 +241,11 @@ def citations(
     title_of_book = f"{{{_bibtex_text(book)}}}"
     chapter = {"title": f"{{{_bibtex_text(title)}}}", "booktitle": title_of_book}
     entries = [
+        _bibtex("incollection", f"llm-learn-{key}", common | chapter | note | {"url": url}),
         _bibtex(
-            "incollection", f"llm-learn-{key}", common | chapter | note | {"url": url}
-        ),
-        _bibtex(
-            "misc", "llm-learn", common | {"title": title_of_book} | note | {"url": book_url}
+            "misc",
+            "llm-learn",
+            common | {"title": title_of_book} | note | {"url": book_url},
         ),
     ]
     return sentence, "\n\n".join(entries)
@@ -425,7 +421,8 @@ def write_files(app: Sphinx, error: Exception | None) -> None:
         files["robots.txt"] += f"\nSitemap: {base}sitemap.xml\n"
         pages = [
             (
-                base + ("" if doc == app.config.root_doc else app.builder.get_target_uri(doc)),
+                base
+                + ("" if doc == app.config.root_doc else app.builder.get_target_uri(doc)),
                 env.book_dates.get(doc),
             )
             for doc in sorted(env.found_docs)

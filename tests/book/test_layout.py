@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from book.source import ROOT, load_plan
 
@@ -34,6 +37,7 @@ FILES = [
         ".gitignore",
     ),
     *(".github/workflows/test.yml", ".github/workflows/publish.yml"),
+    *(".github/workflows/weekly.yml", "requirements.lock"),
     *(
         "chapters/start/plan.md",
         "chapters/start/how-to-run.md",
@@ -108,6 +112,94 @@ def test_every_requirement_is_limited_and_the_package_included():
     for line in set(lines) - set(own):
         limits = REQUIREMENT.match(line)["range"]
         assert re.search(r"==|<|>=20\d\d\.", limits), f"{line}: name the tested range"
+
+
+def requirements() -> list[Requirement]:
+    """What requirements.txt asks for, the package's own dependencies and its extras included."""
+    lines = [
+        line
+        for line in text("requirements.txt").splitlines()
+        if line and not line.startswith(("#", "-e"))
+    ]
+    lines += project()["dependencies"]
+    for several in project()["optional-dependencies"].values():
+        lines += several
+    return [Requirement(line) for line in lines]
+
+
+def locked() -> list[Requirement]:
+    return [Requirement(line) for line in text("requirements.lock").splitlines() if line]
+
+
+SYSTEMS = [
+    {
+        "python_version": python,
+        "python_full_version": f"{python}.9",
+        "sys_platform": sys_platform,
+        "platform_system": system,
+        "os_name": "nt" if system == "Windows" else "posix",
+        "platform_machine": machine,
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+    }
+    for python in ("3.11", "3.12", "3.13")
+    for sys_platform, system, machine in (
+        ("linux", "Linux", "x86_64"),
+        ("linux", "Linux", "aarch64"),
+        ("darwin", "Darwin", "arm64"),
+        ("win32", "Windows", "AMD64"),
+    )
+]
+
+
+@pytest.mark.parametrize(
+    "system", SYSTEMS, ids=lambda s: f"{s['python_version']}-{s['sys_platform']}"
+)
+def test_the_lock_fulfils_every_requirement_once(system):
+    versions: dict[str, list[str]] = {}
+    for pin in locked():
+        if pin.marker is None or pin.marker.evaluate(system):
+            (specifier,) = pin.specifier
+            versions.setdefault(canonicalize_name(pin.name), []).append(specifier.version)
+    assert {name: found for name, found in versions.items() if len(found) > 1} == {}
+    for requirement in requirements():
+        if requirement.marker and not requirement.marker.evaluate(system):
+            continue
+        (version,) = versions.get(canonicalize_name(requirement.name), [None])
+        assert version and requirement.specifier.contains(version, prereleases=True), (
+            f"requirements.lock has {requirement.name} {version}, but {requirement} is asked for: "
+            "run `make lock`"
+        )
+
+
+def test_the_lock_names_public_versions_and_no_place():
+    for line in text("requirements.lock").splitlines():
+        assert "://" not in line and "@" not in line and not line.startswith("-"), line
+    for pin in locked():
+        (specifier,) = pin.specifier
+        assert specifier.operator == "==" and "*" not in specifier.version, pin
+        assert Version(specifier.version).local is None, f"{pin} is a build of one machine"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_installs_from_the_lock_where_that_is_asked(tmp_path):
+    def plan(*options: str) -> str:
+        command = [
+            "make",
+            "--dry-run",
+            "--always-make",
+            "book",
+            f"VENV={tmp_path}",
+            *options,
+        ]
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "--constraint requirements.lock" in plan("LOCKED=1")
+    for options in ([], ["LOCKED=0"], ["LOCKED="]):
+        assert "--requirement requirements.txt" in plan(*options)
+        assert "requirements.lock" not in plan(*options)
 
 
 def test_the_repositorys_address_stands_once():
@@ -195,20 +287,141 @@ def test_workflow_is_thin_pinned_and_unprivileged(path):
     workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert workflow["permissions"] == {"contents": "read"} and "concurrency" in workflow
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
-    assert any(step.get("run") == "make test" for step in steps)
+    assert any(step.get("run", "").split()[:2] == ["make", "test"] for step in steps)
     for step in steps:
         assert re.fullmatch(
             r"actions/[\w-]+@[0-9a-f]{40}", step.get("uses", f"actions/none@{'0' * 40}")
         )
+        if "actions/checkout" in step.get("uses", ""):
+            # Pages show the day of their last change, which a shallow clone does not know.
+            assert step["with"] == {"persist-credentials": False, "fetch-depth": 0}
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] <= 150
 
 
-def test_only_a_proved_site_is_published():
-    jobs = yaml.safe_load(text(".github/workflows/publish.yml"))["jobs"]
-    assert jobs["deploy"]["needs"] == "prove"
-    assert jobs["deploy"]["permissions"] == {"pages": "write", "id-token": "write"}
-    names = [step.get("run", step.get("uses", "")) for step in jobs["prove"]["steps"]]
-    upload = next(i for i, name in enumerate(names) if "upload-pages-artifact" in name)
-    assert names.index("make test") < upload and "continue-on-error" not in str(jobs)
+def workflow(name: str) -> dict:
+    return yaml.safe_load(text(f".github/workflows/{name}.yml"))
+
+
+def commands(job: dict) -> list[str]:
+    return [step.get("run", step.get("uses", "")) for step in job["steps"]]
+
+
+def test_each_job_may_do_its_own_work_only():
+    rights = {
+        (path.stem, name): job["permissions"]
+        for path in WORKFLOWS
+        for name, job in workflow(path.stem)["jobs"].items()
+        if "permissions" in job
+    }
+    assert rights == {
+        ("publish", "notebooks"): {"contents": "write"},
+        ("publish", "deploy"): {"pages": "write", "id-token": "write"},
+        ("weekly", "report"): {"issues": "write"},
+    }
+    # Whoever may write runs nothing that comes from a package or from this repository.
+    for (name, job), _ in rights.items():
+        assert not any(
+            "make" in c or "pip" in c or "checkout" in c
+            for c in commands(workflow(name)["jobs"][job])
+        )
+
+
+def test_only_what_is_proved_is_published_notebooks_first():
+    publish = workflow("publish")
+    jobs = publish["jobs"]
+    assert set(jobs) == {"prove", "notebooks", "deploy"}
+    assert jobs["notebooks"]["needs"] == "prove"
+    assert jobs["deploy"]["needs"] == ["prove", "notebooks"]
+    # A job that waits for a matrix runs only when all of it has passed, unless an `if` says otherwise.
+    assert "if" not in jobs["notebooks"] and "if" not in jobs["deploy"]
+    assert "continue-on-error" not in str(jobs) and "always()" not in str(jobs)
+    assert jobs["prove"]["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    assert publish["concurrency"] == {"group": "publish", "cancel-in-progress": False}
+    names = commands(jobs["prove"])
+    proof = names.index("make test LOCKED=1")
+    uploads = [i for i, name in enumerate(names) if "upload" in name]
+    assert len(uploads) == 2 and min(uploads) > proof
+    paths = {jobs["prove"]["steps"][i]["with"]["path"] for i in uploads}
+    assert paths == {"_build/html", "_build/notebooks"}
+
+
+needs_git_and_bash = pytest.mark.skipif(
+    not (shutil.which("bash") and shutil.which("git")), reason="no bash or no git here"
+)
+
+
+def shell(job: dict, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a job's only script as GitHub does: stop at the first error."""
+    (script,) = [step["run"] for step in job["steps"] if "run" in step]
+    env = {**os.environ, "HOME": str(folder), **environment}
+    command = [shutil.which("bash"), "-e", "-c", script]
+    return subprocess.run(
+        command, cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
+
+
+@needs_git_and_bash
+def test_notebooks_become_one_commit_that_replaces_the_last(tmp_path):
+    job = workflow("publish")["jobs"]["notebooks"]
+    remote = tmp_path / "owner/book"
+    subprocess.run(["git", "init", "--quiet", "--bare", str(remote)], check=True)
+    where = {"GITHUB_SERVER_URL": tmp_path.as_uri(), "GITHUB_REPOSITORY": "owner/book"}
+    for number in ("1", "2"):
+        folder = tmp_path / f"run-{number}/notebooks"
+        (folder / "chapters/part").mkdir(parents=True)
+        (folder / "chapters/part/a.ipynb").write_text(number)
+        refused = shell(job, folder, TOKEN="x", GITHUB_SHA="abc", **where)
+        assert refused.returncode != 0  # without its README.md it is not what was built
+        (folder / "README.md").write_text("# Notebooks\n")
+        done = shell(job, folder, TOKEN="secret", GITHUB_SHA=f"abc{number}", **where)
+        assert done.returncode == 0, done.stderr
+        assert "secret" not in done.stdout + done.stderr
+
+    def git(*command: str) -> list[str]:
+        run = ["git", "--git-dir", str(remote), *command]
+        return subprocess.run(run, capture_output=True, text=True).stdout.splitlines()
+
+    assert git("log", "--format=%s", "notebooks") == ["Executed notebooks of abc2"]
+    assert git("ls-tree", "-r", "--name-only", "notebooks") == [
+        "README.md",
+        "chapters/part/a.ipynb",
+    ]
+    assert git("show", "notebooks:chapters/part/a.ipynb") == ["2"]
+
+
+def test_the_weekly_run_takes_the_newest_and_checks_links():
+    weekly = workflow("weekly")
+    # YAML reads the key `on` as true.
+    assert weekly[True]["schedule"] and "workflow_dispatch" in weekly[True]
+    newest, report = weekly["jobs"]["newest"], weekly["jobs"]["report"]
+    assert {"make test", "make links"} <= set(commands(newest))
+    assert "LOCKED" not in str(weekly) and "cache" not in str(newest)
+    assert report["needs"] == "newest" and report["if"] == "failure()"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+@pytest.mark.parametrize(("open_issue", "expected"), [("", "create"), ("7", "comment 7")])
+def test_a_failed_week_opens_one_issue(tmp_path, open_issue, expected):
+    job = workflow("weekly")["jobs"]["report"]
+    gh = tmp_path / "bin/gh"
+    gh.parent.mkdir()
+    gh.write_text(
+        '#!/bin/sh\nif [ "$2" = list ]; then echo "$OPEN"; else echo "$@" >>"$HOME/calls"; fi\n'
+    )
+    gh.chmod(0o755)
+    done = shell(
+        job,
+        tmp_path,
+        PATH=f"{gh.parent}:/usr/bin:/bin",
+        OPEN=open_issue,
+        TITLE="It fails",
+        RUN="https://run",
+    )
+    assert done.returncode == 0, done.stderr
+    (call,) = (tmp_path / "calls").read_text().splitlines()
+    assert call.startswith(f"issue {expected}") and "https://run" in call
+    assert ("--title It fails" in call) == (expected == "create")
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
