@@ -115,25 +115,11 @@ def pages_to_rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:
     return sorted(pages)
 
 
-def drop_thebe(
-    app: Sphinx, pagename: str, templatename: str, context: dict, doctree
-) -> None:
-    """Takes off the scripts of sphinx-thebe, which Jupyter Book adds to every page and this book does not use."""
-    context["script_files"] = [
-        script
-        for script in context["script_files"]
-        # Its constant lands on the page twice, which is an uncaught error.
-        if "THEBE" not in (script.attributes.get("body") or "")
-        and "thebe" not in str(script.filename)
-    ]
-
-
 def setup(app: Sphinx) -> dict:
     app.add_config_value("book_plan", load_plan(), "")
     app.setup_extension("book.plan")
     # Late: by then the chapters' records are written, and every title is known.
     app.connect("env-updated", pages_to_rewrite, priority=900)
-    app.connect("html-page-context", drop_thebe, priority=900)
     return {
         "version": "1",
         "env_version": 1,

@@ -1,0 +1,313 @@
+"""Sphinx extension: pages that load one stylesheet, one script and what they show, and nothing else.
+
+The theme and its extensions bring about twenty files, an icon font and its script. Here their stylesheets become one,
+without the rules that no page can match, and their scripts become one, which runs after the page is shown. Icons are
+drawn by `_static/icons.css`. Pictures say how large they are, so that text does not jump when they arrive.
+"""
+
+import hashlib
+import html
+import re
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import tinycss2
+from sphinx.application import Sphinx
+
+STYLE, SCRIPT = "site.css", "site.js"
+# What Jupyter Book or the theme adds, and this book has no use for.
+UNUSED = re.compile(r"thebe|mathjax", re.I)
+TABS, TAB_CLASS = "design-tabs.js", "sd-tab-set"
+# The theme's own files, which its layout loads by itself (see `templates/`).
+THEME_STYLES = ["basic.css", "styles/pydata-sphinx-theme.css"]
+THEME_SCRIPTS = ["scripts/bootstrap.js", "scripts/pydata-sphinx-theme.js"]
+SEARCH = ("searchtools.js", "language_data.js", "searchindex.js")
+
+# The theme writes an error to the console where a reader has chosen nothing yet, and shows the page in no theme until
+# its script runs.
+THEME_CHOICE = {
+    'localStorage.getItem("mode") || ""': 'localStorage.getItem("mode") || "auto"',
+    'localStorage.getItem("theme") || ""': (
+        'localStorage.getItem("theme") || '
+        '(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")'
+    ),
+    'data-default-mode=""': 'data-default-mode="auto"',
+}
+
+
+# --- Stylesheets ---
+
+
+def words(texts: Iterable[str]) -> set[str]:
+    """Everything in pages and scripts that could be the name of a class, an id or a variable."""
+    found = set()
+    for text in texts:
+        found.update(re.findall(r"[A-Za-z_-][\w-]*", text))
+    return found
+
+
+NAMES = re.compile(r"[.#]((?:[\w-]|\\.)+)")
+ARGUMENTS = re.compile(r":(?:not|is|where|has)\((?:[^()]|\([^()]*\))*\)")
+
+
+def matches(selector: str, known: set[str]) -> bool:
+    """Whether a page could hold what the selector asks for. Only classes and ids are looked at."""
+    # What stands in :not() must not exist, and in :is() only one must.
+    plain = ARGUMENTS.sub("", re.sub(r"\[[^\]]*\]", "", selector))
+    names = (re.sub(r"\\(.)", r"\1", name) for name in NAMES.findall(plain))
+    return all(name in known for name in names)
+
+
+def split_selectors(prelude: list) -> list[list]:
+    """The selectors of a rule, cut at its commas."""
+    parts: list[list] = [[]]
+    for token in prelude:
+        if token == ",":
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts
+
+
+def tidy(text: str) -> str:
+    """CSS without comments and needless space. Strings and addresses stay as they are."""
+    pieces = re.split(
+        r'("(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'|url\([^)]*\)|/\*.*?\*/)', text, flags=re.S
+    )
+    for place, piece in enumerate(pieces):
+        if piece.startswith("/*"):
+            pieces[place] = ""
+        elif place % 2 == 0:
+            piece = re.sub(r"\s+", " ", piece)
+            pieces[place] = re.sub(r" ?([;{}]) ?", r"\1", piece)
+    return "".join(pieces).strip()
+
+
+def lean_css(css: str, known: set[str]) -> str:
+    """A stylesheet without the rules that nothing on the site can match, and without comments.
+
+    Args:
+        css: The stylesheet.
+        known: Every word that could be a class or an id.
+    """
+    rules = tinycss2.parse_stylesheet(css, skip_comments=True, skip_whitespace=True)
+    return "".join(lean_rule(rule, known) for rule in rules)
+
+
+def lean_rule(rule, known: set[str]) -> str:
+    if rule.type == "error":
+        raise ValueError(f"a stylesheet cannot be read: {rule.message}")
+    if rule.type == "qualified-rule":
+        kept = [
+            text
+            for part in split_selectors(rule.prelude)
+            if matches(text := tinycss2.serialize(part).strip(), known)
+        ]
+        body = tidy(tinycss2.serialize(rule.content)).removesuffix(";")
+        return f"{','.join(map(tidy, kept))}{{{body}}}" if kept and body else ""
+    head = f"@{rule.at_keyword}{tinycss2.serialize(rule.prelude)}"
+    if rule.content is None:
+        return "" if rule.lower_at_keyword == "charset" else f"{tidy(head)};"
+    content = tinycss2.serialize(rule.content)
+    if rule.lower_at_keyword in ("media", "supports", "layer", "container"):
+        inner = lean_css(content, known)
+        return f"{tidy(head)}{{{inner}}}" if inner else ""
+    if rule.lower_at_keyword == "font-face" and "Font Awesome" in content.replace("\\", ""):
+        return ""
+    return f"{tidy(head)}{{{tidy(content)}}}"
+
+
+def drop_unused_variables(css: str, known: set[str]) -> str:
+    """Takes off definitions of variables that neither the stylesheet nor a page reads."""
+    while True:
+        used = set(re.findall(r"var\(\s*(--[\w-]+)", css)) | known
+        shorter = re.sub(
+            r"(?<=[;{])(--[\w-]+):((?:\"[^\"]*\"|'[^']*'|\([^)]*\)|[^;}\"'(])*)(;|(?=}))",
+            lambda m: m[0] if m[1] in used else "",
+            css,
+        )
+        if shorter == css:
+            return css
+        css = shorter
+
+
+def moved_addresses(css: str, name: str) -> str:
+    """The addresses in a stylesheet of `_static/<name>`, as seen from `_static/`."""
+    folder = name.rpartition("/")[0]
+    if not folder:
+        return css
+    return re.sub(
+        r"url\((['\"]?)(?!data:|['\"]|#|/|https?:)", rf"url(\g<1>{folder}/", css
+    ).replace(f"{folder}/../", "")
+
+
+# --- Scripts ---
+
+
+def bundle(parts: Iterable[str]) -> str:
+    """Scripts one after the other, each ended, without the addresses of their source maps."""
+    cleaned = (re.sub(r"^//# sourceMappingURL=.*$", "", part, flags=re.M) for part in parts)
+    return "".join(f"{part.strip()}\n;\n" for part in cleaned)
+
+
+def by_priority(file) -> int:
+    """Sphinx sorts what a page loads only after this extension has seen it."""
+    return getattr(file, "priority", 500)
+
+
+def texts_first(parts: Iterable[str]) -> list[str]:
+    """The settings that stand on the page by themselves, then the files: these read them as soon as they run."""
+    return sorted(parts, key=lambda part: not part.startswith("\n"))
+
+
+def script_parts(context: dict) -> tuple[list[str], list]:
+    """The scripts of a page as names of files or as text, and those that must stay as they are."""
+    parts, kept = [], []
+    for script in sorted(context["script_files"], key=by_priority):
+        name, body = str(script.filename or ""), script.attributes.get("body") or ""
+        name = name.partition("?")[0]
+        unused = UNUSED.search(name + body) or body.startswith("DOCUMENTATION_OPTIONS.")
+        if unused or (name.endswith(TABS) and TAB_CLASS not in context.get("body", "")):
+            continue
+        if name.startswith("http") or set(script.attributes) - {"body", "defer", "async"}:
+            kept.append(script)
+        elif name and not name.endswith(SEARCH):
+            parts.append(name.removeprefix("_static/"))
+        elif body:
+            parts.append(f"\n{body};")
+    return parts, kept
+
+
+# --- Pictures ---
+
+
+def png_size(path: Path) -> tuple[int, int] | None:
+    """Width and height of a PNG in pixels; None for what is no PNG."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(24)
+    except OSError:
+        return None
+    if len(head) < 24 or not head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return None
+    return struct.unpack(">II", head[16:24])
+
+
+def sized_images(body: str, files: dict[str, Path]) -> str:
+    """Pictures with their size; all but the first are fetched when the reader comes near.
+
+    Args:
+        body: The page's HTML.
+        files: For each name under `_images/`, where its file is now.
+    """
+    count = 0
+
+    def image(match: re.Match) -> str:
+        nonlocal count
+        tag, extra = match[0], ['decoding="async"']
+        source = re.search(r'src="([^"]*)"', tag)
+        name = html.unescape(source[1]).rpartition("/")[2] if source else ""
+        size = png_size(files[name]) if name in files else None
+        if size and not re.search(r"\s(width|height)=", tag):
+            extra.append(f'width="{size[0]}" height="{size[1]}"')
+        if count and "loading=" not in tag:
+            extra.append('loading="lazy"')
+        count += 1
+        return f"<img {' '.join(extra)}{tag[4:]}"
+
+    return re.sub(r"<img\b[^>]*>", image, body)
+
+
+# --- Sphinx ---
+
+
+def use_templates(app: Sphinx, config) -> None:
+    """The theme's layout loads its files through a template; ours loads nothing there."""
+    config.templates_path = [
+        *config.templates_path,
+        str(Path(__file__).parent / "templates"),
+    ]
+
+
+def slim(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Replaces what a page loads, and remembers it for the two files that are written at the end."""
+    parts, kept = script_parts(context)
+    app.book_scripts.update(dict.fromkeys(parts))
+    for style in sorted(context["css_files"], key=by_priority):
+        name = (
+            str(getattr(style, "filename", style))
+            .removeprefix("_static/")
+            .partition("?")[0]
+        )
+        if not UNUSED.search(name):
+            app.book_styles[name] = None
+    context["script_files"], context["css_files"] = kept, []
+    context["book_style"], context["book_script"] = STYLE, SCRIPT
+    if context.get("body"):
+        files = {name: Path(app.srcdir) / path for path, name in app.builder.images.items()}
+        context["body"] = sized_images(context["body"], files)
+
+
+def write_files(app: Sphinx, exception: Exception | None) -> None:
+    """Writes the stylesheet and the script of all pages, and their versions into each page."""
+    if exception or app.builder.format != "html" or not app.book_styles:
+        return
+    out = Path(app.outdir)
+    static = out / "_static"
+    pages = [path for path in out.rglob("*.html") if static not in path.parents]
+    texts = {path: path.read_text(encoding="utf-8") for path in pages}
+    scripts = [
+        part if part.startswith("\n") else (static / part).read_text(encoding="utf-8")
+        for part in [*texts_first(app.book_scripts), *THEME_SCRIPTS]
+    ]
+    script = bundle(scripts)
+    known = words(
+        [
+            *texts.values(),
+            script,
+            *(
+                (static / name).read_text(encoding="utf-8")
+                for name in SEARCH
+                if (static / name).is_file()
+            ),
+        ]
+    )
+    style = ""
+    for name in [*THEME_STYLES, *app.book_styles]:
+        css = (static / name).read_text(encoding="utf-8")
+        style += lean_css(moved_addresses(css, name), known)
+    style = drop_unused_variables(style, known)
+    (static / STYLE).write_text(style, encoding="utf-8")
+    (static / SCRIPT).write_text(script, encoding="utf-8")
+    versions = {
+        name: hashlib.sha256(text.encode()).hexdigest()[:8]
+        for name, text in ((STYLE, style), (SCRIPT, script))
+    }
+    for path, text in texts.items():
+        new = finished(text, path.name == "search.html", versions)
+        if new != text:
+            path.write_text(new, encoding="utf-8")
+
+
+def finished(page: str, is_search: bool, versions: dict[str, str]) -> str:
+    """A page that names the versions of its files, and that loads the index of the search only to search."""
+    page = re.sub(
+        r'(_static/(site\.(?:css|js)))(?:\?v=\w*)?(?=")',
+        lambda m: f"{m[1]}?v={versions[m[2]]}",
+        page,
+    )
+    for old, new in THEME_CHOICE.items():
+        page = page.replace(old, new)
+    tools = "|".join(map(re.escape, SEARCH))
+    replacement = r"<script defer \1" if is_search else ""
+    return re.sub(rf'<script (src="[^"]*(?:{tools})[^"]*"></script>)\s*', replacement, page)
+
+
+def setup(app: Sphinx) -> dict:
+    app.book_styles, app.book_scripts = {}, {}
+    app.connect("config-inited", use_templates)
+    app.connect("html-page-context", slim, priority=950)
+    app.connect("build-finished", write_files)
+    # Pages are written in one process: each tells the others what it loads.
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": False}
