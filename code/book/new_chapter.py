@@ -32,6 +32,7 @@ def render(slug: str, plan: dict) -> str:
         # JSON is YAML, and quotes what needs quotes.
         "plan": json.dumps(entry.get("plan") or [], ensure_ascii=False),
         "prerequisites": json.dumps(entry.get("prerequisites") or []),
+        "hours": f"{entry.get('hours', 2):g}",
     }
     return re.sub(
         r"\{\{(\w+)\}\}",

@@ -107,7 +107,6 @@
       box.setAttribute("aria-label", `I have read: ${spot.dataset.title}`);
     }
     box.addEventListener("change", () => {
-      load(); // another tab may have ticked in the meantime
       read[box.checked ? "add" : "delete"](spot.dataset.slug);
       say("");
       store();
