@@ -274,6 +274,8 @@ def test_a_test_that_does_not_use_the_name_guards_nothing(book):
     assert guarding_test("attend", "layers", book.root) is None
     assert guarding_test("attend", None, book.root) is None
     assert guarding_test("", None, book.root) is None
+    book.write("tests/book/test_x.py", "attend\n")
+    assert guarding_test("attend", None, book.root) is None
 
 
 # --- The book itself ---
