@@ -154,8 +154,9 @@ def test_text_is_legible_in_both_themes(theme):
         ("text-base", f"{kind}-bg")
         for kind in ("info", "success", "warning", "danger", "secondary", "attention")
     ]
-    pairs += [("on-surface", "surface"), ("primary-text", "primary")]
-    pairs += [("secondary-text", "secondary"), ("text-base", "target")]
+    kinds = ("primary", "secondary", "info", "success", "warning", "danger")
+    pairs += [(f"{kind}-text", kind) for kind in kinds]
+    pairs += [("on-surface", "surface"), ("text-base", "target")]
     for text, ground in pairs:
         ratio = contrast(*(colors[f"--pst-color-{name}"] for name in (text, ground)))
         assert ratio >= 4.5, f"{text} on {ground}: {ratio:.2f}"
