@@ -407,7 +407,7 @@ def test_a_failed_week_opens_one_issue(tmp_path, open_issue, expected):
     gh = tmp_path / "bin/gh"
     gh.parent.mkdir()
     gh.write_text(
-        '#!/bin/sh\nif [ "$2" = list ]; then echo "$OPEN"; else echo "$@" >>"$HOME/calls"; fi\n'
+        '#!/bin/sh\necho "$@" >>"$HOME/calls"; [ "$2" != list ] || echo "$OPEN"\n'
     )
     gh.chmod(0o755)
     done = shell(
@@ -419,7 +419,8 @@ def test_a_failed_week_opens_one_issue(tmp_path, open_issue, expected):
         RUN="https://run",
     )
     assert done.returncode == 0, done.stderr
-    (call,) = (tmp_path / "calls").read_text().splitlines()
+    asked, call = (tmp_path / "calls").read_text().splitlines()
+    assert 'select(.title == "It fails")' in asked and "--state open" in asked
     assert call.startswith(f"issue {expected}") and "https://run" in call
     assert ("--title It fails" in call) == (expected == "create")
 
