@@ -265,5 +265,8 @@ def test_theme_switch_and_contrast_in_both_themes(visit, name):
             break
     assert page.get_attribute("html", "data-theme") == "dark"
     page.wait_for_function(f"{ground} !== '{light}'", timeout=5000)
-    page.wait_for_timeout(300)  # colours that fade
+    for _ in range(20):  # colours fade, level by level, and late on a busy machine
+        if not page.evaluate(LOW_CONTRAST):
+            break
+        page.wait_for_timeout(250)
     assert page.evaluate(LOW_CONTRAST) == [], "dark theme"
