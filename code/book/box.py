@@ -31,7 +31,7 @@ What it should say or show:
 
 def notebook_uri(docname: str) -> str:
     """Where the site keeps the chapter's notebook, from the site's root."""
-    return f"notebooks/{docname.removeprefix('chapters/')}.ipynb"
+    return f"notebooks/{docname}.ipynb"
 
 
 def hours(chapter: Source) -> str:

@@ -17,10 +17,10 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError
 
-from book import addresses
 from book.execution import ONLY
 from book.markdown import CannotWrite, MarkdownWriter, raw_syntax
 from book.pages import chapter_source
+from book.repository import repository
 
 FOLDER = "notebooks"
 # Cells whose code a notebook hides, as the page does.
@@ -57,9 +57,14 @@ def folder(app: Sphinx) -> Path:
     return Path(app.outdir).parent / FOLDER
 
 
+def page_address(app: Sphinx, docname: str) -> str:
+    return app.config.html_baseurl + app.builder.get_target_uri(docname)
+
+
 def wanted(app: Sphinx, env: BuildEnvironment) -> set[str]:
     """The chapters that this build has executed, or found in the cache."""
-    if app.builder.format != "html":
+    # Without an address of the site a notebook could not link back to it, and Colab opens GitHub's files only.
+    if app.builder.format != "html" or not app.config.html_baseurl:
         return set()
     only = os.environ.get(ONLY)
     return {
@@ -86,11 +91,11 @@ def write_notebook(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         return
     executed = executed_notebook(env, docname)
     images = {
-        uri: f"{addresses.site(app.config)}_images/{name}"
+        uri: f"{app.config.html_baseurl}_images/{name}"
         for uri, (_, name) in env.images.items()
     }
     writer = MarkdownWriter(
-        addresses.page(app.config, docname), env.toc_fignumbers.get(docname, {}), images
+        page_address(app, docname), env.toc_fignumbers.get(docname, {}), images
     )
     try:
         pieces = writer.write(doctree)
@@ -163,14 +168,14 @@ def finish(app: Sphinx, error: Exception | None) -> None:
     if error or app.builder.format != "html":
         return
     env, notebooks = app.env, folder(app)
-    commit, repository = current_commit(Path(app.srcdir)), addresses.repository(app.config)
+    commit, source = current_commit(Path(app.srcdir)), repository(app.config).url
     rows = []
     for docname in sorted(wanted(app, env)):
-        title, page = env.titles[docname].astext(), addresses.page(app.config, docname)
+        title, page = env.titles[docname].astext(), page_address(app, docname)
         extras = chapter_source(env, docname).meta.get("extras") or []
         path = notebooks / f"{docname}.ipynb"
         notebook = nbformat.read(path, as_version=4)
-        with_header(notebook, requirement(repository, commit, extras), title, page)
+        with_header(notebook, requirement(source, commit, extras), title, page)
         text = nbformat.writes(notebook) + "\n"
         for target in (path, Path(app.outdir) / FOLDER / f"{docname}.ipynb"):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -181,8 +186,8 @@ def finish(app: Sphinx, error: Exception | None) -> None:
             path.unlink()  # the chapter was renamed, or left the book
     if rows:
         readme = README.format(
-            repository=repository,
-            site=addresses.site(app.config),
+            repository=source,
+            site=app.config.html_baseurl,
             commit=commit,
             short=commit[:12],
             rows="\n".join(rows),
@@ -235,15 +240,15 @@ def point_to_colab(
         button = stack.pop()
         stack.extend(button.get("buttons", []))
         if "colab" in str(button.get("url", "")):
-            button["url"] = addresses.colab(app.config, pagename)
+            button["url"] = repository(app.config).colab(pagename)
     # The theme's own copy of the notebook lacks the install cell, and shows raw MyST.
     context.pop("ipynb_source", None)
 
 
 def setup(app: Sphinx) -> dict:
-    # After every extension that fills in nodes when a page is written.
     app.connect("env-updated", missing, priority=950)
-    app.connect("doctree-resolved", write_notebook, priority=900)
+    # Before the extensions that add what only the site shows: boxes, folds, citations.
+    app.connect("doctree-resolved", write_notebook, priority=350)
     app.connect("html-page-context", point_to_colab, priority=900)
     app.connect("build-finished", finish)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

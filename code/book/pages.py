@@ -85,6 +85,25 @@ class Pages:
             separated.append(self.link(slug))
         return separated
 
+    def table(
+        self, header: list[str], widths: list[int], rows: list[list[list[nodes.Node]]]
+    ) -> nodes.table:
+        group = nodes.tgroup(
+            "", *(nodes.colspec(colwidth=w) for w in widths), cols=len(widths)
+        )
+        head = [[nodes.Text(text)] for text in header]
+        for parent, lines in ((nodes.thead(), [head]), (nodes.tbody(), rows)):
+            for line in lines:
+                cells = (
+                    nodes.entry(
+                        "", nodes.paragraph("", "", *cell) if cell else nodes.paragraph()
+                    )
+                    for cell in line
+                )
+                parent += nodes.row("", *cells)
+            group += parent
+        return nodes.table("", group, classes=["plan-table"])
+
 
 def pages_to_rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:
     """The pages that show a record, a title or an entry that has changed since they were written."""

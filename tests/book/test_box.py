@@ -63,7 +63,7 @@ def test_colab_opens_what_is_on_github_only():
 
 
 def test_a_notebook_lies_below_the_site():
-    assert notebook_uri("chapters/part/name") == "notebooks/part/name.ipynb"
+    assert notebook_uri("chapters/part/name") == "notebooks/chapters/part/name.ipynb"
 
 
 # --- References ---
@@ -186,7 +186,10 @@ def test_the_box_says_what_a_reader_wants_to_know(book):
     assert buttons["Open in Colab"]["href"].endswith(
         f"/github/someone/a-fork/blob/notebooks/{path}.ipynb"
     )
-    assert buttons["Download notebook"]["href"] == "../../notebooks/basics/attention.ipynb"
+    assert (
+        buttons["Download notebook"]["href"]
+        == "../../notebooks/chapters/basics/attention.ipynb"
+    )
     assert [name for name, a in buttons.items() if a.has_attr("download")] == [
         "Download notebook"
     ]

@@ -11,7 +11,7 @@ from docutils.core import publish_doctree
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from tinybook import FRONT, TinyBook
 
-from book import addresses, colab
+from book import colab
 from book.markdown import CannotWrite, MarkdownWriter, raw_syntax
 
 PAGE = "https://somebody.github.io/Tiny/chapters/part/alpha.html"
@@ -315,21 +315,6 @@ def test_header_is_renewed_not_repeated():
         in notebook.cells[0].source
     )
     nbformat.validate(json.loads(nbformat.writes(notebook)))
-
-
-class Config:
-    def __init__(self, url: str) -> None:
-        self.html_theme_options = {"repository_url": url}
-
-
-def test_addresses_follow_from_the_repository():
-    config = Config("https://github.com/Owner/Name/")
-    assert addresses.page(config, "a/b") == "https://owner.github.io/Name/a/b.html"
-    assert addresses.colab(config, "a/b").endswith(
-        "/github/Owner/Name/blob/notebooks/a/b.ipynb"
-    )
-    with pytest.raises(ValueError, match=r"write it as https://github\.com/owner/name"):
-        addresses.site(Config("https://github.com/name"))
 
 
 def test_commit_outside_a_repository(tmp_path: Path):

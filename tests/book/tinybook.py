@@ -13,7 +13,7 @@ author: Nobody
 only_build_toc_files: true
 execute: {{execute_notebooks: cache, timeout: -1}}
 repository: {{url: https://github.com/Somebody/Tiny, branch: main}}
-html: {{use_repository_button: true}}
+html: {{use_repository_button: true, baseurl: "https://somebody.github.io/Tiny/"}}
 launch_buttons: {{colab_url: https://colab.research.google.com}}
 sphinx:
   extra_extensions: [sphinx_exercise, sphinx_design]
