@@ -118,18 +118,20 @@ def lean_rule(rule, known: set[str]) -> str:
     return f"{tidy(head)}{{{tidy(content)}}}"
 
 
+DEFINITION = re.compile(
+    r"(?<=[;{])(--[\w-]+):((?:\"[^\"]*\"|'[^']*'|\([^)]*\)|[^;}\"'(])*)(;|(?=}))"
+)
+
+
 def drop_unused_variables(css: str, known: set[str]) -> str:
     """Takes off definitions of variables that neither the stylesheet nor a page reads."""
-    while True:
+    shorter = None
+    while shorter != css:
+        css = css if shorter is None else shorter
         used = set(re.findall(r"var\(\s*(--[\w-]+)", css)) | known
-        shorter = re.sub(
-            r"(?<=[;{])(--[\w-]+):((?:\"[^\"]*\"|'[^']*'|\([^)]*\)|[^;}\"'(])*)(;|(?=}))",
-            lambda m: m[0] if m[1] in used else "",
-            css,
-        )
-        if shorter == css:
-            return css
-        css = shorter
+        unused = {name for name, *_ in DEFINITION.findall(css)} - used
+        shorter = DEFINITION.sub(lambda m, names=unused: "" if m[1] in names else m[0], css)
+    return css
 
 
 def moved_addresses(css: str, name: str) -> str:
@@ -308,6 +310,7 @@ def setup(app: Sphinx) -> dict:
     app.book_styles, app.book_scripts = {}, {}
     app.connect("config-inited", use_templates)
     app.connect("html-page-context", slim, priority=950)
-    app.connect("build-finished", write_files)
+    # Late: the theme writes the colours of code when a build ends.
+    app.connect("build-finished", write_files, priority=900)
     # Pages are written in one process: each tells the others what it loads.
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": False}

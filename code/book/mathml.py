@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from docutils import nodes
+from latex2mathml import commands
 from latex2mathml.converter import Converter
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
@@ -334,9 +335,8 @@ def repair_operator(element: Element) -> None:
 
 
 ORDINARY = set("∀∃∄∅∂∆∇∞⊤⊥∠¬…⋯⋮⋱")
-FUNCTIONS = set(
-    "arccos arcsin arctan arg cos cosh cot coth csc deg dim exp hom ker lg ln log sec sin sinh tan tanh".split()
-)
+FENCES = set("()[]{}⟨⟩⌊⌋⌈⌉|‖∣")
+FUNCTIONS = {name.removeprefix("\\") for name in commands.FUNCTIONS} | {"arg"}
 
 
 def repair_identifier(element: Element) -> None:
@@ -345,16 +345,14 @@ def repair_identifier(element: Element) -> None:
     variant = element.attrib.pop("mathvariant", None)
     if text == "~":  # \sim
         element.tag, element.text = "mo", "∼"
-    elif text in OPENING + CLOSING and text:
+    elif CLASS.get(text, ORD) not in (ORD, INNER):
         element.tag = "mo"
-        element.set("stretchy", "false")
     elif variant not in (None, "normal"):
         element.text = styled(text, variant)
     elif text in FUNCTIONS:
         element.set("function", "yes")
-    elif variant == "normal" and len(text) == 1:
-        element.set("mathvariant", "normal")
-    elif len(text) == 1 and "Α" <= text <= "Ω":  # TeX's capitals of Greek stand upright
+    elif len(text) == 1 and (variant == "normal" or "Α" <= text <= "Ω"):
+        # TeX's capitals of Greek stand upright.
         element.set("mathvariant", "normal")
 
 
@@ -490,9 +488,8 @@ def repair(element: Element, in_script: bool = False) -> None:
                 ):
                     if neighbour.tag == "mo" and neighbour.text in "()[]{}|‖":
                         neighbour.set("stretchy", "true")
-            elif child.tag == "mo" and (child.text or "") in tuple("()[]{}⟨⟩⌊⌋⌈⌉|‖∣"):
-                if child.get("stretchy") != "true":
-                    child.set("stretchy", "false")
+            elif child.tag == "mo" and child.text in FENCES:
+                child.attrib.setdefault("stretchy", "false")
 
 
 def simplify(element: Element) -> None:
@@ -571,21 +568,20 @@ def check_page(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         raise MathematicsError("".join(f"\n{path}, {problem}" for problem in problems))
 
 
-def joined(node: nodes.math) -> tuple[str, str]:
-    """What keeps the line from breaking between a formula and the letters or signs that touch it."""
-    place, siblings = node.parent.index(node), node.parent.children
-    before = siblings[place - 1].astext() if place else ""
-    after = siblings[place + 1].astext() if place + 1 < len(siblings) else ""
-    return tuple(
-        WORD_JOINER if touching and not touching.isspace() else ""
-        for touching in (before[-1:], after[:1])
-    )
-
-
 def visit_math(self: HTML5Translator, node: nodes.math) -> None:
+    """A formula within a line, which does not break off the letters and signs that touch it."""
+    place, siblings = node.parent.index(node), node.parent.children
+    touching = ""
+    if place and isinstance(siblings[place - 1], nodes.Text):
+        touching = re.search(r"\S*$", self.body[-1])[0]
+        self.body[-1] = self.body[-1].removesuffix(touching)
+    following = siblings[place + 1].astext() if place + 1 < len(siblings) else ""
+    joiner = WORD_JOINER if following and not following[0].isspace() else ""
     tag = self.starttag(node, "span", "", CLASS="math notranslate nohighlight")
-    before, after = joined(node)
-    self.body.append(f"{tag}{before}{to_mathml(node.astext())}{after}</span>")
+    formula = f"{tag}{to_mathml(node.astext())}{joiner}</span>"
+    # Browsers would break the line between "(" and a formula, whatever stands between them.
+    unbroken = f'<span class="math-joined">{touching}{formula}</span>'
+    self.body.append(unbroken if touching else formula)
     raise nodes.SkipNode
 
 

@@ -99,14 +99,13 @@ def open_context(chromium, *, width: int, theme: str = "light"):
 
 
 def settle(page) -> None:
-    """Waits until mathematics is typeset, and until fonts and lazy images are there."""
+    """Waits until fonts and lazy images are there."""
     # Not "networkidle": on a busy machine it may never be reported.
     page.wait_for_load_state("load")
     page.evaluate(
         """async () => {
             for (const image of document.images) { image.loading = 'eager'; }
             await Promise.all([...document.images].map(image => image.decode().catch(() => null)));
-            if (window.MathJax?.startup?.promise) { await window.MathJax.startup.promise; }
             await document.fonts.ready;
         }"""
     )
