@@ -35,6 +35,10 @@ THEME_CHOICE = {
     'data-default-mode=""': 'data-default-mode="auto"',
 }
 
+# The theme's top bar would hold a second search button and nothing else. It goes altogether: the theme's script binds
+# the menu to the first button that it finds, and that would be the one in here.
+TOP_BAR = re.compile(r'<header id="pst-header".*?</header>\s*', re.S)
+
 
 # --- Stylesheets ---
 
@@ -226,6 +230,10 @@ def sized_images(body: str, files: dict[str, Path]) -> str:
 
 def use_templates(app: Sphinx, config) -> None:
     """The theme's layout loads its files through a template; ours loads nothing there."""
+    # A change of this file or of a stylesheet writes every page again: Sphinx would copy neither.
+    files = [Path(__file__), *sorted(Path(app.srcdir, "_static").rglob("*.[cj]s*"))]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))
+    config.book_lean = digest.hexdigest()
     config.templates_path = [
         *config.templates_path,
         str(Path(__file__).parent / "templates"),
@@ -299,6 +307,7 @@ def finished(page: str, is_search: bool, versions: dict[str, str]) -> str:
         lambda m: f"{m[1]}?v={versions[m[2]]}",
         page,
     )
+    page = TOP_BAR.sub("", page)
     for old, new in THEME_CHOICE.items():
         page = page.replace(old, new)
     tools = "|".join(map(re.escape, SEARCH))
@@ -308,6 +317,7 @@ def finished(page: str, is_search: bool, versions: dict[str, str]) -> str:
 
 def setup(app: Sphinx) -> dict:
     app.book_styles, app.book_scripts = {}, {}
+    app.add_config_value("book_lean", "", "html", types=[str])
     app.connect("config-inited", use_templates)
     app.connect("html-page-context", slim, priority=950)
     # Late: the theme writes the colours of code when a build ends.
