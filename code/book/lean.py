@@ -35,9 +35,9 @@ THEME_CHOICE = {
     'data-default-mode=""': 'data-default-mode="auto"',
 }
 
-# The theme's top bar would hold a second search button and nothing else. It goes altogether: the theme's script binds
-# the menu to the first button that it finds, and that would be the one in here.
-TOP_BAR = re.compile(r'<header id="pst-header".*?</header>\s*', re.S)
+# The theme's top bar would hold a second search button and nothing else. It is hidden, and emptied: the theme's
+# script binds the menu to the first button that it finds, which would be in here. The bar itself is measured by it.
+TOP_BAR = re.compile(r'(<header id="pst-header"[^>]*>).*?</header>', re.S)
 
 
 # --- Stylesheets ---
@@ -307,7 +307,7 @@ def finished(page: str, is_search: bool, versions: dict[str, str]) -> str:
         lambda m: f"{m[1]}?v={versions[m[2]]}",
         page,
     )
-    page = TOP_BAR.sub("", page)
+    page = TOP_BAR.sub(r"\1</header>", page)
     for old, new in THEME_CHOICE.items():
         page = page.replace(old, new)
     tools = "|".join(map(re.escape, SEARCH))
