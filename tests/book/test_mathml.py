@@ -172,7 +172,8 @@ def test_the_font_draws_what_formulas_use():
 
 
 CONF = """
-extensions = ["myst_parser", "book.mathml"]
+extensions = ["myst_nb", "book.mathml"]
+nb_execution_mode = "off"
 html_math_renderer = "mathml"
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_dmath_double_inline = True
