@@ -37,7 +37,7 @@ test: $(ready)  ## everything that must pass
 	$(call say,The proof: every notebook once more)
 	@$(run) book prove
 	$(call say,The site in a browser)
-	@$(run) pytest tests/site
+	@$(run) pytest tests/site -n 2 --dist loadfile
 
 chapter: $(ready)  ## execute and build one page: make chapter NAME=attention
 	@test -n "$(NAME)" || { echo "Which chapter? For example: make chapter NAME=attention"; exit 2; }

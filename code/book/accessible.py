@@ -10,7 +10,8 @@ from collections.abc import Callable
 from docutils import nodes
 from sphinx.application import Sphinx
 
-# The first button of each kind opens a sidebar. The theme's top bar, which this book does not show, holds it first.
+# The theme's script binds each sidebar to the first button of its kind, which would be in the top bar. This book does
+# not show that bar, so it is emptied; it stays as an element, since the script measures it.
 TOP_BAR = re.compile(r'(<header id="pst-header"[^>]*)>.*?</header>', re.DOTALL)
 REPLACED = {
     # Dialogs say what they are.

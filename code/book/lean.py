@@ -35,10 +35,6 @@ THEME_CHOICE = {
     'data-default-mode=""': 'data-default-mode="auto"',
 }
 
-# The theme's top bar would hold a second search button and nothing else. It is hidden, and emptied: the theme's
-# script binds the menu to the first button that it finds, which would be in here. The bar itself is measured by it.
-TOP_BAR = re.compile(r'(<header id="pst-header"[^>]*>).*?</header>', re.S)
-
 
 # --- Stylesheets ---
 
@@ -168,7 +164,10 @@ def texts_first(parts: Iterable[str]) -> list[str]:
 
 
 def script_parts(context: dict) -> tuple[list[str], list]:
-    """The scripts of a page as names of files or as text, and those that must stay as they are."""
+    """The scripts of a page as names of files or as text, and those that must stay as they are.
+
+    A script with an attribute of its own, such as an id, stays: it is of this page alone, or of another kind.
+    """
     parts, kept = [], []
     for script in sorted(context["script_files"], key=by_priority):
         name, body = str(script.filename or ""), script.attributes.get("body") or ""
@@ -307,7 +306,6 @@ def finished(page: str, is_search: bool, versions: dict[str, str]) -> str:
         lambda m: f"{m[1]}?v={versions[m[2]]}",
         page,
     )
-    page = TOP_BAR.sub(r"\1</header>", page)
     for old, new in THEME_CHOICE.items():
         page = page.replace(old, new)
     tools = "|".join(map(re.escape, SEARCH))
