@@ -267,14 +267,16 @@ def pages(tmp_path_factory) -> dict[str, str]:
     book = tmp_path_factory.mktemp("book")
     (book / "conf.py").write_text(CONF, encoding="utf-8")
     names = ["start/plan", "start/routes", *(f"{p['name']}/index" for p in PLAN["parts"])]
-    toc = "\n".join(f"chapters/{name}" for name in names)
+    linked = ["start/materials"]
+    toc = "\n".join(f"chapters/{name}" for name in [*names, *linked])
     (book / "index.md").write_text(
         f"# Book\n\n```{{toctree}}\n{toc}\n```\n", encoding="utf-8"
     )
-    for name in names:
+    for name in [*names, *linked]:
         path = book / f"chapters/{name}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes((ROOT / f"chapters/{name}.md").read_bytes())
+        text = (ROOT / f"chapters/{name}.md").read_text(encoding="utf-8")
+        path.write_text(text if name in names else "# Linked\n", encoding="utf-8")
     warnings, out = StringIO(), book / "_build"
     with patch_docutils(str(book)), docutils_namespace():
         html, trees = out / "html", out / "trees"
