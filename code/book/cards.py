@@ -4,7 +4,8 @@ import textwrap
 from pathlib import Path
 
 SIZE = (1200, 630)  # what networks ask for, in pixels
-INK, MUTED, ACCENT, PAPER = "#1b1f24", "#57606a", "#0a5fb4", "#ffffff"
+# As in palette.css, for the light theme.
+INK, MUTED, ACCENT, PAPER = "#1F2430", "#525B6B", "#1260AE", "#FDFCFA"
 
 
 def _lines(text: str, width: int, most: int) -> str:

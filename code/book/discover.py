@@ -399,6 +399,7 @@ def not_found_page(app: Sphinx) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True
     )
     favicon = app.config.html_favicon
+    logo = (app.config.html_theme_options or {}).get("logo") or {}
     return environment.get_template("404.html").render(
         base=urlsplit(base).path or "/",
         book=app.config.html_title,
@@ -406,6 +407,12 @@ def not_found_page(app: Sphinx) -> str:
         favicon=f"_static/{Path(favicon).name}" if favicon else "",
         issues=f"{repository.rstrip('/')}/issues" if repository else "",
         language=app.config.language or "en",
+        logo={
+            theme: f"_static/{Path(logo[f'image_{theme}']).name}"
+            for theme in ("light", "dark")
+        }
+        if {"image_light", "image_dark"} <= logo.keys()
+        else None,
     )
 
 
