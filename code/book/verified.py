@@ -27,7 +27,7 @@ VERIFIED = "chapters/capstone/verified"
 CHECK = "llm_learn_check"
 RELATIVE = "largest relative difference"  # in the line that `verify` shows
 BUILDER = ("book", "site")  # tests of the builder; a name in them guards no definition
-HEADS = ["What of ours", "Compared with", "Largest difference", "Allowed", "See"]
+HEADS = ["Our code", "Compared with", "Largest difference", "Allowed", "See"]
 WIDTHS = [28, 30, 15, 12, 15]
 
 
