@@ -72,6 +72,8 @@ class Book:
         # jupyter-cache does not keep connections over threads; it is used from the main thread only.
         self.cache = get_cache(path)
         app.env.mystnb_config = app.env.mystnb_config.copy(execution_cache_path=str(path))
+        # When a first build fails, the theme still copies its logo, into a file of this name where no folder is.
+        (Path(app.outdir) / "_static").mkdir(parents=True, exist_ok=True)
         if self.only:
             self._hear_only_this_page()
 

@@ -177,6 +177,23 @@ def test_a_chapter_over_its_budget_fails_every_build_until_the_budget_fits(
 
 
 @pytest.mark.slow
+def test_a_first_build_may_fail(tiny_book: TinyBook) -> None:
+    logo = "html_theme_options: {logo: {image_light: logo.svg, image_dark: logo.svg}}"
+    tiny_book.replace(
+        "_config.yml",
+        "sphinx:\n",
+        f"sphinx:\n  recursive_update: true\n  config: {{{logo}}}\n",
+    )
+    tiny_book.write("logo.svg", '<svg xmlns="http://www.w3.org/2000/svg"/>')
+    tiny_book.write("chapters/part/beta.md", page("Beta", ["1 / 0"]))
+    assert "ZeroDivisionError" in tiny_book.build().stderr
+    tiny_book.write("chapters/part/beta.md", page("Beta", ["1 / 1"]))
+    done = tiny_book.build()
+    assert done.returncode == 0, done.stderr
+    assert (tiny_book.root / "_build/html/_static/logo.svg").is_file()
+
+
+@pytest.mark.slow
 def test_one_chapter_is_executed_alone_and_leaves_the_book_as_it_was(
     tiny_book: TinyBook,
 ) -> None:
