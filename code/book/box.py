@@ -11,8 +11,13 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.osutil import relative_uri
 
-from book.pages import Pages, chapter_source, measured, read_record
-from book.references import at_most, imported_names, largest_differences, resolve
+from book.pages import Pages, chapter_source, counted, read_record
+from book.references import (
+    imported_names,
+    largest_differences,
+    resolve,
+    shown_difference,
+)
 from book.repository import repository
 from book.source import Source
 from book.verified import VERIFIED, section_id
@@ -37,7 +42,29 @@ def notebook_uri(docname: str) -> str:
 def hours(chapter: Source) -> str:
     """The declared reading time in words; empty where there is none."""
     number = chapter.meta.get("hours")
-    return f"about {number:g} hour{'s' if number != 1 else ''}" if number else ""
+    return f"about {counted(number, 'hour')}" if number else ""
+
+
+def cost(record: dict | None) -> str:
+    """What it takes to run the chapter, in words."""
+    if record is None:
+        return "not measured: this build did not execute the page"
+    seconds = counted(max(1, round(record["cpu_seconds"])), "second")
+    memory = f"{record['peak_memory_gib']:.1f} GiB of memory"
+    return f"{seconds} of one processor core, {memory} (measured in this build)"
+
+
+def bounds(largest: dict[bool, float]) -> list[nodes.Node]:
+    """The largest difference from one reference; absolute and relative ones are never compared."""
+    numbers = {relative: number for relative, number in sorted(largest.items()) if number}
+    if not numbers:
+        return [nodes.Text(" (equal)")]
+    content: list[nodes.Node] = [nodes.Text(" (largest difference ")]
+    for relative, number in numbers.items():
+        content += [nodes.Text(", ")] if len(content) > 1 else []
+        shown = shown_difference(number, relative=relative)
+        content.append(nodes.inline("", shown, classes=["box-bound"]))
+    return [*content, nodes.Text(")")]
 
 
 def verified_against(app: Sphinx, chapter: Source, record: dict | None) -> list[nodes.Node]:
@@ -45,12 +72,11 @@ def verified_against(app: Sphinx, chapter: Source, record: dict | None) -> list[
     content: list[nodes.Node] = []
     imported = imported_names(chapter)
     largest = largest_differences((record or {}).get("checks", []))
-    for against, difference in list(largest.items())[:SHOWN_REFERENCES]:
+    for against, differences in list(largest.items())[:SHOWN_REFERENCES]:
         reference = resolve(against, imported)
         kind = nodes.literal if reference.is_code else nodes.inline
-        bound = nodes.inline("", f"({at_most(difference)})", classes=["box-bound"])
         content += [nodes.Text("; ")] if content else []
-        content += [kind("", reference.name), nodes.Text(" "), bound]
+        content += [kind("", reference.name), *bounds(differences)]
     more = len(largest) - SHOWN_REFERENCES
     if content and VERIFIED in app.env.found_docs:
         uri = app.builder.get_relative_uri(f"chapters/{chapter.slug}", VERIFIED)
@@ -98,11 +124,10 @@ def box(app: Sphinx, chapter: Source, title: str) -> nodes.Node:
     pages = Pages(app, f"chapters/{chapter.slug}")
     record = read_record(Path(app.srcdir), chapter.slug)
     known = [s for s in chapter.meta.get("prerequisites") or [] if s in pages.chapters]
-    ran = measured(record) or "nothing: the page was not executed"
     rows: list[tuple[str, list[nodes.Node]]] = [
-        ("Before this", pages.links(known) or [nodes.Text("nothing but Python")]),
+        ("Before this", pages.links(known) or [nodes.Text("no other chapter")]),
         ("Reading", [nodes.Text(text)] if (text := hours(chapter)) else []),
-        ("This build measured", [nodes.Text(ran)]),
+        ("To run it", [nodes.Text(cost(record))]),
         ("Verified against", verified_against(app, chapter, record)),
     ]
     items = [

@@ -60,6 +60,11 @@ def references(record: dict | None) -> list[str]:
     return found[:SHOWN_CHECKS] + ([f"{more} more"] if more > 0 else [])
 
 
+def counted(number: float, one: str, many: str = "") -> str:
+    """`1 chapter`, `2 chapters`; `many` is the plural where it is not `one` with an s."""
+    return f"{number:g} {one if number == 1 else many or one + 's'}"
+
+
 class Pages:
     """Makes the nodes of one page."""
 

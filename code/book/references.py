@@ -1,7 +1,6 @@
 """What a chapter's checks compare with: the reference's full name, its library and the installed version."""
 
 import ast
-import math
 import re
 import sys
 from collections.abc import Iterable
@@ -78,19 +77,16 @@ def resolve(against: str, imported: dict[str, str]) -> Reference:
     return Reference(name=against)
 
 
-def largest_differences(checks: Iterable[dict]) -> dict[str, float]:
-    """against -> the largest difference of its checks, in the chapter's order."""
-    largest: dict[str, float] = {}
+def largest_differences(checks: Iterable[dict]) -> dict[str, dict[bool, float]]:
+    """against -> whether relative -> the largest difference of such checks, in the chapter's order."""
+    largest: dict[str, dict[bool, float]] = {}
     for check in checks:
-        against, difference = str(check["against"]), float(check["difference"])
-        largest[against] = max(largest.get(against, 0.0), difference)
+        bounds = largest.setdefault(str(check["against"]), {})
+        relative = check["relative"]
+        bounds[relative] = max(bounds.get(relative, 0.0), float(check["difference"]))
     return largest
 
 
-def at_most(difference: float) -> str:
-    """`difference` rounded up to one digit, so that the sentence “at most” stays true; `equal` for zero."""
-    if difference == 0:
-        return "equal"
-    power = math.floor(math.log10(difference))
-    digit = math.ceil(difference / 10**power - 1e-9)
-    return f"≤ {digit * 10**power:.0e}"
+def shown_difference(difference: float, *, relative: bool) -> str:
+    """A difference as every page shows it."""
+    return f"{difference:.1e}" + " relative" * relative if difference else "equal"

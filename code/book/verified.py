@@ -7,7 +7,6 @@ and the page is written again whenever a record changes.
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -17,15 +16,20 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
 from book.executed import notebook_path
-from book.pages import Pages, chapter_source, read_record
-from book.references import DOTTED, Reference, imported_names, resolve
+from book.pages import Pages, chapter_source, counted, read_record
+from book.references import (
+    DOTTED,
+    Reference,
+    imported_names,
+    resolve,
+    shown_difference,
+)
 from book.repository import Repository, repository
 from book.source import Source, planned_chapters
 from book.sync import HEADER, definitions, packaged_cells
 
 VERIFIED = "chapters/capstone/verified"
 CHECK = "llm_learn_check"
-RELATIVE = "largest relative difference"  # in the line that `verify` shows
 BUILDER = ("book", "site")  # tests of the builder; a name in them guards no definition
 HEADS = ["Our code", "Compared with", "Largest difference", "Allowed", "See"]
 WIDTHS = [28, 30, 15, 12, 15]
@@ -37,14 +41,6 @@ class verified_totals(nodes.General, nodes.Element):
 
 class verified_table(nodes.General, nodes.Element):
     """Stands where one chapter's comparisons will be listed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shown:
-    """Where and how a chapter shows one check."""
-
-    label: str | None  # the label of its section
-    relative: bool
 
 
 def section_id(slug: str) -> str:
@@ -110,18 +106,15 @@ def pages_that_list_chapters(
     return sorted(listing & env.found_docs)
 
 
-def shown_checks(chapter: Source, root: Path) -> list[Shown]:
-    """How the executed notebook shows each check, in the record's order; empty where it was not written."""
+def check_labels(chapter: Source, root: Path) -> list[str | None]:
+    """The label above each check, in the record's order; empty where the notebook was not written."""
     path = notebook_path(chapter, root)
     if not path.is_file():
         return []
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     return [
-        Shown(
-            label=label_above(chapter, source.line),
-            relative=RELATIVE in "".join(output.get("data", {}).get("text/plain", "")),
-        )
+        label_above(chapter, source.line)
         for cell, source in zip(cells, chapter.cells, strict=False)
         for output in cell.outputs
         if CHECK in output.get("metadata", {})
@@ -217,8 +210,8 @@ class Verified:
         )
         references = len({reference.name for reference in found})
         text = (
-            f"{_count(len(found), 'comparison')} in {_count(len(slugs), 'chapter')}, against "
-            f"{_count(references, 'reference')} from {_count(len(libraries), 'library', 'libraries')}."
+            f"{counted(len(found), 'comparison')} in {counted(len(slugs), 'chapter')}, against "
+            f"{counted(references, 'reference')} from {counted(len(libraries), 'library', 'libraries')}."
         )
         rows = []
         for library, version in libraries:
@@ -247,11 +240,11 @@ class Verified:
         if record is None:
             return [nodes.paragraph("", "This build did not execute the chapter.")]
         checks, imported = record["checks"], imported_names(chapter)
-        shown = shown_checks(chapter, self.root)
-        if len(shown) != len(checks):  # a preview, or a notebook that was taken away
-            shown = [Shown(label=None, relative=False)] * len(checks)
+        labels = check_labels(chapter, self.root)
+        if len(labels) != len(checks):  # a preview, or a notebook that was taken away
+            labels = [None] * len(checks)
         rows = []
-        for check, place in zip(checks, shown, strict=True):
+        for check, label in zip(checks, labels, strict=True):
             name, detail = subject(str(check["name"]))
             # A test that uses the class guards the method of `GPT.forward` too.
             owner = name.partition(".")[0]
@@ -260,9 +253,9 @@ class Verified:
                 [
                     self.ours(name, detail, module, page),
                     self.reference(resolve(str(check["against"]), imported)),
-                    [nodes.Text(difference(check, relative=place.relative))],
+                    [nodes.Text(difference(check))],
                     [nodes.Text(allowed(check))],
-                    self.see(owner, module, page, place.label),
+                    self.see(owner, module, page, label),
                 ]
             )
         table = self.pages.table(HEADS, WIDTHS, rows)
@@ -302,18 +295,13 @@ class Verified:
         return content
 
 
-def difference(check: dict, *, relative: bool) -> str:
-    value = float(check["difference"])
-    return "equal" if value == 0 else f"{value:.1e}" + " relative" * relative
+def difference(check: dict) -> str:
+    return shown_difference(float(check["difference"]), relative=check["relative"])
 
 
 def allowed(check: dict) -> str:
     tolerance = float(check["tolerance"])
     return f"{tolerance:.0e}" if tolerance else "none"
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:

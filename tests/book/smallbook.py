@@ -97,7 +97,12 @@ class SmallBook:
 
 
 def check(
-    name: str, against: str, difference: float = 0.0, tolerance: float = 1e-6
+    name: str,
+    against: str,
+    difference: float = 0.0,
+    tolerance: float = 1e-6,
+    *,
+    relative: bool = False,
 ) -> dict[str, object]:
     """One check as a record keeps it."""
     return {
@@ -105,4 +110,5 @@ def check(
         "against": against,
         "difference": difference,
         "tolerance": tolerance,
+        "relative": relative,
     }
