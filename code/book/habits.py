@@ -5,11 +5,8 @@ import re
 from collections.abc import Iterator
 
 from book.checks import at, calls, check, literal, tree
+from book.notebooks import allowed_escapes
 from book.source import COMMENT, Cell, Source
-
-MAX_ESCAPING = (
-    3  # cells that the proof does not compare, or a fifth of all where that is more
-)
 
 EXCUSE = re.compile(r"(?:<!--|#) given: \S+")
 NUMBER = r"\d[\d,]*(?:\.\d+)?"
@@ -242,7 +239,7 @@ def escaping_cells(chapter, book):
     escaping = [
         c for c in chapter.cells if {"nbval-ignore-output", "nbval-skip"} & set(c.tags)
     ]
-    allowed = max(MAX_ESCAPING, len(chapter.cells) // 5)
+    allowed = allowed_escapes(len(chapter.cells))
     if len(escaping) > allowed:
         yield (
             escaping[allowed].line,
@@ -256,14 +253,12 @@ def escaping_cells(chapter, book):
             )
         if any(isinstance(node, ast.Assert) for node in ast.walk(tree(cell))):
             yield cell.line, "move the assert out of the cell tagged `nbval-ignore-output`"
-        if (
-            any(name in ("verify", "glue") for name, _ in calls(tree(cell)))
-            and "seconds" not in cell.source
-        ):
-            yield (
-                cell.line,
-                "move verify and glue out of the cell tagged `nbval-ignore-output`",
-            )
+        for name, call in calls(tree(cell)):
+            if name == "verify":
+                yield (
+                    at(cell, call),
+                    "move verify out of the cell tagged `nbval-ignore-output`: its result would not be proved",
+                )
     for cell in chapter.cells:
         if ("nbval-skip" in cell.tags) != ("skip-execution" in cell.tags):
             yield (

@@ -112,6 +112,11 @@ def book_chapters(root: Path) -> list[ChapterNotebook]:
     )
 
 
+def allowed_escapes(num_cells: int) -> int:
+    """How many of a chapter's cells the proof may leave uncompared: three, or a fifth where that is more."""
+    return max(3, num_cells // 5)
+
+
 def find(chapters: Iterable[ChapterNotebook], name: str) -> ChapterNotebook:
     """The chapter called `<part>/<slug>`, or `<slug>` where that is unambiguous.
 

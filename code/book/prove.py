@@ -23,10 +23,8 @@ from book import offline
 from book.clean import KERNEL, CannotPrepare, prepare
 from book.colab import FOLDER
 from book.kernels import kernel_environment
-from book.notebooks import ChapterNotebook, book_chapters, find
+from book.notebooks import ChapterNotebook, allowed_escapes, book_chapters, find
 
-# A chapter may keep this many cells from comparison: those that print timings.
-ESCAPES = 4
 ESCAPE_TAGS = {"nbval-ignore-output", "nbval-skip", "skip-execution"}
 # nbval also obeys comments; a reader of the page would have to read them.
 ESCAPE_COMMENTS = (
@@ -90,9 +88,10 @@ def _cell_problems(name: str, cells: Sequence[NotebookNode]) -> list[str]:
         for n, cell in enumerate(cells, 1)
         if ESCAPE_TAGS & set(cell.metadata.get("tags", ()))
     ]
-    if len(escaping) > ESCAPES:
+    allowed = allowed_escapes(len(cells))
+    if len(escaping) > allowed:
         problems.append(
-            f"{name}: code cells {escaping} escape comparison; at most {ESCAPES} of a chapter may"
+            f"{name}: code cells {escaping} escape comparison; at most {allowed} of {len(cells)} may"
         )
     return problems
 

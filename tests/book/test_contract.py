@@ -246,6 +246,14 @@ BAD = [
     ),
     (
         "escaping_cells",
+        (
+            'print(f"{watch.sec',
+            'llm_learn.verify("x", watch.seconds, 1)\nprint(f"{watch.sec',
+        ),
+        "move verify",
+    ),
+    (
+        "escaping_cells",
         ("```{code-cell}\n", "```{code-cell}\n:tags: [nbval-ignore-output]\n"),
         "escape",
     ),

@@ -448,3 +448,40 @@ def test_ci_exits_as_make_does_and_ends_with_pytests_line(tmp_path):
     )
     assert result.returncode == 3
     assert result.stdout.splitlines()[-1] == "== 1 failed, 2 passed in 0.50s =="
+
+
+def test_nothing_is_published_where_the_site_cannot_be_tested(tmp_path):
+    def collect(**environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q"]
+        clean = {k: v for k, v in os.environ.items() if k != "GITHUB_ACTIONS"}
+        return subprocess.run(
+            [*command, "-p", "no:cacheprovider", "tests/site/test_executed.py"],
+            cwd=ROOT,
+            env={**clean, "PATH": str(tmp_path), **environment},  # without a browser
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    refused = collect(GITHUB_ACTIONS="true")
+    assert refused.returncode == 4 and "the site cannot be tested: " in refused.stderr
+    assert collect().returncode == 0
+
+
+def test_all_tests_can_be_collected_together(tmp_path):
+    """Tests of the builder and of the site share names of files."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p"]
+    found = subprocess.run(
+        [
+            *command,
+            "no:cacheprovider",
+            "tests/book/test_pages.py",
+            "tests/site/test_pages.py",
+        ],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "GITHUB_ACTIONS"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout

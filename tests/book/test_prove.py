@@ -116,9 +116,13 @@ def test_few_cells_may_escape_comparison_and_none_by_a_comment(built: TinyBook) 
     cell = nbformat.v4.new_code_cell(
         "1", execution_count=1, metadata={"tags": ["nbval-ignore-output"]}
     )
-    assert prove._cell_problems("x", [cell] * prove.ESCAPES) == []
-    (problem,) = prove._cell_problems("x", [cell] * (prove.ESCAPES + 1))
-    assert f"at most {prove.ESCAPES} of a chapter may" in problem
+    assert prove._cell_problems("x", [cell] * 3) == []
+    (problem,) = prove._cell_problems("x", [cell] * 4)
+    assert "at most 3 of 4 may" in problem
+    plain = nbformat.v4.new_code_cell("1", execution_count=1)
+    assert prove._cell_problems("x", [cell] * 5 + [plain] * 20) == []
+    (problem,) = prove._cell_problems("x", [cell] * 6 + [plain] * 20)
+    assert "at most 5 of 26 may" in problem
 
 
 def test_a_notebook_without_its_install_cell_is_refused(built: TinyBook) -> None:

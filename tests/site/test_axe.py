@@ -1,11 +1,8 @@
 """Every page in the eyes of axe-core: no finding, in either theme, from a phone to a desk."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import site_server as site
 
 PAGES = [*site.pages(), "search", "genindex"]

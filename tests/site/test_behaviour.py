@@ -1,30 +1,14 @@
 """What readers do with the site: tab through it, search, copy, open, switch, and read it without scripts."""
 
 import re
-import sys
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import site_server as site
 
 CHAPTER = "chapters/basics/attention"
 
 pytestmark = pytest.mark.skipif(site.missing() is not None, reason=site.missing() or "")
-
-
-@pytest.fixture(scope="module")
-def address():
-    with site.serve() as where:
-        yield where
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with site.browser() as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -4,18 +4,14 @@ import datetime
 import functools
 import http.server
 import re
-import sys
 import threading
 from html.parser import HTMLParser
-from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 from xml.etree import ElementTree
 
 import pytest
-import yaml
-
-sys.path.insert(0, str(Path(__file__).parent))
 import site_server as site
+import yaml
 
 from book.discover import _git, change_dates, site_address
 
@@ -164,12 +160,6 @@ def pages_address():
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with site.browser() as browser:
-        yield browser
 
 
 @needs_browser

@@ -1,29 +1,12 @@
 """The filter of the materials page, in a browser."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import site_server as site
 
 from book.materials import LANGUAGES, LEVELS, load_materials
 
 pytestmark = pytest.mark.skipif(site.missing() is not None, reason=site.missing() or "")
 PAGE = "chapters/start/materials"
-
-
-@pytest.fixture(scope="module")
-def address():
-    with site.serve() as where:
-        yield where
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with site.browser() as browser:
-        yield browser
 
 
 def shown(page) -> set[str]:

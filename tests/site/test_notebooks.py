@@ -1,17 +1,13 @@
 """The notebooks of the site: every button leads to one, and each is plain Markdown, code and outputs."""
 
 import re
-import sys
-from pathlib import Path
 
 import nbformat
 import pytest
+import site_server as site
 
 from book.markdown import raw_syntax
 from book.source import find_sources
-
-sys.path.insert(0, str(Path(__file__).parent))
-import site_server as site
 
 NOTEBOOKS = site.ROOT / "_build" / "notebooks"
 COLAB = re.compile(

@@ -1,15 +1,12 @@
 """The built site, page by page: its links, and how it behaves in a browser at two widths, in two themes."""
 
 import re
-import sys
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import site_server as site
 
 PAGES = site.pages()
@@ -145,12 +142,6 @@ def test_commands_on_the_pages_are_targets_of_the_makefile():
 
 
 # --- In a browser ---
-
-
-@pytest.fixture(scope="module")
-def address():
-    with site.serve() as where:
-        yield where
 
 
 @pytest.fixture(scope="module")

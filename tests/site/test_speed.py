@@ -2,12 +2,8 @@
 
 import gzip
 import re
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import site_server as site
 
 pytestmark = pytest.mark.skipif(site.missing() is not None, reason=site.missing() or "")
