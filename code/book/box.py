@@ -11,7 +11,9 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.osutil import relative_uri
 
-from book.pages import Pages, chapter_source, counted, read_record
+from book.colab import FOLDER, wanted
+from book.executed import read_record
+from book.pages import Pages, chapter_source, counted
 from book.references import (
     imported_names,
     largest_differences,
@@ -32,11 +34,6 @@ What is wrong, and where:
 What it should say or show:
 
 """
-
-
-def notebook_uri(docname: str) -> str:
-    """Where the site keeps the chapter's notebook, from the site's root."""
-    return f"notebooks/{docname}.ipynb"
 
 
 def hours(chapter: Source) -> str:
@@ -79,7 +76,7 @@ def verified_against(app: Sphinx, chapter: Source, record: dict | None) -> list[
         content += [kind("", reference.name), *bounds(differences)]
     more = len(largest) - SHOWN_REFERENCES
     if content and VERIFIED in app.env.found_docs:
-        uri = app.builder.get_relative_uri(f"chapters/{chapter.slug}", VERIFIED)
+        uri = app.builder.get_relative_uri(chapter.docname, VERIFIED)
         anchor = section_id(chapter.slug)
         text = f"{more} more" if more > 0 else "all comparisons"
         link = nodes.reference("", text, internal=True, refuri=f"{uri}#{anchor}")
@@ -91,17 +88,19 @@ def verified_against(app: Sphinx, chapter: Source, record: dict | None) -> list[
 
 def actions(app: Sphinx, chapter: Source, title: str) -> list[tuple[str, str]]:
     """(name, address) of what a reader can do with the page."""
-    docname = f"chapters/{chapter.slug}"
-    path = f"{docname}.md"
-    here = app.builder.get_target_uri(docname)
-    download = ("Download notebook", relative_uri(here, notebook_uri(docname)))
-    source = repository(app.config)
+    docname, source = chapter.docname, repository(app.config)
     if source is None:
-        return [download]
-    colab = source.colab(docname)
+        return []
+    notebook = []
+    if docname in wanted(app):
+        colab = source.colab(docname)
+        here = app.builder.get_target_uri(docname)
+        download = relative_uri(here, f"{FOLDER}/{docname}.ipynb")
+        notebook = [("Open in Colab", colab)] if colab else []
+        notebook += [("Download notebook", download)]
+    path = f"{docname}.md"
     return [
-        *([("Open in Colab", colab)] if colab else []),
-        download,
+        *notebook,
         ("Edit this page", source.edit(path)),
         (
             "Report an error",
@@ -110,18 +109,20 @@ def actions(app: Sphinx, chapter: Source, title: str) -> list[tuple[str, str]]:
     ]
 
 
-def _buttons(links: list[tuple[str, str]]) -> nodes.raw:
+def _buttons(links: list[tuple[str, str]]) -> list[nodes.Node]:
+    if not links:
+        return []
     items = "".join(
         f'<li><a href="{escape(uri)}"{" download" if uri.endswith(".ipynb") and "://" not in uri else ""}>'
         f"{escape(name)}</a></li>"
         for name, uri in links
     )
-    return nodes.raw("", f'<ul class="box-actions">{items}</ul>\n', format="html")
+    return [nodes.raw("", f'<ul class="box-actions">{items}</ul>\n', format="html")]
 
 
 def box(app: Sphinx, chapter: Source, title: str) -> nodes.Node:
     """The box of one chapter."""
-    pages = Pages(app, f"chapters/{chapter.slug}")
+    pages = Pages(app, chapter.docname)
     record = read_record(Path(app.srcdir), chapter.slug)
     known = [s for s in chapter.meta.get("prerequisites") or [] if s in pages.chapters]
     rows: list[tuple[str, list[nodes.Node]]] = [
@@ -142,7 +143,7 @@ def box(app: Sphinx, chapter: Source, title: str) -> nodes.Node:
     return nodes.container(
         "",
         nodes.definition_list("", *items),
-        _buttons(actions(app, chapter, title)),
+        *_buttons(actions(app, chapter, title)),
         classes=["chapter-box"],
     )
 

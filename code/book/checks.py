@@ -2,13 +2,12 @@
 
 import ast
 import re
-import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from book.materials import load_materials
-from book.source import ROOT, Cell, Source, load_plan
+from book.source import ROOT, Cell, Source, load_plan, project
 from book.sync import definitions
 
 
@@ -24,27 +23,24 @@ class Book:
 
 
 def load_book(root: Path = ROOT) -> Book:
-    bib, project = root / "references.bib", root / "pyproject.toml"
+    bib = root / "references.bib"
     names = {
         d.name
         for path in (root / "code/llm_learn").glob("*.py")
         for d in definitions(path.read_text(encoding="utf-8"))
-        if d.block or d.name.isupper()
+        if d.teachable
     }
     keys = (
         re.findall(r"^@\w+\{\s*([^,\s]+)", bib.read_text(encoding="utf-8"), re.M)
         if bib.exists()
         else []
     )
-    extras = tomllib.loads(project.read_text(encoding="utf-8"))["project"].get(
-        "optional-dependencies", {}
-    )
     plan = load_plan(root / "code/book/chapters.yml")
     return Book(
         plan=plan,
         citations=frozenset(keys),
         packaged=frozenset(names),
-        extras=frozenset(extras),
+        extras=frozenset(project(root).get("optional-dependencies", {})),
         helped=frozenset(slug for entry in load_materials() for slug in entry.helps),
     )
 

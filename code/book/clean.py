@@ -10,12 +10,14 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from book.files import write_atomically
+from book.source import project
 
 KERNEL = "llm-learn-clean"
 # The kernel is Jupyter's; figures come from IPython and matplotlib.
@@ -42,10 +44,11 @@ def prepare(root: Path) -> Path:
         "package": _digest(*_package_texts(root)),
     }
     stamp = folder / "installed.json"
-    found = json.loads(stamp.read_text()) if stamp.is_file() else {}
+    found = _read_stamp(stamp)
+    # What is interrupted from here on must not pass for installed.
+    stamp.unlink(missing_ok=True)
     if found.get("environment") != wanted["environment"]:
         print("A clean environment for the proof: the package with its extras", flush=True)
-        stamp.unlink(missing_ok=True)
         # Its own pip would be one more thing that a notebook could lean on.
         venv.create(folder, clear=True, with_pip=False)
         (folder / "constraints.txt").write_text(constraints, encoding="utf-8")
@@ -56,16 +59,23 @@ def prepare(root: Path) -> Path:
         with _source(root) as source:
             _pip(python, "--no-deps", "--force-reinstall", str(source))
     _check(python, folder)
-    stamp.write_text(json.dumps(wanted), encoding="utf-8")
+    write_atomically(stamp, json.dumps(wanted))
     _register(root, python)
     return python
 
 
 def extras(root: Path) -> list[str]:
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))[
-        "project"
-    ]
-    return sorted(project.get("optional-dependencies", {}))
+    """The names of the package's extras."""
+    return sorted(project(root).get("optional-dependencies", {}))
+
+
+def _read_stamp(stamp: Path) -> dict:
+    """What is installed; empty where nobody knows."""
+    try:
+        found = json.loads(stamp.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @contextmanager

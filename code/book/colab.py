@@ -5,7 +5,6 @@ branch `notebooks`. The proof executes these same files.
 """
 
 import os
-import subprocess
 from collections.abc import Collection
 from pathlib import Path
 
@@ -17,14 +16,24 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError
 
+from book.executed import notebook_path
 from book.execution import ONLY
-from book.markdown import CannotWrite, MarkdownWriter, raw_syntax
+from book.files import write_atomically
+from book.markdown import CannotWrite, MarkdownWriter, escaped, raw_syntax
 from book.pages import chapter_source
-from book.repository import repository
+from book.repository import git, repository
 
 FOLDER = "notebooks"
 # Cells whose code a notebook hides, as the page does.
 HIDDEN = {"hide-input", "hide-cell"}
+# Colab reads the second key, and hides with it the code only; JupyterLab reads the first.
+HIDE_CODE = {"jupyter": {"source_hidden": True}, "cellView": "form"}
+# JupyterLab reads both: `collapsed` is the older word for a hidden output.
+HIDE_ALL = {
+    **HIDE_CODE,
+    "jupyter": {"source_hidden": True, "outputs_hidden": True},
+    "collapsed": True,
+}
 INSTALL = """\
 # Installs what this notebook imports where it is missing, as in Colab: at the commit that gave the outputs below.
 import importlib.util
@@ -52,44 +61,51 @@ class NotebookError(SphinxError):
     category = "The notebooks cannot be published"
 
 
-def folder(app: Sphinx) -> Path:
-    """Where the notebooks of this build go: beside its pages, which are a preview's where one chapter is built."""
-    return Path(app.outdir).parent / FOLDER
+def build_folder(app: Sphinx) -> Path:
+    """Where this build keeps its files: beside its pages, which are a preview's where one chapter is built."""
+    return Path(app.outdir).parent
+
+
+def published_path(build: Path, docname: str) -> Path:
+    """The notebook of a chapter that Colab opens."""
+    return build / FOLDER / f"{docname}.ipynb"
 
 
 def page_address(app: Sphinx, docname: str) -> str:
     return app.config.html_baseurl + app.builder.get_target_uri(docname)
 
 
-def wanted(app: Sphinx, env: BuildEnvironment) -> set[str]:
-    """The chapters that this build has executed, or found in the cache."""
-    # Without an address of the site a notebook could not link back to it, and Colab opens GitHub's files only.
-    if app.builder.format != "html" or not app.config.html_baseurl:
-        return set()
-    only = os.environ.get(ONLY)
-    return {
-        docname
-        for docname in env.found_docs
-        if only in (None, docname) and chapter_source(env, docname)
-    }
+def wanted(app: Sphinx) -> frozenset[str]:
+    """The chapters of which this build writes a notebook: those that it executed, or found in the cache.
+
+    Without the site's address a notebook could not link back, without the repository's it could not install.
+    """
+    # Once for each build: it reads every chapter, and every page asks.
+    found = getattr(app, "book_notebooks", None)
+    if found is None:
+        known = app.config.html_baseurl and repository(app.config)
+        only = os.environ.get(ONLY)
+        found = frozenset(
+            docname
+            for docname in (app.env.found_docs if known else ())
+            if only in (None, docname) and chapter_source(app.env, docname)
+        )
+        app.book_notebooks = found
+    return found if app.builder.format == "html" else frozenset()
 
 
 def missing(app: Sphinx, env: BuildEnvironment) -> list[str]:
     """The pages to write again because their notebook was deleted."""
-    return sorted(d for d in wanted(app, env) if not (folder(app) / f"{d}.ipynb").is_file())
-
-
-def executed_notebook(env: BuildEnvironment, docname: str) -> NotebookNode:
-    path = Path(env.mystnb_config.output_folder, f"{docname}.ipynb")
-    return nbformat.read(path, as_version=4)
+    build = build_folder(app)
+    return sorted(d for d in wanted(app) if not published_path(build, d).is_file())
 
 
 def write_notebook(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Writes a chapter's cells when its page is written: only then is every reference resolved."""
     env = app.env
-    if docname not in wanted(app, env):
+    if docname not in wanted(app):
         return
-    executed = executed_notebook(env, docname)
+    executed = nbformat.read(notebook_path(build_folder(app), docname), as_version=4)
     images = {
         uri: f"{app.config.html_baseurl}_images/{name}"
         for uri, (_, name) in env.images.items()
@@ -106,9 +122,11 @@ def write_notebook(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     except CannotWrite as error:
         raise NotebookError(f"{docname}.md: {error}") from None
     notebook = published(executed, pieces, writer.hidden)
-    path = folder(app) / f"{docname}.ipynb"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, path)
+    write_atomically(published_path(build_folder(app), docname), _text(notebook))
+
+
+def _text(notebook: NotebookNode) -> str:
+    return nbformat.writes(notebook) + "\n"
 
 
 def published(
@@ -119,7 +137,7 @@ def published(
     Args:
         executed: the executed notebook.
         pieces: Markdown, or the index of a code cell in `executed`.
-        hidden: the code cells whose code is hidden, beside those whose tags say so.
+        hidden: the cells of solutions, whose code and outputs are hidden; tags may hide the code of others.
 
     Raises:
         NotebookError: a code cell of the chapter is not on the page, or stands there twice.
@@ -138,8 +156,10 @@ def published(
         cell = executed.cells[piece]
         tags = cell.metadata.get("tags", [])
         metadata = {"tags": tags} if tags else {}
-        if HIDDEN & set(tags) or piece in hidden:
-            metadata |= {"jupyter": {"source_hidden": True}, "cellView": "form"}
+        if piece in hidden:
+            metadata |= HIDE_ALL
+        elif HIDDEN & set(tags):
+            metadata |= HIDE_CODE
         count = (
             cell.execution_count and cell.execution_count + 1
         )  # the install cell is first
@@ -167,32 +187,37 @@ def finish(app: Sphinx, error: Exception | None) -> None:
     """Begins every notebook with its install cell and a way back to the page, and puts copies beside the site."""
     if error or app.builder.format != "html":
         return
-    env, notebooks = app.env, folder(app)
-    commit, source = current_commit(Path(app.srcdir)), repository(app.config).url
+    env, build, source = app.env, build_folder(app), repository(app.config)
     rows = []
-    for docname in sorted(wanted(app, env)):
+    for docname in sorted(wanted(app)):
+        commit = current_commit(Path(app.srcdir), source.branch)
         title, page = env.titles[docname].astext(), page_address(app, docname)
         extras = chapter_source(env, docname).meta.get("extras") or []
-        path = notebooks / f"{docname}.ipynb"
+        path = published_path(build, docname)
         notebook = nbformat.read(path, as_version=4)
-        with_header(notebook, requirement(source, commit, extras), title, page)
-        text = nbformat.writes(notebook) + "\n"
-        for target in (path, Path(app.outdir) / FOLDER / f"{docname}.ipynb"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
-        rows.append(f"| [{title}]({docname}.ipynb) | [on the site]({page}) |")
+        with_header(notebook, requirement(source.url, commit, extras), title, page)
+        for target in (path, published_path(Path(app.outdir), docname)):
+            write_atomically(target, _text(notebook))
+        rows.append(table_row(title, docname, page))
+    notebooks = build / FOLDER
     for path in {*notebooks.rglob("*.ipynb")}:
-        if path.relative_to(notebooks).with_suffix("").as_posix() not in wanted(app, env):
+        if path.relative_to(notebooks).with_suffix("").as_posix() not in wanted(app):
             path.unlink()  # the chapter was renamed, or left the book
     if rows:
         readme = README.format(
-            repository=source,
+            repository=source.url,
             site=app.config.html_baseurl,
             commit=commit,
             short=commit[:12],
             rows="\n".join(rows),
         )
-        (notebooks / "README.md").write_text(readme, encoding="utf-8")
+        write_atomically(notebooks / "README.md", readme)
+
+
+def table_row(title: str, docname: str, page: str) -> str:
+    """The chapter's row in the list of all notebooks."""
+    text = escaped(title).replace("|", r"\|")
+    return f"| [{text}]({docname}.ipynb) | [on the site]({page}) |"
 
 
 def with_header(notebook: NotebookNode, needed: str, title: str, page: str) -> None:
@@ -205,7 +230,7 @@ def with_header(notebook: NotebookNode, needed: str, title: str, page: str) -> N
         metadata={"tags": ["install"]},
     )
     link = new_markdown_cell(
-        f"*This is the notebook of the chapter [{title}]({page}) of LLM Learn. Its outputs are those of the page; "
+        f"*This is the notebook of the chapter [{escaped(title)}]({page}) of LLM Learn. Its outputs are those of the page; "
         "on another processor, digits can differ.*"
     )
     notebook.cells[:0] = [install, link]
@@ -214,15 +239,9 @@ def with_header(notebook: NotebookNode, needed: str, title: str, page: str) -> N
         cell["id"] = f"cell-{number}"
 
 
-def current_commit(root: Path) -> str:
-    """The commit that is checked out; `main` outside a repository."""
-    git = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(
-            git, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "main"
+def current_commit(root: Path, branch: str) -> str:
+    """The commit that is checked out; the branch outside a repository."""
+    return (git(root, "rev-parse", "HEAD") or branch).strip()
 
 
 def point_to_colab(
@@ -236,11 +255,12 @@ def point_to_colab(
     if pagename not in app.env.found_docs or not chapter_source(app.env, pagename):
         return
     stack = list(context.get("header_buttons", []))
-    while stack:
+    source = repository(app.config)
+    while stack and source:
         button = stack.pop()
         stack.extend(button.get("buttons", []))
         if "colab" in str(button.get("url", "")):
-            button["url"] = repository(app.config).colab(pagename)
+            button["url"] = source.colab(pagename)
     # The theme's own copy of the notebook lacks the install cell, and shows raw MyST.
     context.pop("ipynb_source", None)
 

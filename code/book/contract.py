@@ -417,7 +417,8 @@ def materials(chapter, book):
     """Further reading lists the learning plan's materials that help the chapter, from the one data file."""
     for number, line in chapter.prose:
         listed = re.match(r"^[`:]{3,}\{materials\}", line)
-        if listed and chapter.lines[number].strip() == ":for: this chapter":
+        options = chapter.lines[number : number + 1]  # none where the file ends here
+        if listed and [line.strip() for line in options] == [":for: this chapter"]:
             if role_at(chapter, number) != "reading":
                 yield number, "move `{materials}` below the label `(reading-…)=`"
             return

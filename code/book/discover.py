@@ -7,7 +7,6 @@ derives it from the repository's; where that is unknown, those parts are left ou
 
 import datetime
 import re
-import subprocess
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -24,6 +23,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.errors import ConfigError
 
 from book import cards
+from book.pages import chapter_source
+from book.repository import git, repository
 
 CHANGELOG = Path(__file__).with_name("changelog.yml")
 TEMPLATES = Path(__file__).with_name("templates")
@@ -43,21 +44,11 @@ MADE = {
 # --- The site's address ---
 
 
-def site_address(repository: str) -> str:
-    """Where GitHub Pages publishes a repository; empty for one that is elsewhere."""
-    url = urlsplit(repository.strip().removesuffix("/").removesuffix(".git"))
-    names = url.path.strip("/").split("/")
-    if (url.hostname or "").lower() != "github.com" or len(names) != 2 or not all(names):
-        return ""
-    host = f"{names[0].lower()}.github.io"
-    return f"https://{host}/" + ("" if names[1].lower() == host else f"{names[1]}/")
-
-
 def set_address(app: Sphinx, config: Config) -> None:
     """Tells Sphinx and the OpenGraph extension where the site will be."""
-    repository = (config.html_theme_options or {}).get("repository_url", "")
+    source = repository(config)
     # A site with a domain of its own names it in _config.yml, as html.baseurl.
-    address = config.html_baseurl or site_address(repository)
+    address = config.html_baseurl or (source.site if source else "")
     config.html_baseurl = f"{address.rstrip('/')}/" if address else ""
     config.ogp_site_url = config.html_baseurl
     config.ogp_site_name = config.html_title  # Jupyter Book sets it, and no project
@@ -67,31 +58,16 @@ def set_address(app: Sphinx, config: Config) -> None:
 # --- The date of a page's last change ---
 
 
-def _git(root: Path, *command: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-c", "core.quotePath=false", *command],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError, UnicodeDecodeError):
-        return None
-    return done.stdout
-
-
 def change_dates(root: Path) -> dict[str, datetime.date]:
     """The day (UTC) of the last commit that changed each Markdown file; unknown ones are left out.
 
     A shallow clone would give the day of its oldest commit for most files, and a file with uncommitted changes
     the day before them; so neither gives any.
     """
-    if (_git(root, "rev-parse", "--is-shallow-repository") or "").strip() != "false":
+    if (git(root, "rev-parse", "--is-shallow-repository") or "").strip() != "false":
         return {}
-    log = _git(root, "log", "--format=%x00%ct", "--name-only", "--no-renames", "--relative")
-    changed = _git(root, "diff", "--name-only", "--relative", "HEAD")
+    log = git(root, "log", "--format=%x00%ct", "--name-only", "--no-renames", "--relative")
+    changed = git(root, "diff", "--name-only", "--relative", "HEAD")
     if log is None or changed is None:
         return {}
     dates: dict[str, datetime.date] = {}
@@ -140,11 +116,6 @@ def describe(doctree: nodes.document) -> str:
     return ""
 
 
-def is_chapter(env: BuildEnvironment, docname: str) -> bool:
-    """Whether the page is an executed chapter: its front matter has `llm_learn:`."""
-    return docname.startswith("chapters/") and "llm_learn" in env.metadata[docname]
-
-
 def enrich(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Gives the page its description, its card and, for a chapter, its citation."""
     meta, book = app.env.metadata[docname], app.config.html_title
@@ -158,7 +129,7 @@ def enrich(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         meta["og:url"] = app.config.html_baseurl
     if app.builder.format != "html" or not app.config.html_baseurl:
         return
-    chapter = is_chapter(app.env, docname)
+    chapter = chapter_source(app.env, docname)
     if chapter:
         meta["og:type"] = "article"
     if chapter or docname == app.config.root_doc:
@@ -321,12 +292,16 @@ def sitemap(pages: Iterable[tuple[str, datetime.date | None]]) -> str:
 
 
 def read_changelog(path: Path = CHANGELOG) -> list[dict]:
-    """The entries of the changelog, newest last.
+    """The entries of the changelog, newest last; there is at least one.
 
     Raises:
-        ConfigError: An entry lacks a key, or its day is no day or not later than the one before.
+        ConfigError: There is no entry, or one lacks a key, or its day is no day or not later than the one before.
     """
-    entries = yaml.safe_load(path.read_text(encoding="utf-8")) or []
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(
+            f"{path.name} must list at least one entry, but holds {entries!r}"
+        )
     before = datetime.date.min
     for number, entry in enumerate(entries, 1):
         where = f"{path.name}: entry {number}"
@@ -394,7 +369,7 @@ def not_found_page(app: Sphinx) -> str:
             if doc in env.titles
         ]
         contents.append((toctree.get("caption") or "Contents", pages))
-    repository = (app.config.html_theme_options or {}).get("repository_url", "")
+    source = repository(app.config)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True
     )
@@ -405,7 +380,7 @@ def not_found_page(app: Sphinx) -> str:
         book=app.config.html_title,
         contents=contents,
         favicon=f"_static/{Path(favicon).name}" if favicon else "",
-        issues=f"{repository.rstrip('/')}/issues" if repository else "",
+        issues=source.issues if source else "",
         language=app.config.language or "en",
         logo={
             theme: f"_static/{Path(logo[f'image_{theme}']).name}"

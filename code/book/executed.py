@@ -15,12 +15,27 @@ GLUE_ROLE = re.compile(
 WARNING = re.compile(r"\b\w*Warning:|^WARNING\b|\bwarnings\.warn\(", re.M)
 
 
-def notebook_path(chapter: Source, root: Path = ROOT) -> Path:
-    return root / "_build/jupyter_execute/chapters" / f"{chapter.slug}.ipynb"
+def notebook_path(build: Path, docname: str) -> Path:
+    """The executed notebook of a page; a build lies in _build, a preview in _build/preview."""
+    return build / "jupyter_execute" / f"{docname}.ipynb"
 
 
-def record_path(chapter: Source, root: Path = ROOT) -> Path:
-    return root / "_build/chapters" / f"{chapter.slug}.json"
+def records_folder(root: Path) -> Path:
+    """Where the records of all chapters lie, a preview's too."""
+    return root / "_build" / "chapters"
+
+
+def record_path(root: Path, slug: str) -> Path:
+    """What the last execution of the chapter measured."""
+    return records_folder(root) / f"{slug}.json"
+
+
+def read_record(root: Path, slug: str) -> dict | None:
+    """What the last execution of the chapter measured; None where it has not run."""
+    try:
+        return json.loads(record_path(root, slug).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
 
 
 def output_text(cell: nbformat.NotebookNode) -> str:
@@ -88,5 +103,6 @@ def load_executed(chapter: Source, root: Path = ROOT) -> tuple[nbformat.Notebook
     Raises:
         FileNotFoundError: the book has not been built.
     """
-    notebook = nbformat.read(notebook_path(chapter, root), as_version=4)
-    return notebook, json.loads(record_path(chapter, root).read_text(encoding="utf-8"))
+    notebook = nbformat.read(notebook_path(root / "_build", chapter.docname), as_version=4)
+    record = record_path(root, chapter.slug).read_text(encoding="utf-8")
+    return notebook, json.loads(record)

@@ -25,6 +25,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError
 
 from book import kernels
+from book.executed import notebook_path, record_path, records_folder
+from book.files import write_atomically
 from book.fingerprint import PACKAGE, Package
 from book.notebooks import (
     ChapterNotebook,
@@ -143,7 +145,7 @@ class Book:
                         f"{chapter.docname}.md: cell {index} of the notebook is not executed"
                     )
             notebook.nbformat, notebook.nbformat_minor = 4, 5
-            path = Path(env.mystnb_config.output_folder, f"{chapter.docname}.ipynb")
+            path = notebook_path(Path(app.outdir).parent, chapter.docname)
             _write(path, nbformat.writes(notebook) + "\n")
 
     def _cached(self, chapter: ChapterNotebook, fingerprint: str) -> bool:
@@ -237,12 +239,12 @@ class Book:
         return f"{error}\n  The traceback is in {path.relative_to(self.root)}."
 
     def _error_file(self, chapter: ChapterNotebook) -> Path:
-        return self.build / "chapters" / f"{chapter.name}.error.txt"
+        return record_path(self.root, chapter.name).with_suffix(".error.txt")
 
     def _write_records(self) -> None:
-        folder = self.build / "chapters"
+        folder = records_folder(self.root)
         for record in self.records.values():
-            path = folder / f"{record['docname'].removeprefix('chapters/')}.json"
+            path = record_path(self.root, record["docname"].removeprefix("chapters/"))
             _write(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         if not self.only:
             known = {
@@ -274,8 +276,7 @@ class Book:
 def _write(path: Path, text: str) -> None:
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_atomically(path, text)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

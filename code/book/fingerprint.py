@@ -59,7 +59,8 @@ def cell_names(source: str) -> set[str]:
 
 
 @cache
-def _distributions() -> dict[str, list[str]]:
+def distributions() -> dict[str, list[str]]:
+    """top-level module -> the installed distributions that bring it."""
     return dict(packages_distributions())
 
 
@@ -127,8 +128,8 @@ class Package:
             - set(sys.stdlib_module_names)
             - {PACKAGE, ""}
         )
-        distributions = {dist for top in tops for dist in _distributions().get(top, ())}
-        lines.extend(f"{dist}=={version(dist)}" for dist in sorted(distributions))
+        found = {dist for top in tops for dist in distributions().get(top, ())}
+        lines.extend(f"{dist}=={version(dist)}" for dist in sorted(found))
         if record is not None and record.is_file():
             lines.append(f"{record.name} {hashlib.sha256(record.read_bytes()).hexdigest()}")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -3,7 +3,6 @@
 import ast
 import re
 import sys
-import tomllib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import metadata
@@ -12,7 +11,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from book.checks import at, check, tree
-from book.source import ROOT
+from book.fingerprint import distributions
+from book.source import ROOT, project
 
 # The package itself, and what every notebook has by being one.
 ALWAYS = {"llm_learn", "IPython"}
@@ -26,7 +26,7 @@ def imports(chapter, book):
         for node, name in imported(tree(cell)):
             if name in sys.stdlib_module_names or name in ALWAYS:
                 continue
-            owners = {_name(owner) for owner in _owners().get(name, ())}
+            owners = {_name(owner) for owner in distributions().get(name, ())}
             if not owners & allowed:
                 yield (
                     at(cell, node),
@@ -47,11 +47,9 @@ def imported(module: ast.Module) -> Iterator[tuple[ast.AST, str]]:
 @cache
 def brought(extras: tuple[str, ...], root: Path = ROOT) -> frozenset[str]:
     """The distributions that installing the package with these extras brings, by what is installed here."""
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))[
-        "project"
-    ]
-    optional = project.get("optional-dependencies", {})
-    needed = [*project["dependencies"], *(r for e in extras for r in optional.get(e, ()))]
+    table = project(root)
+    optional = table.get("optional-dependencies", {})
+    needed = [*table["dependencies"], *(r for e in extras for r in optional.get(e, ()))]
     return frozenset(closure(needed))
 
 
@@ -79,11 +77,6 @@ def closure(requirements: Iterable[str]) -> set[str]:
 
 def _applies(requirement: Requirement, extra: str) -> bool:
     return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
-
-
-@cache
-def _owners() -> dict[str, list[str]]:
-    return dict(metadata.packages_distributions())
 
 
 def _name(text: str) -> str:

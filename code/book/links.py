@@ -173,16 +173,15 @@ def check(places: dict[str, list[str]], manners: Manners) -> Iterator[Answer]:
 
 def own_addresses(root: Path) -> list[str]:
     """Where this book's own pages and sources are: what a build links to before it is published."""
-    from book.discover import site_address
+    from book.repository import named
 
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")) or {}
-    repository = str((config.get("repository") or {}).get("url") or "").rstrip("/")
+    repository = named((config.get("repository") or {}).get("url"))
     baseurl = str((config.get("html") or {}).get("baseurl") or "")
-    addresses = [baseurl or site_address(repository)]
+    addresses = [baseurl or (repository.site if repository else "")]
     if repository:
         # Edit, issue and source links; and Colab, which opens notebooks of the same repository.
-        path = urlsplit(repository).path
-        addresses += [repository, f"https://colab.research.google.com/github{path}/"]
+        addresses += [repository.url, repository.colab_folder]
     return [address for address in addresses if address]
 
 

@@ -25,7 +25,7 @@ ADMONITIONS = [
 ]
 # They carry nothing that is read: anchors, and what only the site shows.
 SILENT = {"target", "comment", "substitution_definition", "index", "meta", "colspec"}
-SILENT_CLASSES = {"chapter-box", "sd-summary-icon", "sd-summary-state-marker"}
+SILENT_CLASSES = {"sd-summary-icon", "sd-summary-state-marker"}
 # What MyST would read, and a notebook would show: roles, directives, labels, options, comments, cell breaks.
 RAW = re.compile(
     r"\{[\w:-]+\}`[^`\n]*`?|^\s*[`:~]{3,}\s*\{.*|^:::.*|^\([\w-]+\)=\s*$|^\s*:(?:class|label|name|tags):.*"
@@ -292,25 +292,31 @@ class MarkdownWriter:
     def block_solution_node(self, node: nodes.Element) -> None:
         """Text of a solution folds; its code cells are hidden by the notebook, which folds no cell."""
         title = self._plain(node.children[0])
+        texts: list[str] = [""]  # before the first code cell, and after each one
+        code: list[nodes.Node] = []
         pieces: list[nodes.Node] = []
-
-        def fold() -> None:
-            if body := self.inside(pieces):
-                self._box(title, body, hidden=True)
-            pieces.clear()
-
-        first = True
         for child in [block for part in node.children[1:] for block in part.children]:
             if _is_element(child) and child.get("nb_element") == "cell_code":
-                fold()
-                if first:
-                    self.cells.write(f"*{title}: the next cell, whose code is hidden.*")
-                self.hidden.add(child["cell_index"])
-                self.block(child)
+                texts[-1] = self.inside(pieces)
+                texts.append("")
+                code.append(child)
+                pieces = []
             else:
                 pieces.append(child)
-            first = False
-        fold()
+        texts[-1] = self.inside(pieces)
+        if texts[0]:
+            self._box(title, texts[0], hidden=True)
+        if code:
+            what, whose = ("cell", "its") if len(code) == 1 else ("cells", "their")
+            more = " Its explanation is folded below." if any(texts[1:]) else ""
+            self.cells.write(
+                f"*{title}, in the next {what}: show {whose} code to see it.{more}*"
+            )
+        for cell, text in zip(code, texts[1:], strict=True):
+            self.hidden.add(cell["cell_index"])
+            self.block(cell)
+            if text:
+                self._box(f"{title}, explained", text, hidden=True)
 
     # --- Inline ---
 
@@ -320,7 +326,7 @@ class MarkdownWriter:
 
     def inline_node(self, node: nodes.Node) -> str:
         if isinstance(node, nodes.Text):
-            return _escape(node.astext().replace("\n", " "))
+            return escaped(node.astext().replace("\n", " "))
         kind = type(node).__name__
         if kind in SILENT or SILENT_CLASSES & set(_classes(node)):
             return ""
@@ -331,7 +337,9 @@ class MarkdownWriter:
 
     def inline_inline(self, node: nodes.Element) -> str:
         # Not stripped: a space may stand at its edge.
-        return "".join(self.inline_node(child) for child in node.children)
+        text = "".join(self.inline_node(child) for child in node.children)
+        # The site sets such facts apart as badges.
+        return f"· {text}" if "material-fact" in _classes(node) else text
 
     inline_generated = inline_abbreviation = inline_inline
 
@@ -370,7 +378,7 @@ class MarkdownWriter:
     def inline_image(self, node: nodes.image) -> str:
         if node["uri"] not in self.images:
             raise CannotWrite(f"the image {node['uri']} has no address on the site")
-        alt = _escape(node.get("alt", "")).replace("\n", " ")
+        alt = escaped(node.get("alt", "")).replace("\n", " ")
         return f"![{alt}]({self.images[node['uri']]})"
 
     def inline_raw(self, node: nodes.raw) -> str:
@@ -404,7 +412,8 @@ def _is_element(node: nodes.Node) -> bool:
     return isinstance(node, nodes.Element)
 
 
-def _escape(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text as Markdown that shows it as it is."""
     return re.sub(r"([\\`*_\[\]$])", r"\\\1", text).replace("<", "&lt;")
 
 

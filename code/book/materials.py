@@ -82,11 +82,3 @@ def load_materials(path: Path = MATERIALS) -> list[Material]:
 def helping(materials: list[Material], slug: str) -> list[Material]:
     """The materials that help a chapter, in the file's order."""
     return [material for material in materials if slug in material.helps]
-
-
-def as_markdown(materials: list[Material], slug: str) -> str:
-    """The list of `:for: this chapter` as plain Markdown, for a notebook that leaves the site."""
-    return "\n".join(
-        f"- [{m.title}]({m.url}) · {m.by} ({', '.join(m.facts())}). {m.words_for(slug)}"
-        for m in helping(materials, slug)
-    )

@@ -11,18 +11,10 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
+from book.executed import read_record
 from book.source import Source, load_plan, planned_chapters, read_source
 
 SHOWN_CHECKS = 4
-
-
-def read_record(root: Path, slug: str) -> dict | None:
-    """What the last execution of the chapter measured; None where it has not run."""
-    path = root / "_build" / "chapters" / f"{slug}.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
 
 
 def chapter_source(env: BuildEnvironment, docname: str) -> Source | None:
@@ -33,7 +25,7 @@ def chapter_source(env: BuildEnvironment, docname: str) -> Source | None:
     if path.suffix != ".md" or not path.is_file():
         return None
     source = read_source(path, docname.removeprefix("chapters/"))
-    return source if source.meta and source.cells else None
+    return source if source.is_chapter else None
 
 
 def reading_hours(env: BuildEnvironment, slug: str, entry: dict) -> float:
@@ -107,7 +99,7 @@ class Pages:
                 )
                 parent += nodes.row("", *cells)
             group += parent
-        return nodes.table("", group, classes=["plan-table"])
+        return nodes.table("", group)
 
 
 def pages_to_rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:

@@ -7,7 +7,6 @@ refused first, and at the end the cells compared are counted.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -21,7 +20,8 @@ from nbformat import NotebookNode
 
 from book import offline
 from book.clean import KERNEL, CannotPrepare, prepare
-from book.colab import FOLDER
+from book.colab import FOLDER, published_path
+from book.executed import read_record
 from book.kernels import kernel_environment
 from book.notebooks import ChapterNotebook, allowed_escapes, book_chapters, find
 
@@ -37,23 +37,24 @@ ESCAPE_COMMENTS = (
 SANITIZE = "regex: \\S*ipykernel_\\d+/\\d+\\.py\nreplace: CELL\n"
 
 
-def notebook_path(root: Path, chapter: ChapterNotebook) -> Path:
-    return root / "_build" / FOLDER / f"{chapter.docname}.ipynb"
-
-
 def refusals(root: Path, chapters: Sequence[ChapterNotebook]) -> list[str]:
     """Why the notebooks cannot be proved: one sentence for each problem."""
     if not chapters:
         return ["there is no chapter to prove"]
     problems = []
     for chapter in chapters:
-        path = notebook_path(root, chapter)
+        path = published_path(root / "_build", chapter.docname)
         if not path.is_file():
             problems.append(
                 f"{chapter.name}: there is no published notebook; build the book first (make book)"
             )
             continue
-        install, *cells = code_cells(path)
+        install, *cells = code_cells(path) or [None]
+        if install is None:
+            problems.append(
+                f"{chapter.name}: the published notebook has no code cells; build the book again"
+            )
+            continue
         if "install" not in install.metadata.get("tags", ()):
             problems.append(
                 f"{chapter.name}: the notebook does not begin with its install cell"
@@ -137,13 +138,13 @@ def compare(root: Path, notebooks: Sequence[str], workers: int) -> bool:
     """Runs nbval over notebooks, named as documents; True when every cell ran and every output is equal."""
     if not notebooks:
         return True
-    folder = root / "_build" / FOLDER
-    settings = root / "_build" / "proof"
+    build = root / "_build"
+    settings = build / "proof"
     settings.mkdir(parents=True, exist_ok=True)
     (settings / "sanitize.cfg").write_text(SANITIZE, encoding="utf-8")
     # Its own configuration: the repository's turns the warnings of any plugin into errors.
     (settings / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
-    paths = [folder / f"{notebook}.ipynb" for notebook in notebooks]
+    paths = [published_path(build, notebook) for notebook in notebooks]
     plugin = Progress(
         {name: len(code_cells(path)) for name, path in zip(notebooks, paths, strict=True)}
     )
@@ -159,7 +160,7 @@ def compare(root: Path, notebooks: Sequence[str], workers: int) -> bool:
         "-c",
         str(settings / "pytest.ini"),
         "--rootdir",
-        str(folder),
+        str(build / FOLDER),
         "-p",
         "no:cacheprovider",
     ]
@@ -190,7 +191,10 @@ def main(names: Sequence[str], root: Path) -> int:
     if problems:
         print("Not proved:", *problems, sep="\n  ", file=sys.stderr)
         return 1
-    chapters.sort(key=lambda chapter: _seconds(root, chapter), reverse=True)
+    chapters.sort(
+        key=lambda c: (read_record(root, c.name) or {}).get("wall_seconds", 0.0),
+        reverse=True,
+    )
     try:
         prepare(root)
     except CannotPrepare as error:
@@ -214,15 +218,6 @@ def main(names: Sequence[str], root: Path) -> int:
         flush=True,
     )
     return status
-
-
-def _seconds(root: Path, chapter: ChapterNotebook) -> float:
-    record = root / "_build" / "chapters" / f"{chapter.name}.json"
-    return (
-        json.loads(record.read_text(encoding="utf-8"))["wall_seconds"]
-        if record.is_file()
-        else 0.0
-    )
 
 
 def _inside() -> int:

@@ -5,11 +5,11 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from importlib import metadata
 from platform import python_version
 
 from book.checks import tree
+from book.fingerprint import distributions
 from book.source import Source
 
 DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
@@ -31,11 +31,6 @@ class Reference:
     @property
     def is_code(self) -> bool:
         return self.library is not None
-
-
-@cache
-def _distributions() -> dict[str, list[str]]:
-    return dict(metadata.packages_distributions())
 
 
 def imported_names(chapter: Source) -> dict[str, str]:
@@ -70,7 +65,7 @@ def resolve(against: str, imported: dict[str, str]) -> Reference:
         return Reference(name=name, library="this book")
     if module in sys.stdlib_module_names:
         return Reference(name=name, library="Python", version=python_version())
-    for distribution in _distributions().get(module, []):
+    for distribution in distributions().get(module, []):
         return Reference(
             name=name, library=distribution, version=metadata.version(distribution)
         )

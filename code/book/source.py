@@ -1,6 +1,7 @@
 """Reads chapters: a MyST notebook as front matter, code cells and prose, each with its line number."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,6 +41,16 @@ class Source:
     text: str
 
     @property
+    def docname(self) -> str:
+        """The page's name in the book."""
+        return f"chapters/{self.slug}"
+
+    @property
+    def is_chapter(self) -> bool:
+        """Whether it is executed: it has `llm_learn:` front matter and code cells."""
+        return bool(self.meta and self.cells)
+
+    @property
     def part(self) -> str:
         return self.slug.split("/")[0]
 
@@ -49,7 +60,8 @@ class Source:
 
     @cached_property
     def lines(self) -> list[str]:
-        return self.text.splitlines()
+        # Not splitlines(), for which a rare character inside a cell ends a line, too.
+        return self.text.removesuffix("\n").split("\n")
 
     @cached_property
     def _front(self) -> tuple[dict, int]:
@@ -171,8 +183,13 @@ def find_sources(root: Path = ROOT) -> Iterator[Source]:
     """Every chapter under `root`/chapters: a document with `llm_learn:` front matter and code cells."""
     for path in sorted((root / "chapters").glob("*/*.md")):
         chapter = read_source(path)
-        if chapter.meta and chapter.cells:
+        if chapter.is_chapter:
             yield chapter
+
+
+def project(root: Path = ROOT) -> dict:
+    """The `project` table of pyproject.toml."""
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def load_plan(path: Path = PLAN) -> dict:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from book.files import write_atomically
 from book.source import ROOT, Cell, Source, find_sources, load_plan, planned_chapters
 
 HEADER = re.compile(r"^# llm_learn\.(?P<module>\w+)\s*$")
@@ -31,6 +32,11 @@ class Definition:
     end: int
     text: str
     block: bool  # a function or class, which two blank lines set apart
+
+    @property
+    def teachable(self) -> bool:
+        """Whether a chapter teaches it: a function, a class or a constant."""
+        return self.block or bool(CONSTANT.match(self.name))
 
 
 def _names(node: ast.stmt) -> list[str]:
@@ -56,7 +62,7 @@ def _bare_names(node: ast.stmt) -> list[str]:
 
 def definitions(source: str) -> list[Definition]:
     """The top-level definitions of `source`, with decorators and the comment lines directly above them."""
-    lines, found = source.splitlines(), []
+    lines, found = source.split("\n"), []
     for node in ast.parse(source).body:
         start = (
             min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) - 1
@@ -124,7 +130,7 @@ def expected_source(cell: Cell, package: Path) -> tuple[str, str, list[str]]:
     names = [name for several in named for name in several]
     if missing := [name for name in names if name not in known]:
         raise ValueError(f"llm_learn.{module} does not define {', '.join(missing)}")
-    text = _join([known[name] for name in names], source.splitlines())
+    text = _join([known[name] for name in names], source.split("\n"))
     gap = (
         "\n\n" if text.startswith("#") else "\n"
     )  # keeps the header apart from a definition's own comment
@@ -170,10 +176,10 @@ def rewrite(chapter: Source, package: Path) -> list[str]:
         wanted, module, names = expected_source(cell, package)
         if cell.source != wanted:
             first = cell.line - 1
-            lines[first : first + len(cell.source.splitlines())] = wanted.splitlines()
+            lines[first : first + cell.source.count("\n") + 1] = wanted.split("\n")
             changed = [f"llm_learn.{module}.{name}" for name in names] + changed
     if changed:
-        chapter.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_atomically(chapter.path, "\n".join(lines) + "\n")
     return changed
 
 
@@ -199,7 +205,7 @@ def taught_problems(root: Path = ROOT, plan: dict | None = None) -> list[str]:
     for path in sorted(package.glob("*.py")):
         known.add(path.stem)
         for definition in definitions(path.read_text(encoding="utf-8")):
-            if not (definition.block or CONSTANT.match(definition.name)):
+            if not definition.teachable:
                 continue
             name = f"{path.stem}.{definition.name}"
             known.add(name)

@@ -15,8 +15,8 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
-from book.executed import notebook_path
-from book.pages import Pages, chapter_source, counted, read_record
+from book.executed import notebook_path, read_record
+from book.pages import Pages, chapter_source, counted
 from book.references import (
     DOTTED,
     Reference,
@@ -108,7 +108,7 @@ def pages_that_list_chapters(
 
 def check_labels(chapter: Source, root: Path) -> list[str | None]:
     """The label above each check, in the record's order; empty where the notebook was not written."""
-    path = notebook_path(chapter, root)
+    path = notebook_path(root / "_build", chapter.docname)
     if not path.is_file():
         return []
     notebook = nbformat.read(path, as_version=4)

@@ -14,6 +14,7 @@ CONF = f"""\
 extensions = ["myst_nb", "book.box", "book.verified", "book.materials_page"]
 nb_execution_mode = "off"
 exclude_patterns = ["_build", "code", "tests", "themes"]
+html_baseurl = "https://someone.github.io/a-fork/"
 html_theme = "small"
 html_theme_path = ["themes"]
 html_theme_options = {{"repository_url": "{REPOSITORY}", "repository_branch": "trunk"}}

@@ -7,7 +7,6 @@ import pytest
 import yaml
 from smallbook import REPOSITORY, SmallBook, chapter, check
 
-from book.box import notebook_uri
 from book.references import imported_names, largest_differences, resolve, shown_difference
 from book.repository import Repository, repository
 from book.source import ROOT, read_source
@@ -60,10 +59,6 @@ def test_colab_opens_what_is_on_github_only():
     assert Repository(url="https://example.org/a/b", branch="main").colab("x") is None
     fork = SimpleNamespace(html_theme_options={"repository_url": f"{REPOSITORY}.git/"})
     assert "/github/someone/a-fork/blob/" in (repository(fork).colab("x") or "")
-
-
-def test_a_notebook_lies_below_the_site():
-    assert notebook_uri("chapters/part/name") == "notebooks/chapters/part/name.ipynb"
 
 
 # --- References ---
@@ -224,4 +219,13 @@ def test_without_repository_and_verified_page_the_box_keeps_the_rest(book):
     assert book.build() == ""
     box = book.page("chapters/basics/attention").select_one(".chapter-box")
     assert "reference 3 (equal); 2 more" in box.get_text() and len(box.select("dd a")) == 1
-    assert [a.get_text() for a in box.select(".box-actions a")] == ["Download notebook"]
+    assert not box.select(".box-actions")  # nothing to edit, and no notebook is written
+
+
+@pytest.mark.slow
+def test_without_an_address_of_the_site_there_is_no_notebook_to_offer(book):
+    conf = (book.root / "conf.py").read_text(encoding="utf-8")
+    book.write("conf.py", conf.replace("html_baseurl", "# html_baseurl"))
+    assert book.build() == ""
+    buttons = book.page("chapters/basics/attention").select(".box-actions a")
+    assert [a.get_text() for a in buttons] == ["Edit this page", "Report an error"]

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -176,7 +177,9 @@ def test_markdown_says_what_the_page_says(book):
         "**Exercise 1**\n\nDo it.",
         "<details>\n<summary>Hint</summary>\n\nThink.\n\n</details>",
         "<details>\n<summary>Solution to Exercise 1</summary>\n\nBefore.\n\n</details>",
-        "<details>\n<summary>Solution to Exercise 1</summary>\n\nAfter.\n\n</details>",
+        "*Solution to Exercise 1, in the next cell: show its code to see it. "
+        "Its explanation is folded below.*",
+        "<details>\n<summary>Solution to Exercise 1, explained</summary>\n\nAfter.\n\n</details>",
         "1986\\. A great year.",
     ):
         assert piece in text, piece
@@ -198,6 +201,10 @@ def test_code_cells_are_those_of_the_chapter_with_their_outputs(book):
         False,
         True,
     ]  # the figure's by its tag, the solution's by its place
+    solution = code[2]
+    assert solution.outputs and solution.metadata["collapsed"] is True
+    assert solution.metadata["jupyter"]["outputs_hidden"] is True
+    assert all("collapsed" not in c.metadata for c in code[:2])
     counts = [c.execution_count for c in (install, *code)]
     assert counts == [1, 2, 3, 4]
 
@@ -296,6 +303,84 @@ def test_every_code_cell_appears_once_and_in_order():
             colab.published(executed, pieces)
 
 
+def test_badges_are_set_apart():
+    facts = [nodes.inline("", fact, classes=["material-fact"]) for fact in ("a", "b")]
+    paragraph = nodes.paragraph("", "X · Y", nodes.Text(" "))
+    paragraph += [facts[0], nodes.Text(" "), facts[1]]
+    assert writer().inline(paragraph).endswith("· a · b")
+
+
+def solution(*children: nodes.Node) -> MarkdownWriter:
+    class solution_node(nodes.General, nodes.Element):
+        pass
+
+    document = nodes.document(None, None)
+    content = nodes.section("", *children)
+    document += solution_node("", nodes.title("", "Solution to Exercise 5"), content)
+    written = writer()
+    written.write(document)
+    return written
+
+
+def code_cell(index: int) -> nodes.Node:
+    return nodes.container("", nb_element="cell_code", cell_index=index)
+
+
+def test_a_solution_is_announced_and_its_words_are_folded():
+    words = nodes.paragraph("", "Why.")
+    announced = "*Solution to Exercise 5, in the next cell: show its code to see it.*"
+    assert solution(code_cell(3)).cells.done == [announced, 3]
+    fold = "<details>\n<summary>Solution to Exercise 5</summary>\n\nWhy.\n\n</details>"
+    assert solution(words).cells.done == [fold]
+    found = solution(words, code_cell(3), code_cell(4))
+    assert found.hidden == {3, 4} and found.cells.done == [
+        f"{fold}\n\n*Solution to Exercise 5, in the next cells: show their code to see it.*",
+        3,
+        4,
+    ]
+
+
+def test_titles_are_shown_as_they_are():
+    row = colab.table_row("A | *b* [c]", "chapters/x", PAGE)
+    assert row.startswith(r"| [A \| \*b\* \[c\]](chapters/x.ipynb) |")
+    notebook = new_notebook(cells=[new_code_cell("1")])
+    colab.with_header(notebook, "x", "A [b]", PAGE)
+    assert rf"[A \[b\]]({PAGE})" in notebook.cells[1].source
+
+
+def test_notebooks_are_decided_once_in_a_build(monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        colab, "chapter_source", lambda env, name: read.append(name) or name
+    )
+
+    def app(**config) -> SimpleNamespace:
+        options = {"repository_url": "https://github.com/o/n"}
+        known = {"html_baseurl": "https://o.github.io/n/", "html_theme_options": options}
+        return SimpleNamespace(
+            builder=SimpleNamespace(format="html"),
+            config=SimpleNamespace(**(known | config)),
+            env=SimpleNamespace(found_docs={"chapters/a/b", "index"}),
+        )
+
+    one = app()
+    assert colab.wanted(one) == colab.wanted(one) == {"chapters/a/b", "index"}
+    assert len(read) == 2
+    assert colab.wanted(app(html_baseurl="")) == frozenset()
+    assert colab.wanted(app(html_theme_options={})) == frozenset()
+
+
+@pytest.mark.slow
+def test_a_book_without_a_repository_is_built_without_notebooks(tmp_path):
+    book = TinyBook(tmp_path)
+    book.replace("_config.yml", "url: https://github.com/Somebody/Tiny", "url: ''")
+    book.replace("_config.yml", "use_repository_button: true, ", "")
+    book.replace("_config.yml", "colab_url: https://colab.research.google.com", "")
+    done = book.build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not book.published("alpha").exists()
+
+
 def test_tags_that_the_proof_obeys_are_kept():
     cell = new_code_cell(
         "1", metadata={"tags": ["nbval-ignore-output"], "mystnb": {"x": 1}}
@@ -318,4 +403,4 @@ def test_header_is_renewed_not_repeated():
 
 
 def test_commit_outside_a_repository(tmp_path: Path):
-    assert colab.current_commit(tmp_path) == "main"
+    assert colab.current_commit(tmp_path, "trunk") == "trunk"

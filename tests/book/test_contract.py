@@ -357,6 +357,17 @@ def test_what_is_allowed_passes(name, change, good, book):
     assert problems_of(good.replace(old, new), name, book) == []
 
 
+def test_materials_at_the_very_end_have_no_options(good, book):
+    text = f"{good.replace(':for: this chapter', '')}\n```{{materials}}"
+    assert "list them under Further reading" in problems_of(text, "materials", book)[0]
+
+
+def test_only_a_newline_ends_a_line():
+    text = '```{code-cell}\nx = "a\u2028b"\n```\n\n(here)=\n'
+    source = Source(path=Path("x.md"), slug=SLUG, text=text)
+    assert source.cells[0].source == 'x = "a\u2028b"' and source.labels == [(5, "here")]
+
+
 def test_a_message_names_the_line(good, book):
     text = good.replace(*prose("Training takes 12.5 s here."))
     line = text.split("\n").index("Training takes 12.5 s here.") + 1

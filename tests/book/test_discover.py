@@ -16,6 +16,7 @@ from sphinx.errors import ConfigError
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from book import cards, discover
+from book.repository import named
 
 DAY = datetime.date
 BASE = "https://owner.github.io/Book/"
@@ -37,7 +38,8 @@ BASE = "https://owner.github.io/Book/"
     ],
 )
 def test_the_sites_address_follows_from_the_repositorys(repository, address):
-    assert discover.site_address(repository) == address
+    found = named(repository)
+    assert (found.site if found else "") == address
 
 
 # --- Dates ---
@@ -232,6 +234,8 @@ def test_an_entrys_id_outlives_new_entries_and_new_words():
     [
         ("- {date: 2025-01-02, title: x}\n", "entry 1 needs date, title and text"),
         ("- 7\n", "entry 1 needs"),
+        ("", "must list at least one entry, but holds None"),
+        ("date: 2025-01-02\n", "must list at least one entry, but holds {"),
         ("- {date: soon, title: x, text: y}\n", "date is 'soon'"),
         ("- {date: 2025-01-02 10:00:00, title: x, text: y}\n", "date is datetime"),
         (
@@ -284,14 +288,19 @@ html_title = "The <Book>"
 copyright = "2024"
 nb_execution_mode = "off"
 exclude_patterns = ["_build"]
-html_theme_options = {"repository_url": "https://github.com/Owner/Book"}
+html_theme_options = {"repository_url": "https://github.com/Owner/Book.git"}
 """
 PROMISE = 'You build a "small" thing, and you compare A & B with what others have built.'
+FRONT = (
+    "file_format: mystnb\nkernelspec: {name: python3, language: python, display_name: Python 3}\n"
+    "llm_learn: {hours: 1}"
+)
+CELL = "```{code-cell}\n1 + 1\n```"
 FILES = {
     "conf.py": CONF,
     "CITATION.cff": "title: The Book\nauthors: [{name: The Makers}]\n",
     "index.md": "# The Book\n\n```{toctree}\n:caption: Part <one>\nchapters/part/one\nplain\n```\n",
-    "chapters/part/one.md": f"---\nllm_learn: {{hours: 1}}\n---\n\n# One\n\n{PROMISE}\n",
+    "chapters/part/one.md": f"---\n{FRONT}\n---\n\n# One\n\n{PROMISE}\n\n{CELL}\n",
     "plain.md": "---\ndescription: What the author wrote about this page.\n---\n\n# Plain\n\nText.\n",
 }
 

@@ -164,6 +164,16 @@ def test_addresses_are_collected_once_with_their_places(site):
     }
 
 
+def test_a_repositorys_address_may_end_in_git(site):
+    config = CONFIG.replace("owner/book", "owner/book.git/")
+    (site / "_config.yml").write_text(config)
+    assert links.own_addresses(site) == [
+        "https://owner.github.io/book/",
+        "https://github.com/owner/book",
+        "https://colab.research.google.com/github/owner/book/",
+    ]
+
+
 def test_the_report_names_what_is_broken_and_where(tmp_path, host, monkeypatch, capsys):
     places = {
         f"{host.address}/fine": ["a.html"],

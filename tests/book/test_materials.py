@@ -4,7 +4,7 @@ import pytest
 import yaml
 from smallbook import REPOSITORY, SmallBook, chapter
 
-from book.materials import THIS_REPOSITORY, as_markdown, helping, load_materials
+from book.materials import THIS_REPOSITORY, helping, load_materials
 from book.materials_page import KINDS, SCRIPT, in_its_language
 from book.source import find_sources, load_plan, planned_chapters
 
@@ -96,20 +96,6 @@ def test_a_wrong_entry_is_named(tmp_path, entries, message):
     path.write_text(yaml.safe_dump(entries), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         load_materials(path)
-
-
-def test_the_list_of_a_chapter_as_markdown(tmp_path):
-    other = GOOD | {"key": "b", "url": "https://example.org/b", "language": "zh"}
-    other["helps"] = {"basics/gpt": "Read it first.", "basics/attention": None}
-    path = tmp_path / "materials.yml"
-    path.write_text(yaml.safe_dump([GOOD, other]), encoding="utf-8")
-    materials = load_materials(path)
-    assert as_markdown(materials, "basics/gpt") == (
-        "- [A](https://example.org/a) · B (book, beginner). C.\n"
-        "- [A](https://example.org/b) · B (book, in Chinese, beginner). C. Read it first."
-    )
-    assert as_markdown(materials, "basics/attention").count("\n") == 0
-    assert as_markdown(materials, "basics/seq2seq") == ""
 
 
 def test_chinese_words_are_marked():

@@ -102,6 +102,40 @@ def test_missing_and_outdated_notebooks_are_refused(built: TinyBook) -> None:
     assert prove.refusals(built.root, []) == ["there is no chapter to prove"]
 
 
+def test_a_notebook_without_code_is_refused(built: TinyBook) -> None:
+    nbformat.write(nbformat.v4.new_notebook(), built.published("alpha"))
+    problems = prove.refusals(built.root, book_chapters(built.root))
+    assert problems == [
+        "part/alpha: the published notebook has no code cells; build the book again"
+    ]
+
+
+def test_an_interrupted_installation_is_not_taken_for_one(tmp_path, monkeypatch) -> None:
+    book = TinyBook(tmp_path)
+    stamp = book.root / "_build/.clean/installed.json"
+    monkeypatch.setattr(clean, "_check", lambda python, folder: None)
+    monkeypatch.setattr(
+        clean.venv, "create", lambda folder, **_: folder.mkdir(parents=True, exist_ok=True)
+    )
+    ran = []
+    monkeypatch.setattr(clean, "_pip", lambda python, *arguments: ran.append(arguments))
+    clean.prepare(book.root)
+    clean.prepare(book.root)
+    assert len(ran) == 1 and stamp.is_file()
+    stamp.write_text("{half")
+    clean.prepare(book.root)
+    assert len(ran) == 2 and "--no-deps" not in ran[1]
+
+    def interrupted(python, *arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clean, "_pip", interrupted)
+    book.replace("code/llm_learn/other.py", "3", "4")
+    with pytest.raises(KeyboardInterrupt):
+        clean.prepare(book.root)
+    assert not stamp.exists()
+
+
 def test_few_cells_may_escape_comparison_and_none_by_a_comment(built: TinyBook) -> None:
     chapters = [c for c in book_chapters(built.root) if c.name == "part/beta"]
 

@@ -100,6 +100,19 @@ def test_sync_writes_the_packages_text(root):
     assert (root / "chapters/basics/one.md").read_bytes() == before
 
 
+def test_rare_line_ends_stay_inside_their_cell(root):
+    module = root / "code/llm_learn/things.py"
+    module.write_text('A = "x\u2028y"\n\n\ndef last():\n    return A\n', encoding="utf-8")
+    path = chapter(root, packaged("# llm_learn.things\nA\nlast"))
+    assert sync.main([], root) == 0
+    cell = '# llm_learn.things\nA = "x\u2028y"\n\n\ndef last():\n    return A'
+    assert cell_of(root) == cell
+    assert path.read_text(encoding="utf-8").endswith("A\n```\n\nText after.\n")
+    path.write_text(path.read_text(encoding="utf-8").replace("return A", "return B"))
+    assert sync.main([], root) == 0
+    assert cell_of(root) == cell
+
+
 def test_cells_keep_their_own_order_and_are_rewritten_from_the_end(root):
     chapter(
         root,

@@ -79,7 +79,7 @@ def executed(book: SmallBook) -> None:
         new_code_cell("d", outputs=[new_output("stream", text="✓"), *outputs[2:]]),
     ]
     source = read_source(book.root / "chapters/basics/attention.md")
-    path = notebook_path(source, book.root)
+    path = notebook_path(book.root / "_build", source.docname)
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(new_notebook(cells=cells), path)
 

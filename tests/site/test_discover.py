@@ -13,7 +13,8 @@ import pytest
 import site_server as site
 import yaml
 
-from book.discover import _git, change_dates, site_address
+from book.discover import change_dates, read_changelog
+from book.repository import git, named
 
 PAGES = site.pages()
 needs_site = pytest.mark.skipif(
@@ -21,7 +22,7 @@ needs_site = pytest.mark.skipif(
 )
 needs_browser = pytest.mark.skipif(site.missing() is not None, reason=site.missing() or "")
 CONFIG = yaml.safe_load((site.ROOT / "_config.yml").read_text(encoding="utf-8"))
-BASE = CONFIG["html"].get("baseurl") or site_address(CONFIG["repository"]["url"])
+BASE = CONFIG["html"].get("baseurl") or named(CONFIG["repository"]["url"]).site
 LOC = "{http://www.sitemaps.org/schemas/sitemap/0.9}loc"
 
 
@@ -93,9 +94,7 @@ def test_the_feed_is_linked_and_tells_the_whole_changelog():
             site.HTML / "feed.xml"
         )
     feed = (site.HTML / "feed.xml").read_text(encoding="utf-8")
-    changelog = yaml.safe_load(
-        (site.ROOT / "code/book/changelog.yml").read_text(encoding="utf-8")
-    )
+    changelog = read_changelog()
     assert (
         feed.count("<entry>") == len(changelog) == len(set(re.findall("<id>tag:.*", feed)))
     )
@@ -108,7 +107,7 @@ def test_the_date_is_gits_or_absent(name):
     shown = re.findall(r"Last updated on (\S+)\.", text)
     day = change_dates(site.ROOT).get(f"{name}.md")
     # A build before the last commit may lack the date; it never shows another one than history has.
-    history = _git(site.ROOT, "log", "--format=%ct", "--", f"{name}.md") or ""
+    history = git(site.ROOT, "log", "--format=%ct", "--", f"{name}.md") or ""
     days = {
         datetime.datetime.fromtimestamp(int(second), datetime.UTC).date().isoformat()
         for second in history.split()
