@@ -337,6 +337,7 @@ def test_only_what_is_proved_is_published_notebooks_first():
     assert "if" not in jobs["notebooks"] and "if" not in jobs["deploy"]
     assert "continue-on-error" not in str(jobs) and "always()" not in str(jobs)
     assert jobs["prove"]["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    assert "actions/cache" not in str(jobs)  # a bad wheel must not outlive its run
     assert publish["concurrency"] == {"group": "publish", "cancel-in-progress": False}
     names = commands(jobs["prove"])
     proof = names.index("make test LOCKED=1")
@@ -367,22 +368,33 @@ def test_notebooks_become_one_commit_that_replaces_the_last(tmp_path):
     remote = tmp_path / "owner/book"
     subprocess.run(["git", "init", "--quiet", "--bare", str(remote)], check=True)
     where = {"GITHUB_SERVER_URL": tmp_path.as_uri(), "GITHUB_REPOSITORY": "owner/book"}
-    for number in ("1", "2"):
-        folder = tmp_path / f"run-{number}/notebooks"
-        (folder / "chapters/part").mkdir(parents=True)
-        (folder / "chapters/part/a.ipynb").write_text(number)
-        refused = shell(job, folder, TOKEN="x", GITHUB_SHA="abc", **where)
-        assert refused.returncode != 0  # without its README.md it is not what was built
-        (folder / "README.md").write_text("# Notebooks\n")
-        done = shell(job, folder, TOKEN="secret", GITHUB_SHA=f"abc{number}", **where)
-        assert done.returncode == 0, done.stderr
-        assert "secret" not in done.stdout + done.stderr
 
     def git(*command: str) -> list[str]:
         run = ["git", "--git-dir", str(remote), *command]
-        return subprocess.run(run, capture_output=True, text=True).stdout.splitlines()
+        done = subprocess.run(
+            run, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+        return done.stdout.splitlines()
 
-    assert git("log", "--format=%s", "notebooks") == ["Executed notebooks of abc2"]
+    author = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    (tree,) = git("mktree")
+    tips = []
+    for number in ("1", "2"):
+        tips += git(*author, "commit-tree", "-m", number, tree)
+        git("update-ref", "refs/heads/main", tips[-1])
+        folder = tmp_path / f"run-{number}/notebooks"
+        (folder / "chapters/part").mkdir(parents=True)
+        (folder / "chapters/part/a.ipynb").write_text(number)
+        refused = shell(job, folder, TOKEN="x", GITHUB_SHA=tips[-1], **where)
+        assert refused.returncode != 0  # without its README.md it is not what was built
+        (folder / "README.md").write_text("# Notebooks\n")
+        done = shell(job, folder, TOKEN="secret", GITHUB_SHA=tips[-1], **where)
+        assert done.returncode == 0, done.stderr
+        assert "secret" not in done.stdout + done.stderr
+
+    again = shell(job, folder, TOKEN="x", GITHUB_SHA=tips[0], **where)
+    assert again.returncode != 0 and f"main is at {tips[1]} now" in again.stderr
+    assert git("log", "--format=%s", "notebooks") == [f"Executed notebooks of {tips[1]}"]
     assert git("ls-tree", "-r", "--name-only", "notebooks") == [
         "README.md",
         "chapters/part/a.ipynb",

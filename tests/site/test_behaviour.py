@@ -37,7 +37,7 @@ def visit(chromium, address):
 
 # --- By keyboard ---
 
-# Marks what a reader can operate and see; gives how many there are. Formulas of MathJax are no controls.
+# Marks what a reader can operate and see; gives how many there are.
 INTERACTIVE = """() => {
     const controls = [...document.querySelectorAll('a[href], button, summary, input, select, textarea')].filter(
         e => !e.disabled && e.tabIndex >= 0 && e.getClientRects().length
