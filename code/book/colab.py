@@ -188,9 +188,9 @@ def finish(app: Sphinx, error: Exception | None) -> None:
     if error or app.builder.format != "html":
         return
     env, build, source = app.env, build_folder(app), repository(app.config)
+    commit = current_commit(Path(app.srcdir), source.branch) if source else ""
     rows = []
     for docname in sorted(wanted(app)):
-        commit = current_commit(Path(app.srcdir), source.branch)
         title, page = env.titles[docname].astext(), page_address(app, docname)
         extras = chapter_source(env, docname).meta.get("extras") or []
         path = published_path(build, docname)
@@ -230,8 +230,8 @@ def with_header(notebook: NotebookNode, needed: str, title: str, page: str) -> N
         metadata={"tags": ["install"]},
     )
     link = new_markdown_cell(
-        f"*This is the notebook of the chapter [{escaped(title)}]({page}) of LLM Learn. Its outputs are those of the page; "
-        "on another processor, digits can differ.*"
+        f"*This is the notebook of the chapter [{escaped(title)}]({page}) of LLM Learn. "
+        "Its outputs are those of the page; on another processor, digits can differ.*"
     )
     notebook.cells[:0] = [install, link]
     # Repeatable: two builds of one commit write the same bytes.
