@@ -21,7 +21,7 @@ ASSETS = Path(__file__).with_name("assets")
 SCRIPT = "ticks.js"
 AUTHORS = {"plan": "the learning plan", "book": "this book"}
 
-# The script shows the panel and hides the last paragraph: without it there is nothing to keep.
+# The script shows the panel: without it there is nothing to keep.
 PANEL = """\
 <div class="ticks-panel" hidden>
 <p class="ticks-progress"><progress aria-label="Chapters read" max="1" value="0"></progress>
@@ -40,8 +40,7 @@ text here and import it: its ticks are added to yours.</p>
 <button type="button" data-do="clear">Clear all ticks</button></p>
 </details>
 </div>
-<p class="ticks-off">With JavaScript, a box stands before each published chapter, and your browser remembers what you
-have read. All else on this page works without it.</p>
+<noscript><p>Ticks need JavaScript; the rest of this page does not.</p></noscript>
 """
 
 

@@ -52,6 +52,9 @@
 
   // --- What the page shows ---
 
+  // Those of the slugs that are published; all of them have their box on a page with the panel.
+  const known = (slugs) => [...slugs].filter((slug) => spots.some((spot) => spot.dataset.slug === slug));
+
   const sum = (slugs, hours) => slugs.reduce((total, slug) => total + hours.get(slug), 0);
 
   function count(spots) {
@@ -119,16 +122,26 @@
   function importText(text) {
     let slugs;
     try {
-      slugs = parse(text);
+      slugs = new Set(parse(text));
     } catch {
       say('Nothing was imported: this is not a text of ticks, such as {"read": ["basics/attention"]}.');
       return;
     }
     load();
-    const before = read.size;
+    const before = known(read).length;
+    const others = slugs.size - known(slugs).length;
     slugs.forEach((slug) => read.add(slug));
-    say(`Imported: ${read.size - before} new, ${slugs.length} in the text.`);
+    const verb = others === 1 ? "is no chapter" : "are no chapters";
+    say(`Imported: ${known(read).length - before} new.` + (others ? ` ${others} ${verb} of this site yet.` : ""));
     store();
+  }
+
+  function clearQuestion() {
+    const count = known(read).length;
+    if (count) {
+      return `Clear ${count === 1 ? "the one tick" : `all ${count} ticks`} in this browser?`;
+    }
+    return "Clear the ticks of chapters that this site does not have yet?";
   }
 
   const actions = {
@@ -156,7 +169,9 @@
       panel.querySelector("input[type=file]").click();
     },
     clear() {
-      if (window.confirm(`Clear all ticks in this browser? There are ${read.size}.`)) {
+      if (!read.size) {
+        say("There is nothing to clear.");
+      } else if (window.confirm(clearQuestion())) {
         read = new Set();
         say("All ticks are cleared.");
         store();
