@@ -19,6 +19,7 @@ from book.source import PLAN
 CHANGELOG = Path(__file__).with_name("changelog.yml")
 ASSETS = Path(__file__).with_name("assets")
 SCRIPT = "ticks.js"
+LEARNED = "learned by the plan’s author"  # in words: a sign would look like a box that the reader has ticked
 AUTHORS = {"plan": "the learning plan", "book": "this book"}
 
 # The script shows the panel: without it there is nothing to keep.
@@ -251,9 +252,26 @@ class PlanPages(Pages):
         ready = f"{len(there)} ({hours})" if there else "none"
         return f"{text}; {ready} of them published."
 
+    def part(self, name: str) -> dict:
+        return next(part for part in self.plan["parts"] if part["name"] == name)
+
     def part_slugs(self, name: str) -> list[str]:
-        part = next(part for part in self.plan["parts"] if part["name"] == name)
-        return [chapter["slug"] for chapter in part["chapters"]]
+        return [chapter["slug"] for chapter in self.part(name)["chapters"]]
+
+    def part_pages(self, name: str) -> list[nodes.Node]:
+        """A line for each page of the part that is no chapter."""
+        return [
+            nodes.paragraph(
+                "",
+                "",
+                nodes.Text("Beside the chapters: "),
+                self.link(page["slug"]),
+                nodes.Text(f". {page['about']}"),
+                classes=["part-page"],
+            )
+            for page in self.part(name).get("pages", ())
+            if self.published(page["slug"])
+        ]
 
     # --- What a slot may show ---
 
@@ -275,17 +293,14 @@ class PlanPages(Pages):
         return [
             nodes.paragraph("", "", self.read_count(slot["name"]), classes=["read-line"]),
             self.checklist(slugs),
+            *self.part_pages(slot["name"]),
         ]
 
     def show_part(self, slot: plan_slot) -> list[nodes.Node]:
         slugs, entries = self.part_slugs(slot["name"]), []
         for slug in slugs:
             builds = nodes.paragraph("", self.chapters[slug]["builds"], classes=["builds"])
-            more = [builds, self.facts(slug)]
-            if items := self.chapters[slug]["plan"]:
-                text = f"In the plan: {' | '.join(items)}"
-                more.append(nodes.paragraph("", text, classes=["facts"]))
-            entries.append(self.entry(slug, *more))
+            entries.append(self.entry(slug, builds, self.facts(slug)))
         totals = nodes.paragraph(
             "",
             "",
@@ -293,7 +308,8 @@ class PlanPages(Pages):
             self.read_count(slot["name"]),
             classes=["totals"],
         )
-        return [totals, nodes.bullet_list("", *entries, classes=["chapter-list"])]
+        listed = nodes.bullet_list("", *entries, classes=["chapter-list"])
+        return [totals, listed, *self.part_pages(slot["name"])]
 
     def show_items(self, slot: plan_slot) -> list[nodes.Node]:
         return [self.item_list(slot["lines"])]
@@ -303,8 +319,8 @@ class PlanPages(Pages):
         for line in lines:
             words = nodes.paragraph("", line.words, classes=["plan-words"])
             if line.done:
-                done = nodes.inline("", "ticked in the plan", classes=["visually-hidden"])
-                words += [nodes.Text(" ✅ "), done]
+                mark = nodes.inline("", LEARNED, classes=["author-mark"])
+                words += [nodes.Text(" "), mark]
             item = nodes.list_item("", words, classes=["plan-item"])
             if line.item:
                 slugs = [s for s, c in self.chapters.items() if line.item in c["plan"]]
@@ -317,7 +333,9 @@ class PlanPages(Pages):
 
     def show_route(self, slot: plan_slot) -> list[nodes.Node]:
         slugs, assumes = slot["slugs"], slot["assumes"]
-        known: list[nodes.Node] = [nodes.Text("nothing but Python and a little calculus.")]
+        known: list[nodes.Node] = [
+            nodes.Text("Python, a little calculus, and what a matrix is.")
+        ]
         if assumes:
             below = "it stands" if len(assumes) == 1 else "they stand"
             known = [*self.links(assumes), nodes.Text(f", and all that {below} on.")]

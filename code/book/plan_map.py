@@ -154,7 +154,7 @@ def chapter_row(
         # A gap in the lines that it crosses.
         lines += [f'<path class="map-gap" d="{level}"/>'] if level else []
         lines.append(f'<path class="map-line map-{need.split("/")[0]}" d="{path}"/>')
-    after = "; ".join(station(need).title for need in needs[slug]) or "nothing but Python"
+    after = "; ".join(station(need).title for need in needs[slug]) or "no other chapter"
     name = text(shown.title, "map-name", names, y + 4.5)
     return (
         f'<g class="map-chapter is-{state}" data-map="{slug}"><title>{escape(shown.title)} ({state}). '

@@ -18,12 +18,15 @@ from book.curriculum import (
     route_gaps,
     walk,
 )
+from book.plan import LEARNED
 from book.plan_map import Station, assign_tracks, draw_map
 from book.source import ROOT, find_sources, load_plan, planned_chapters
 
 WRITTEN = (ROOT / "code/book/learning-plan.md").read_text(encoding="utf-8")
 PLAN = load_plan()
 CHAPTERS = planned_chapters(PLAN)
+PAGE_PART = next(part for part in PLAN["parts"] if part.get("pages"))
+PAGE = PAGE_PART["pages"][0]
 CHANGELOG = yaml.safe_load((ROOT / "code/book/changelog.yml").read_text(encoding="utf-8"))
 
 
@@ -241,6 +244,7 @@ def test_the_map_shows_every_chapter_and_every_line_and_links_what_exists():
     assert svg.count("is-published") == 2 and svg.count("is-planned") == len(CHAPTERS) - 2
     assert '<title id="map-title">' in svg and '<desc id="map-desc">' in svg
     assert "Before it: Tokenization; Attention." in svg
+    assert "Before it: no other chapter." in svg
 
 
 def test_every_part_has_its_colour_in_both_themes():
@@ -267,7 +271,7 @@ def pages(tmp_path_factory) -> dict[str, str]:
     book = tmp_path_factory.mktemp("book")
     (book / "conf.py").write_text(CONF, encoding="utf-8")
     names = ["start/plan", "start/routes", *(f"{p['name']}/index" for p in PLAN["parts"])]
-    linked = ["start/materials"]
+    linked = ["start/materials", PAGE["slug"]]
     toc = "\n".join(f"chapters/{name}" for name in [*names, *linked])
     (book / "index.md").write_text(
         f"# Book\n\n```{{toctree}}\n{toc}\n```\n", encoding="utf-8"
@@ -283,7 +287,10 @@ def pages(tmp_path_factory) -> dict[str, str]:
         app = Sphinx(book, book, html, trees, "html", status=None, warning=warnings)
         app.build()
     assert warnings.getvalue() == ""
-    return {n: (html / f"chapters/{n}.html").read_text(encoding="utf-8") for n in names}
+    return {
+        n: (html / f"chapters/{n}.html").read_text(encoding="utf-8")
+        for n in [*names, *linked]
+    }
 
 
 def words_in(html: str, css: str) -> list[str]:
@@ -294,14 +301,14 @@ def words_in(html: str, css: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 class TestPages:
-    def test_every_line_of_the_plan_is_on_the_page_with_its_tick(self, pages):
+    def test_every_line_of_the_plan_is_on_the_page_with_its_mark(self, pages):
         written = [line for line in CONTENTS if line[0] > 0]
         for title in ("Updating Status", "Current Todo List"):
             written += written_section(title)
-        expected = [
-            w + (" ✅ ticked in the plan" if done else "") for _, w, done in written
-        ]
+        expected = [w + (f" {LEARNED}" if done else "") for _, w, done in written]
         shown = words_in(pages["start/plan"], "plan-words")
+        assert pages["start/plan"].count('class="author-mark"') == WRITTEN.count("✅") == 3
+        assert "✅" not in pages["start/plan"]
         assert shown[-len(expected) :] == expected
         for words in ("Build a simple GPT from scratch.", "vllm"):
             assert words in shown[: -len(expected)]
@@ -331,6 +338,7 @@ class TestPages:
             assert shown == [chapter["slug"] for chapter in part["chapters"]]
             for chapter in part["chapters"]:
                 assert chapter["builds"] in unescape(html)
+            assert "In the plan" not in html
         gpt = pages["basics/index"].split('data-slug="basics/gpt"')[1]
         assert "Tokenization" in gpt and "Attention" in gpt
 
@@ -346,6 +354,25 @@ class TestPages:
             assert f"about {hours:g} hour" in section
             for slug in route.get("assumes", []):
                 assert CHAPTERS[slug]["title"] in section
+            if not route.get("assumes"):
+                assert "Python, a little calculus, and what a matrix is." in section
+
+    def test_a_page_that_is_no_chapter_is_linked_and_not_counted(self, pages):
+        part, about = PAGE_PART["name"], PAGE["about"]
+        target = PAGE["slug"].removeprefix(f"{part}/")
+        for name, href in (
+            (f"{part}/index", f"{target}.html"),
+            ("start/plan", f"../{PAGE['slug']}.html"),
+        ):
+            line = re.search(r'<p class="part-page">(.*?)</p>', pages[name])[1]
+            assert f'href="{href}"' in line and about in unescape(line)
+            assert f'data-slug="{PAGE["slug"]}"' not in pages[name]
+            assert f'data-map="{PAGE["slug"]}"' not in pages[name]
+        count = len(PAGE_PART["chapters"])
+        assert f"{count} chapters, about" in pages[f"{part}/index"]
+        # Without the others' pages a part ends with its chapters.
+        assert "part-page" not in pages["basics/index"]
+        assert 'class="chapter-end' not in pages["capstone/verified"]
 
     def test_nothing_to_tick_no_script(self, pages):
         for name, html in pages.items():
