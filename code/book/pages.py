@@ -38,9 +38,8 @@ def reading_hours(env: BuildEnvironment, slug: str, entry: dict) -> float:
 def measured(record: dict | None) -> str:
     if record is None:
         return ""
-    return (
-        f"{max(1, round(record['cpu_seconds']))} CPU-s, {record['peak_memory_gib']:.1f} GiB"
-    )
+    seconds, memory = max(1, round(record["cpu_seconds"])), record["peak_memory_gib"]
+    return f"runs in {seconds} s on one core, {memory:.1f} GiB"
 
 
 def references(record: dict | None) -> list[str]:

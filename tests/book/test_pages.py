@@ -126,7 +126,7 @@ def test_pages_show_the_plan_and_what_was_measured(book):
 
     plan = page(book, "start/plan")
     assert 'href="../basics/one.html"><span>Chapter one</span></a>' in plan
-    assert "12 CPU-s, 0.4 GiB" in plan and "torch.softmax; numpy" in plan
+    assert "runs in 12 s on one core, 0.4 GiB" in plan and "torch.softmax; numpy" in plan
     assert plan.count("state-planned") == 1 and plan.count("state-published") == 2 + 3
     assert '<span class="planned">Three</span>' in plan and "The second" not in plan
     assert '<section id="part-later">' in plan and "The old section" in plan
@@ -136,7 +136,9 @@ def test_pages_show_the_plan_and_what_was_measured(book):
 
     part = page(book, "basics/index")
     assert (
-        "The first thing." in part and "12 CPU-s" in part and "A third thing." not in part
+        "The first thing." in part
+        and "runs in 12 s on one core" in part
+        and "A third thing." not in part
     )
 
     one, two = page(book, "basics/one"), page(book, "basics/two")
@@ -169,7 +171,7 @@ def test_a_changed_record_rewrites_what_shows_it_and_nothing_else(book):
     record(book, "basics/one", 45.6, ["torch.softmax"])
     assert build(book) == ""
     assert rewritten() == ["start/plan", "basics/index", "basics/one"]
-    assert all("46 CPU-s" in page(book, name) for name in pages[:2])
+    assert all("runs in 46 s on one core" in page(book, name) for name in pages[:2])
     assert "46 seconds" in page(book, "basics/one")
 
 
