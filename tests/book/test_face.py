@@ -17,7 +17,7 @@ import yaml
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
-from book.source import read_source
+from book.source import load_plan, read_source
 from llm_learn.plotting import INK, PALETTE
 
 ROOT = Path(__file__).parents[2]
@@ -381,6 +381,25 @@ class TestPictures:
         book.execute(None)
         assert "'fig-line' of basics/one was not drawn in this build" in book.build()
         assert "<img" not in book.html and "chapters/basics/one.html" in book.html
+
+
+# --- The map of the first page ---
+
+
+def test_the_map_names_the_parts_that_each_part_stands_on():
+    parts = load_plan()["parts"]
+    titles = {part["name"]: part["title"] for part in parts}
+    text = (ROOT / "index.md").read_text(encoding="utf-8")
+    cards = re.findall(
+        r"^```\{grid-item-card\} ([^\n]+)\n:link: chapters/([\w-]+)/index\n.*?\n\n([^\n]+)\n```",
+        text,
+        re.MULTILINE | re.DOTALL,
+    )
+    assert [(name, title) for title, name, _ in cards] == list(titles.items())
+    for part, (_, name, said) in zip(parts, cards, strict=True):
+        needed = {p.split("/")[0] for c in part["chapters"] for p in c["prerequisites"]}
+        expected = [title for n, title in titles.items() if n in needed - {name}]
+        assert re.findall(r"\*([^*]+)\*", said) == expected, name
 
 
 # --- Running it anywhere ---
