@@ -4,7 +4,7 @@ The lines run in tracks left of the names, as on a plan of a railway, so that na
 picture has no fixed width: what is on the right is placed from the right.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
 
@@ -12,7 +12,8 @@ from book.curriculum import direct_prerequisites
 from book.source import planned_chapters
 
 ROW, HEADER, FOOTER, GAP = 27, 34, 8, 10  # heights, in pixels
-TRACK, LEFT, BEND, DOT = 15, 14, 9, 5.5
+TRACK, LEFT, BEND, DOT = 13, 9, 7, 5.5
+CROSSING = 4  # half the gap in a line that another crosses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +87,37 @@ def x_of(track: int) -> int:
     return LEFT + TRACK * track
 
 
-def line(start: tuple[int, float], end: tuple[int, float]) -> tuple[str, str]:
-    """The path from one dot's rim to another's, and its level piece, which may cross others; "" where it has none."""
+def line(
+    start: tuple[int, float], end: tuple[int, float], crossed: Iterable[float] = ()
+) -> str:
+    """The path from one dot's rim down to another's, with a gap at each height where another line crosses it."""
     (x0, y0), (x1, y1) = start, end
-    y0 += DOT
+    path = f"M{x0} {y0 + DOT}"
+    for y in crossed:
+        path += f"V{y - CROSSING}M{x0} {y + CROSSING}"
     if x0 == x1:
-        return f"M{x0} {y0}V{y1 - DOT}", ""
+        return f"{path}V{y1 - DOT}"
     side = 1 if x1 > x0 else -1
-    turn, stop = x0 + side * BEND, x1 - side * DOT
-    return f"M{x0} {y0}V{y1 - BEND}Q{x0} {y1} {turn} {y1}H{stop}", f"M{turn} {y1}H{stop}"
+    return f"{path}V{y1 - BEND}Q{x0} {y1} {x0 + side * BEND} {y1}H{x1 - side * DOT}"
+
+
+def crossings(
+    needs: dict[str, list[str]], place: dict[str, tuple[int, float]]
+) -> dict[str, list[float]]:
+    """For each chapter the heights, from above, at which its line down is crossed by the level piece of another's."""
+    found: dict[str, list[float]] = {}
+    for slug, (x, y) in place.items():
+        found[slug] = [
+            level
+            for other, (x1, level) in place.items()
+            if level > y
+            and any(
+                min(place[need][0], x1) < x < max(place[need][0], x1)
+                for need in needs[other]
+                if need != slug
+            )
+        ]
+    return found
 
 
 def draw_map(
@@ -112,19 +135,26 @@ def draw_map(
     tracks = assign_tracks(list(chapters), needs)
     names = x_of(max(tracks.values()) + 1) + 2
     place: dict[str, tuple[int, float]] = {}
-    bands, rows, y = [], [], 0.0
+    bands, headings, y = [], [], 0.0
     for part in plan["parts"]:
         height = HEADER + ROW * len(part["chapters"]) + FOOTER
         heading = text(part["title"], "map-part", names, y + HEADER * 0.68)
         bands.append(
             f'<rect class="map-band" x="0.5" y="{y + 0.5}" width="100%" height="{height}" rx="8"/>'
         )
-        rows.append(link(heading, part_href(part["name"])))
+        headings.append(link(heading, part_href(part["name"])))
         for number, chapter in enumerate(part["chapters"]):
             slug = chapter["slug"]
             place[slug] = (x_of(tracks[slug]), y + HEADER + ROW * (number + 0.5))
-            rows.append(chapter_row(slug, station, needs, place, names))
         y += height + GAP
+    crossed = crossings(needs, place)
+    rows = []
+    for part, heading in zip(plan["parts"], headings, strict=True):
+        rows.append(heading)
+        rows += [
+            chapter_row(chapter["slug"], station, needs, place, crossed, names)
+            for chapter in part["chapters"]
+        ]
     description = (
         f"{len(chapters)} chapters in {len(plan['parts'])} parts, one below the other. A line leads from a chapter "
         "down to each chapter that needs it. The lists below say the same in words."
@@ -142,6 +172,7 @@ def chapter_row(
     station: Callable[[str], Station],
     needs: dict[str, list[str]],
     place: dict[str, tuple[int, float]],
+    crossed: dict[str, list[float]],
     names: int,
 ) -> str:
     """The lines into one chapter, its dot and its name."""
@@ -150,17 +181,17 @@ def chapter_row(
     part = slug.split("/")[0]
     lines = []
     for need in needs[slug]:
-        path, level = line(place[need], (x, y))
-        # A gap in the lines that it crosses.
-        lines += [f'<path class="map-gap" d="{level}"/>'] if level else []
+        path = line(place[need], (x, y), [level for level in crossed[need] if level < y])
         lines.append(f'<path class="map-line map-{need.split("/")[0]}" d="{path}"/>')
-    after = "; ".join(station(need).title for need in needs[slug]) or "no other chapter"
+    before = "; ".join(station(need).title for need in needs[slug])
+    after = f"after {before}" if before else "needs no other chapter"
     name = text(shown.title, "map-name", names, y + 4.5)
     return (
-        f'<g class="map-chapter is-{state}" data-map="{slug}"><title>{escape(shown.title)} ({state}). '
-        f"Before it: {escape(after)}.</title>\n"
+        f'<g class="map-chapter is-{state}" data-map="{slug}"><title>{escape(shown.title)} ({state}), '
+        f"{escape(after)}</title>\n"
         + "".join(lines)
-        + f'<circle class="map-dot map-{part}" cx="{x}" cy="{y}" r="{DOT}"/>'
+        + f'<circle class="map-dot map-{part}" cx="{x}" cy="{y}" r="{DOT}">'
+        f"<title>{escape(after)}</title></circle>"
         + f'<path class="map-read" d="M{x - 2.7} {y + 0.2}l2 2.1l3.5 -4.4"/>'
         + link(name, shown.href)
         + f'<text class="map-hours" x="100%" dx="-14" y="{y + 4.5}">{escape(shown.hours)}</text></g>'

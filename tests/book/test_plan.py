@@ -243,8 +243,45 @@ def test_the_map_shows_every_chapter_and_every_line_and_links_what_exists():
     )
     assert svg.count("is-published") == 2 and svg.count("is-planned") == len(CHAPTERS) - 2
     assert '<title id="map-title">' in svg and '<desc id="map-desc">' in svg
-    assert "Before it: Tokenization; Attention." in svg
-    assert "Before it: no other chapter." in svg
+    assert "A GPT from scratch (published), after Tokenization; Attention<" in svg
+    assert svg.count("<title>after ") == sum(map(bool, needs_of(CHAPTERS).values()))
+    assert "<title>needs no other chapter</title></circle>" in svg
+
+
+def pieces(path: str) -> tuple[list[tuple], list[tuple]]:
+    """The pieces of a line that run down, as (x, from, to), and those that run level, as (y, from, to)."""
+    down, level, x, y = [], [], 0.0, 0.0
+    for command, numbers in re.findall(r"([MVHQ])([^MVHQ]+)", path):
+        values = [float(number) for number in numbers.split()]
+        if command == "V":
+            down.append((x, y, values[0]))
+            y = values[0]
+        elif command == "H":
+            level.append((y, *sorted((x, values[0]))))
+            x = values[0]
+        else:
+            x, y = values[-2:]
+    return down, level
+
+
+def crossed_lines(svg: str) -> list[tuple]:
+    """Where a line runs over another without a gap, as (x, y)."""
+    found = [pieces(path) for path in re.findall(r'class="map-line[^>]* d="([^"]+)"', svg)]
+    down = {piece for pieces, _ in found for piece in pieces}
+    level = {piece for _, pieces in found for piece in pieces}
+    return [
+        (x, y)
+        for x, a, b in down
+        for y, left, right in level
+        if a <= y <= b and left < x < right
+    ]
+
+
+def test_where_two_lines_cross_one_has_a_gap():
+    svg = drawn(set())
+    assert crossed_lines(svg) == []
+    # Without its gaps, lines do cross: there is something to tell apart.
+    assert crossed_lines(re.sub(r"V[\d.]+M[\d.]+ [\d.]+V", "V", svg))
 
 
 def test_every_part_has_its_colour_in_both_themes():
