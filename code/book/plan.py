@@ -12,13 +12,23 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from book.curriculum import Line, read_lines, route_chapters
-from book.pages import Pages, measured, read_record, reading_hours, references
+from book.pages import (
+    Pages,
+    chapter_source,
+    measured,
+    read_record,
+    reading_hours,
+    references,
+)
 from book.plan_map import Station, draw_map
+from book.repository import repository
 from book.source import PLAN
 
 CHANGELOG = Path(__file__).with_name("changelog.yml")
 ASSETS = Path(__file__).with_name("assets")
 SCRIPT = "ticks.js"
+HOW_TO_RUN = "chapters/start/how-to-run"
+EXERCISES = "exercises-"  # begins the label of a chapter's section of exercises
 LEARNED = "learned by the plan’s author"  # in words: a sign would look like a box that the reader has ticked
 AUTHORS = {"plan": "the learning plan", "book": "this book"}
 
@@ -359,14 +369,35 @@ def chapter_end(pages: PlanPages, slug: str) -> nodes.Node:
     return nodes.container("", line, classes=["chapter-end"])
 
 
+def exercises_line(pages: PlanPages) -> nodes.Node:
+    """Where to try the exercises: a page cannot run them."""
+    ways: list[tuple[str, str, bool]] = []
+    source = repository(pages.app.config)
+    colab = source.colab(pages.docname) if source else None
+    if colab and chapter_source(pages.env, pages.docname):
+        ways.append(("in Colab", colab, False))
+    if href := pages.href(HOW_TO_RUN):
+        ways.append(("on your machine", href, True))
+    line = nodes.paragraph("", "To try them, open the notebook", classes=["exercises-line"])
+    for number, (words, address, internal) in enumerate(ways):
+        line += nodes.Text(" or " if number else " ")
+        line += nodes.reference("", words, refuri=address, internal=internal)
+    line += nodes.Text(".")
+    return line
+
+
 def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     pages = PlanPages(app, docname)
     for slot in list(doctree.findall(plan_slot)):
         slot.replace_self(pages.fill(slot))
     slug = docname.removeprefix("chapters/")
-    section = next(doctree.findall(nodes.section), None)
-    if docname.startswith("chapters/") and slug in pages.chapters and section is not None:
-        section += chapter_end(pages, slug)
+    if docname.startswith("chapters/") and slug in pages.chapters:
+        sections = list(doctree.findall(nodes.section))
+        for section in sections:
+            if any(name.startswith(EXERCISES) for name in section["names"]):
+                section.insert(1, exercises_line(pages))
+        if sections:
+            sections[0] += chapter_end(pages, slug)
 
 
 def add_script(
@@ -387,6 +418,7 @@ def setup(app: Sphinx) -> dict:
     app.connect(
         "config-inited", lambda app, config: config.html_static_path.append(str(ASSETS))
     )
+    # After the notebooks are written: boxes to tick and the like are of the site alone.
     app.connect("doctree-resolved", fill)
     app.connect("html-page-context", add_script)
     return {

@@ -285,6 +285,66 @@ def test_hints_solutions_and_folded_code_open(visit):
         content.wait_for(state="hidden")
 
 
+# Of each folded box: its kind, whether a title inside has a ground of its own, and the size of its sign.
+BARS = """() => [...document.querySelectorAll('article details.admonition')].map(box => {
+    const line = box.querySelector(':scope > summary'), titles = [...line.querySelectorAll('.admonition-title')];
+    const sign = getComputedStyle(line, '::before'), clear = 'rgba(0, 0, 0, 0)';
+    const others = [line, ...titles].map(e => getComputedStyle(e, '::after'));
+    return {
+        kind: ['hint', 'solution', 'hide'].find(name => box.classList.contains(name)),
+        words: line.innerText.trim(),
+        patched: titles.some(e => getComputedStyle(e).backgroundColor !== clear),
+        indented: box.getBoundingClientRect().right - line.getBoundingClientRect().right > 2,
+        size: parseFloat(sign.width) / parseFloat(getComputedStyle(line).fontSize),
+        shape: sign.clipPath,
+        signs: others.filter(style => style.content !== 'none' && style.content !== 'normal').length,
+    };
+})"""
+
+
+@pytest.mark.parametrize("theme", site.THEMES)
+@pytest.mark.parametrize("width", site.WIDTHS)
+def test_folded_boxes_are_one_bar_with_one_sign(visit, width, theme):
+    page = visit(CHAPTER, width=width, theme=theme)
+    closed = page.evaluate(BARS)
+    assert {bar["kind"] for bar in closed} == {"hint", "solution", "hide"}
+    assert {(round(b["size"], 1), b["signs"], b["indented"]) for b in closed} == {
+        (0.8, 0, False)
+    }
+    assert not any(bar["patched"] for bar in closed if bar["kind"] == "hide")
+    assert len({bar["shape"] for bar in closed}) == 1
+    page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true; })")
+    opened = page.evaluate(BARS)
+    assert len({b["shape"] for b in opened}) == 1
+    assert opened[0]["shape"] != closed[0]["shape"] != "none"
+
+
+def test_folded_code_says_what_a_click_shows(visit):
+    page = visit(CHAPTER)
+    checkers = page.locator(".tag_exercise-checker > details.hide > summary").all()
+    others = page.locator(
+        ".cell:not(.tag_exercise-checker) > details.hide.above-input > summary"
+    ).all()
+    assert checkers and len(others) >= 2
+    assert {bar.inner_text().strip() for bar in checkers} == {"Show the checker"}
+    assert {bar.inner_text().strip() for bar in others} == {"Show the code"}
+    checkers[0].click()
+    assert checkers[0].inner_text().strip() == "Hide the checker"
+
+
+def test_exercises_say_where_to_try_them(visit):
+    page = visit(CHAPTER)
+    line = page.locator(f"section:has(> #exercises-{CHAPTER.rpartition('/')[2]}) > p").first
+    assert line.inner_text() == (
+        "To try them, open the notebook in Colab or on your machine."
+    )
+    colab, here = (a.get_attribute("href") for a in line.locator("a").all())
+    assert re.match(r"https://colab\.research\.google\.com/github/.*\.ipynb$", colab)
+    assert here == "../start/how-to-run.html"
+    notebook = site.ROOT / f"_build/notebooks/{CHAPTER}.ipynb"
+    assert "To try them" not in notebook.read_text(encoding="utf-8")
+
+
 def test_a_link_opens_the_solution_that_it_leads_to(visit, address):
     page = visit(CHAPTER)
     anchor = page.locator("details.solution").first.get_attribute("id")
