@@ -25,8 +25,7 @@ from book.repository import repository
 from book.source import PLAN
 
 CHANGELOG = Path(__file__).with_name("changelog.yml")
-ASSETS = Path(__file__).with_name("assets")
-SCRIPT = "ticks.js"
+SCRIPT = Path(__file__).with_name("scripts") / "ticks.js"
 HOW_TO_RUN = "chapters/start/how-to-run"
 EXERCISES = "exercises-"  # begins the label of a chapter's section of exercises
 LEARNED = "learned by the plan’s author"  # in words: a sign would look like a box that the reader has ticked
@@ -406,7 +405,7 @@ def add_script(
     """Loads the script where there is something to tick."""
     if 'class="tick"' in context.get("body", ""):
         # With an id it stays a script of its own (see `book.lean`): it works where the theme's scripts fail.
-        app.add_js_file(SCRIPT, loading_method="defer", id="ticks")
+        app.add_js_file(SCRIPT.name, loading_method="defer", id="ticks")
 
 
 def setup(app: Sphinx) -> dict:
@@ -416,7 +415,7 @@ def setup(app: Sphinx) -> dict:
     app.add_directive("routes", RoutesDirective)
     # Not under _static/: Jupyter Book adds what lies there to every page.
     app.connect(
-        "config-inited", lambda app, config: config.html_static_path.append(str(ASSETS))
+        "config-inited", lambda app, config: config.html_static_path.append(str(SCRIPT))
     )
     # After the notebooks are written: boxes to tick and the like are of the site alone.
     app.connect("doctree-resolved", fill)

@@ -5,22 +5,20 @@ from types import SimpleNamespace
 
 import pytest
 
+from book.css import drop_unused_variables, lean_css, matches, moved_addresses, tidy, words
 from book.lean import (
     SCRIPT,
     STYLE,
     bundle,
-    drop_unused_variables,
+    digest,
     finished,
-    lean_css,
-    matches,
-    moved_addresses,
+    own_files,
     png_size,
     script_parts,
     sized_images,
     texts_first,
-    tidy,
-    words,
 )
+from book.source import ROOT
 
 KNOWN = {"here", "also", "main"}
 
@@ -166,3 +164,19 @@ def test_pages_choose_a_theme_before_they_are_shown():
     )
     new = finished(page, False, {})
     assert 'data-default-mode="auto"' in new and '|| "auto"' in new
+
+
+def test_a_change_of_what_makes_the_pages_is_noticed(tmp_path):
+    names = {path.relative_to(ROOT).as_posix() for path in own_files(ROOT)}
+    assert names >= {
+        "code/book/plan.py",
+        "code/book/mathml.py",
+        "code/book/scripts/ticks.js",
+        "code/book/templates/404.html",
+        "_static/palette.css",
+    }
+    file = tmp_path / "a.css"
+    file.write_text("a")
+    before = digest([file])
+    file.write_text("b")
+    assert digest([file]) != before

@@ -188,6 +188,32 @@ def test_search_finds_a_term_and_leads_to_it(visit):
     assert "softmax" in page.locator("article").inner_text().lower()
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [("attention", CHAPTER), ("tokenization", "chapters/basics/tokenization")],
+)
+def test_search_names_the_chapter_first_and_shows_its_text(visit, address, words, name):
+    page = visit("index")
+    page.goto(f"{address}/search.html?q={words}")
+    page.wait_for_function(
+        "document.querySelector('.search-summary')?.innerText.includes('Search finished')"
+    )
+    results = page.locator("#search-results li")
+    first = results.first.locator("a").get_attribute("href")
+    assert urlsplit(first).path == f"{name}.html"
+    page.wait_for_function(
+        "[...document.querySelectorAll('#search-results li')].every(li => li.querySelector('.context'))"
+    )
+    excerpts = page.locator("#search-results .context").all_inner_texts()
+    assert len(excerpts) >= 3 and words in excerpts[0].lower()
+    for excerpt in excerpts:
+        assert not [s for s in (".pdf", "Contents", "Before this") if s in excerpt]
+    # A definition comes before pages that only hold the word.
+    links = [a.get_attribute("href") for a in page.locator("#search-results li > a").all()]
+    terms = [i for i, link in enumerate(links) if "#term-" in link]
+    assert not terms or min(terms) > 0
+
+
 def test_search_says_when_it_finds_nothing(visit, address):
     page = visit("index")
     page.goto(f"{address}/search.html?q=zzqqzz")
