@@ -162,6 +162,25 @@ def test_text_is_legible_in_both_themes(theme):
         assert ratio >= 4.5, f"{text} on {ground}: {ratio:.2f}"
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_part_has_a_colour_that_stands_out_from_the_map(theme):
+    """WCAG 2.2 asks 3:1 of a line or a dot that means something."""
+    colors = declared(theme)
+    for part in load_plan()["parts"]:
+        pair = HEX.findall(colors[f"--part-{part['name']}"])
+        assert len(pair) == 2, f"palette.css: give --part-{part['name']} light-dark(…, …)"
+        color = pair[theme == "dark"]
+        ratio = contrast(color, colors["--pst-color-surface"])
+        assert ratio >= 3, f"{part['name']}, {theme}: {color} has {ratio:.2f}"
+
+
+def test_colours_of_parts_stand_in_the_palette_alone():
+    used = {part["name"] for part in load_plan()["parts"]}
+    plan = (STATIC / "plan.css").read_text(encoding="utf-8")
+    assert set(re.findall(r"--part: var\(--part-([\w-]+)\)", plan)) == used
+    assert HEX.findall(plan) == []
+
+
 def test_chapters_name_colors_by_their_place_in_the_palette():
     for path in sorted((ROOT / "chapters").glob("*/*.md")):
         for cell in read_source(path, f"{path.parent.name}/{path.stem}").cells:

@@ -284,15 +284,6 @@ def test_where_two_lines_cross_one_has_a_gap():
     assert crossed_lines(re.sub(r"V[\d.]+M[\d.]+ [\d.]+V", "V", svg))
 
 
-def test_every_part_has_its_colour_in_both_themes():
-    css = (ROOT / "_static/plan.css").read_text(encoding="utf-8")
-    for part in PLAN["parts"]:
-        name = part["name"]
-        assert css.count(f"--part-{name}: #") == 2, f"plan.css: give --part-{name} twice"
-        assert f".map-{name} {{ stroke: var(--part-{name}); }}" in css
-        assert f".map-dot.map-{name} {{ fill: var(--part-{name}); }}" in css
-
-
 # --- The pages ---
 
 CONF = """\

@@ -350,4 +350,12 @@ def test_the_map_is_legible_in_both_themes(chromium, address, theme):
     site.settle(page)
     assert page.get_attribute("html", "data-theme") == theme
     assert page.evaluate(FAINT) == []
+    stroke = "getComputedStyle(document.querySelector('.map-line')).stroke"
+    on_screen = page.evaluate(stroke)
+    page.emulate_media(media="print")
+    page.wait_for_function(  # colours fade, even where it takes no time
+        "getComputedStyle(document.querySelector('.map-band')).fill === 'rgb(246, 247, 249)'"
+    )
+    assert page.evaluate(FAINT) == []
+    assert (page.evaluate(stroke) == on_screen) == (theme == "light")
     context.close()
