@@ -190,6 +190,7 @@ def test_a_changed_package_is_installed_again(built: TinyBook) -> None:
     clean.prepare(built.root)
     script = "import llm_learn.other as o; print(o.THREE, o.__file__)"
     done = subprocess.run([python, "-c", script], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
     three, path = done.stdout.split()
     assert three == "5" and Path(path).is_relative_to(built.root / "_build" / ".clean")
 
