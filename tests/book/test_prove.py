@@ -1,5 +1,6 @@
 """The proof refuses notebooks that say nothing and finds every output that differs; offline is offline."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -189,7 +190,10 @@ def test_a_changed_package_is_installed_again(built: TinyBook) -> None:
     built.replace("code/llm_learn/other.py", "THREE = 4", "THREE = 5")
     clean.prepare(built.root)
     script = "import llm_learn.other as o; print(o.THREE, o.__file__)"
-    done = subprocess.run([python, "-c", script], capture_output=True, text=True, cwd="/")
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # as its kernel has it
+    done = subprocess.run(
+        [python, "-c", script], capture_output=True, text=True, cwd="/", env=env
+    )
     assert done.returncode == 0, done.stderr
     three, path = done.stdout.split()
     assert three == "5" and Path(path).is_relative_to(built.root / "_build" / ".clean")
