@@ -4,33 +4,38 @@ import torch
 from torch import Tensor, nn
 
 
-def _check(x: Tensor, layer: nn.Module, *states: Tensor | None) -> None:
-    """Rejects inputs (B, T, C) and states (B, H) whose shapes do not fit the layer."""
-    if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != layer.input_size:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}: expected (B, T, {layer.input_size}) with T of at least 1"
-        )
-    for state in states:
-        if state is not None and state.shape != (len(x), layer.hidden_size):
-            raise ValueError(
-                f"state has shape {tuple(state.shape)}: expected ({len(x)}, {layer.hidden_size})"
-            )
+class _Layer(nn.Module):
+    """The two linear maps of a recurrent layer, of the input and of the state, each once for every gate."""
 
-
-class RNN(nn.Module):
-    """One recurrent layer with tanh (Elman 1990): h' = tanh(W x + b + U h + c)."""
+    num_gates = 1
 
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__()
         self.input_size, self.hidden_size = input_size, hidden_size
-        self.input = nn.Linear(input_size, hidden_size)
-        self.hidden = nn.Linear(hidden_size, hidden_size)
+        self.input = nn.Linear(input_size, self.num_gates * hidden_size)
+        self.hidden = nn.Linear(hidden_size, self.num_gates * hidden_size)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5)
 
+    def check(self, x: Tensor, *states: Tensor | None) -> None:
+        """Rejects inputs (B, T, C) and states (B, H) whose shapes do not fit."""
+        if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != self.input_size:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}: expected (B, T, {self.input_size}) with T of at least 1"
+            )
+        for state in states:
+            if state is not None and state.shape != (len(x), self.hidden_size):
+                raise ValueError(
+                    f"state has shape {tuple(state.shape)}: expected ({len(x)}, {self.hidden_size})"
+                )
+
+
+class RNN(_Layer):
+    """One recurrent layer with tanh (Elman 1990): h' = tanh(W x + b + U h + c)."""
+
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reads (B, T, C) from the state (B, H), zero if None; returns (B, T, H) and the last state."""
-        _check(x, self, state)
+        self.check(x, state)
         h = x.new_zeros(len(x), self.hidden_size) if state is None else state
         outputs = []
         # What comes from the input needs no state: one product for all positions.
@@ -40,22 +45,16 @@ class RNN(nn.Module):
         return torch.stack(outputs, 1), h
 
 
-class LSTM(nn.Module):
+class LSTM(_Layer):
     """Long short-term memory (Hochreiter and Schmidhuber 1997) with a forget gate (Gers et al. 2000)."""
 
-    def __init__(self, input_size: int, hidden_size: int):
-        super().__init__()
-        self.input_size, self.hidden_size = input_size, hidden_size
-        self.input = nn.Linear(input_size, 4 * hidden_size)
-        self.hidden = nn.Linear(hidden_size, 4 * hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5)
+    num_gates = 4
 
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Reads (B, T, C) from the states h and c, each (B, H); returns (B, T, H) and the last h, c."""
-        _check(x, self, *(state or ()))
+        self.check(x, *(state or ()))
         h, c = (x.new_zeros(len(x), self.hidden_size),) * 2 if state is None else state
         outputs = []
         for from_input in self.input(x).unbind(1):
@@ -67,20 +66,14 @@ class LSTM(nn.Module):
         return torch.stack(outputs, 1), (h, c)
 
 
-class GRU(nn.Module):
+class GRU(_Layer):
     """Gated recurrent unit (Cho et al. 2014), the reset gate after the product, as in PyTorch."""
 
-    def __init__(self, input_size: int, hidden_size: int):
-        super().__init__()
-        self.input_size, self.hidden_size = input_size, hidden_size
-        self.input = nn.Linear(input_size, 3 * hidden_size)
-        self.hidden = nn.Linear(hidden_size, 3 * hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5)
+    num_gates = 3
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reads (B, T, C) from the state (B, H), zero if None; returns (B, T, H) and the last state."""
-        _check(x, self, state)
+        self.check(x, state)
         h = x.new_zeros(len(x), self.hidden_size) if state is None else state
         outputs = []
         for from_input in self.input(x).unbind(1):

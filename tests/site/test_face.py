@@ -17,18 +17,6 @@ pytestmark = pytest.mark.skipif(site.missing() is not None, reason=site.missing(
 READ = ["index", "chapters/start/how-to-run", "chapters/basics/attention"]
 
 
-@pytest.fixture(scope="module")
-def address():
-    with site.serve() as where:
-        yield where
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with site.browser() as started:
-        yield started
-
-
 @pytest.fixture
 def visit(chromium, address):
     """Opens a page for a reader with a window of that width and that theme."""

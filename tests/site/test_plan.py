@@ -24,18 +24,6 @@ NO_STORAGE = """Object.defineProperty(window, 'localStorage', {
 pytestmark = pytest.mark.skipif(site.missing() is not None, reason=site.missing() or "")
 
 
-@pytest.fixture(scope="module")
-def address():
-    with site.serve() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with site.browser() as chromium:
-        yield chromium
-
-
 class Reader:
     """One reader's browser."""
 

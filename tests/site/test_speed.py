@@ -18,18 +18,6 @@ REQUESTS = {"html": 1, "css": 1, "js": 2, "svg": 3, "woff2": 1, "png": 4}
 SEARCH_JS = (150, 4)  # the index grows with the book, and only this page loads it
 
 
-@pytest.fixture(scope="module")
-def address():
-    with site.serve() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with site.browser() as chromium:
-        yield chromium
-
-
 def sent(name: str, body: bytes) -> int:
     """The bytes of a file on their way to the reader."""
     return len(body) if name.endswith(COMPRESSED) else len(gzip.compress(body, 6))
