@@ -1,11 +1,11 @@
-"""Recurrent layers: the RNN of Elman, the LSTM and the GRU, in the form that PyTorch gives them."""
+"""Recurrent layers: RNN, LSTM and GRU, in the form that PyTorch gives them."""
 
 import torch
 from torch import Tensor, nn
 
 
 class _Layer(nn.Module):
-    """The two linear maps of a recurrent layer, of the input and of the state, each once for every gate."""
+    """The linear maps of input and state in a recurrent layer, each once for every gate."""
 
     num_gates = 1
 
@@ -21,20 +21,22 @@ class _Layer(nn.Module):
         """Rejects inputs (B, T, C) and states (B, H) whose shapes do not fit."""
         if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != self.input_size:
             raise ValueError(
-                f"x has shape {tuple(x.shape)}: expected (B, T, {self.input_size}) with T of at least 1"
+                f"x has shape {tuple(x.shape)}: expected (B, T, {self.input_size}), "
+                "with T of at least 1"
             )
         for state in states:
             if state is not None and state.shape != (len(x), self.hidden_size):
                 raise ValueError(
-                    f"state has shape {tuple(state.shape)}: expected ({len(x)}, {self.hidden_size})"
+                    f"state has shape {tuple(state.shape)}: "
+                    f"expected ({len(x)}, {self.hidden_size})"
                 )
 
 
 class RNN(_Layer):
-    """One recurrent layer with tanh (Elman 1990): h' = tanh(W x + b + U h + c)."""
+    """One recurrent layer in the form of Elman 1990: h' = tanh(W x + b + U h + c)."""
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Reads (B, T, C) from the state (B, H), zero if None; returns (B, T, H) and the last state."""
+        """(B, T, C), state (B, H) or None for zero -> (B, T, H), last state (B, H)."""
         self.check(x, state)
         h = x.new_zeros(len(x), self.hidden_size) if state is None else state
         outputs = []
@@ -46,14 +48,14 @@ class RNN(_Layer):
 
 
 class LSTM(_Layer):
-    """Long short-term memory (Hochreiter and Schmidhuber 1997) with a forget gate (Gers et al. 2000)."""
+    """Long short-term memory (Hochreiter and Schmidhuber 1997; forget gate: Gers et al. 2000)."""
 
     num_gates = 4
 
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Reads (B, T, C) from the states h and c, each (B, H); returns (B, T, H) and the last h, c."""
+        """(B, T, C), states h and c (B, H) or None for zero -> (B, T, H), last h and c."""
         self.check(x, *(state or ()))
         h, c = (x.new_zeros(len(x), self.hidden_size),) * 2 if state is None else state
         outputs = []
@@ -67,12 +69,12 @@ class LSTM(_Layer):
 
 
 class GRU(_Layer):
-    """Gated recurrent unit (Cho et al. 2014), the reset gate after the product, as in PyTorch."""
+    """Gated recurrent unit (Cho et al. 2014), reset after the product, as in PyTorch."""
 
     num_gates = 3
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Reads (B, T, C) from the state (B, H), zero if None; returns (B, T, H) and the last state."""
+        """(B, T, C), state (B, H) or None for zero -> (B, T, H), last state (B, H)."""
         self.check(x, state)
         h = x.new_zeros(len(x), self.hidden_size) if state is None else state
         outputs = []

@@ -1,0 +1,129 @@
+"""Encoder–decoder networks that turn one text into another."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from llm_learn.translation import Vocabulary
+
+State = tuple[Tensor, Tensor]  # an LSTM's h and c, each (1, B, H)
+
+
+class Seq2Seq(nn.Module):
+    """An LSTM reads, its last state starts another, which writes (Sutskever et al. 2014).
+
+    Args:
+        source_size, target_size: how many ids the two vocabularies have.
+        hidden_size: H, numbers in a state.
+        d_embed: numbers in a word's vector.
+    """
+
+    def __init__(
+        self, source_size: int, target_size: int, *, hidden_size: int, d_embed: int = 32
+    ):
+        super().__init__()
+        self.source_embedding = nn.Embedding(source_size, d_embed)
+        self.target_embedding = nn.Embedding(target_size, d_embed)
+        self.encoder = nn.LSTM(d_embed, hidden_size, batch_first=True)
+        self.decoder = nn.LSTM(d_embed, hidden_size, batch_first=True)
+        self.output = nn.Linear(hidden_size, target_size)
+
+    def encode(self, source: Tensor) -> tuple[Tensor, Tensor, State]:
+        """(B, S) -> the memory (B, S, H), which of it are words (B, S), the last state."""
+        mask = source != Vocabulary.pad_id
+        if source.ndim != 2 or not mask.any(1).all():
+            raise ValueError(
+                f"source has shape {tuple(source.shape)}: expected (B, S), a word in each row"
+            )
+        packed = pack_padded_sequence(
+            self.source_embedding(source),
+            mask.sum(1),
+            batch_first=True,
+            enforce_sorted=False,
+        )
+        memory, state = self.encoder(packed)
+        memory, _ = pad_packed_sequence(
+            memory, batch_first=True, total_length=source.shape[1]
+        )
+        return memory, mask, state
+
+    def decode(
+        self, inputs: Tensor, memory: Tensor, mask: Tensor, state: State
+    ) -> tuple[Tensor, State, Tensor | None]:
+        """(B, T) -> logits (B, T, V), the state, and no attention weights."""
+        hidden, state = self.decoder(self.target_embedding(inputs), state)
+        return self.output(hidden), state, None
+
+    def forward(self, source: Tensor, inputs: Tensor) -> Tensor:
+        """Source (B, S) and the target so far (B, T) -> logits (B, T, V)."""
+        logits, _, _ = self.decode(inputs, *self.encode(source))
+        return logits
+
+
+def dot_scores(queries: Tensor, keys: Tensor) -> Tensor:
+    """(B, T, H), (B, S, H) -> (B, T, S) (Luong et al. 2015, Eq. 8, dot)."""
+    return queries @ keys.mT
+
+
+def attend(scores: Tensor, memory: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (B, T, S), memory (B, S, H), which are words (B, S) -> context, weights."""
+    if mask.dtype != torch.bool or mask.shape != memory.shape[:2]:
+        raise ValueError(
+            f"mask is {mask.dtype} of shape {tuple(mask.shape)}: it must be bool, True = use, "
+            f"of shape {tuple(memory.shape[:2])}"
+        )
+    weights = scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)  # (B, T, S)
+    return weights @ memory, weights
+
+
+class AttentionSeq2Seq(Seq2Seq):
+    """The decoder looks back at every state of the encoder (Luong et al. 2015).
+
+    Args:
+        scores: from queries (B, T, H) and keys (B, S, H) to scores (B, T, S).
+    """
+
+    def __init__(
+        self,
+        source_size: int,
+        target_size: int,
+        *,
+        hidden_size: int,
+        scores: Callable[[Tensor, Tensor], Tensor] = dot_scores,
+    ):
+        super().__init__(source_size, target_size, hidden_size=hidden_size)
+        self.scores = scores
+        self.combine = nn.Linear(2 * hidden_size, hidden_size)
+
+    def decode(
+        self, inputs: Tensor, memory: Tensor, mask: Tensor, state: State
+    ) -> tuple[Tensor, State, Tensor]:
+        """(B, T) -> logits (B, T, V), the state, attention weights (B, T, S)."""
+        hidden, state = self.decoder(self.target_embedding(inputs), state)  # (B, T, H)
+        context, weights = attend(self.scores(hidden, memory), memory, mask)
+        hidden = torch.tanh(self.combine(torch.cat([context, hidden], -1)))
+        return self.output(hidden), state, weights
+
+
+@torch.no_grad()
+def greedy_translation(model: nn.Module, source: Tensor, longest: int = 16) -> Tensor:
+    """The likeliest next word, again and again: (B, S) -> (B, T), T at most `longest`.
+
+    Args:
+        model: has `encode` and `decode`, as `Seq2Seq` has.
+        source: (B, S) ids.
+        longest: the most words to write, the end mark among them.
+    """
+    if longest < 1:
+        raise ValueError(f"longest is {longest}: it must be at least 1")
+    memory, mask, state = model.encode(source)
+    word = torch.full((len(source), 1), Vocabulary.bos_id)
+    written, ended = [], torch.zeros(len(source), 1, dtype=torch.bool)
+    while len(written) < longest and not ended.all():
+        logits, state, _ = model.decode(word, memory, mask, state)
+        word = logits.argmax(-1).masked_fill(ended, Vocabulary.pad_id)  # (B, 1)
+        ended = ended | (word == Vocabulary.eos_id)
+        written.append(word)
+    return torch.cat(written, 1)
