@@ -115,6 +115,23 @@ def test_greedy_takes_the_likeliest_and_stops(kind):
     assert greedy_translation(model, source).tolist() == [[Vocabulary.eos_id]] * 3
 
 
+class Scripted(torch.nn.Module):
+    """Says what it is told to, whatever it reads; its state counts the steps."""
+
+    script = torch.tensor([[4, 2, 6, 6, 6], [4, 5, 6, 2, 6]])
+
+    def encode(self, source):
+        return source, source > 0, 0
+
+    def decode(self, inputs, memory, mask, state):
+        return F.one_hot(self.script[:, state : state + 1], 8).float(), state + 1, None
+
+
+def test_what_has_ended_is_filled_up():
+    written = greedy_translation(Scripted(), torch.ones(2, 3, dtype=torch.long))
+    assert written.tolist() == [[4, 2, 0, 0], [4, 5, 6, 2]]
+
+
 # Learning
 
 
