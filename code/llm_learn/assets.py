@@ -95,6 +95,7 @@ ASSETS = {
 NEEDED_BY_CHAPTERS = (
     "shakespeare",
     "minilm",
+    "smollm2",
 )  # what `python -m llm_learn.assets` fetches when no name is given
 
 

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from llm_learn.embeddings import apply_rope
+
 
 def causal_mask(num_queries: int, num_keys: int | None = None, *, device=None) -> Tensor:
     """Which keys each query may use: those at its own position and before it.
@@ -114,4 +116,69 @@ class MultiHeadAttention(nn.Module):
                 f"x has shape {tuple(x.shape)}: expected (B, T, {self.out.in_features})"
             )
         heads = scaled_dot_product_attention(*self.heads(x), mask)  # (B, H, T, D)
+        return self.out(heads.transpose(1, 2).flatten(2))  # (B, T, C)
+
+
+class GroupedQueryAttention(nn.Module):
+    """Attention in which groups of query heads share a key/value head (Ainslie et al. 2023, arXiv:2305.13245).
+
+    Args:
+        d_model: C, width of the input and the output.
+        num_heads: H, query heads; must divide `d_model`.
+        num_kv_heads: K, key/value heads; must divide `num_heads`. Query head h reads those of number h // (H / K).
+    """
+
+    def __init__(self, *, d_model: int, num_heads: int, num_kv_heads: int):
+        super().__init__()
+        for name, number, whole_name, whole in (
+            ("num_heads", num_heads, "d_model", d_model),
+            ("num_kv_heads", num_kv_heads, "num_heads", num_heads),
+        ):
+            if number < 1 or whole < 1 or whole % number:
+                raise ValueError(
+                    f"{name} is {number}: it must divide {whole_name}, which is {whole}"
+                )
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        self.head_dim = d_model // num_heads
+        num_all = num_heads + 2 * num_kv_heads
+        self.qkv = nn.Linear(d_model, num_all * self.head_dim, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+
+    def heads(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, D), keys and values (B, K, T, D); the first two turned by `rope`."""
+        qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        H, K = self.num_heads, self.num_kv_heads
+        qk, v = qkv.split([H + K, K], dim=1)
+        if rope is not None:
+            qk = apply_rope(qk, *rope)
+        q, k = qk.split([H, K], dim=1)
+        return q, k, v
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        rope: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Lets every position read from those that the mask allows.
+
+        Args:
+            x: (B, T, C)
+            mask: bool, broadcastable to (B, H, T, T), True = use; every query needs a key.
+            rope: cosines and sines from `rope_tables`, broadcastable to (B, H, T, D / 2).
+
+        Returns:
+            (B, T, C)
+        """
+        if x.ndim != 3 or x.shape[-1] != self.out.in_features:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}: expected (B, T, {self.out.in_features})"
+            )
+        q, k, v = self.heads(x, rope)
+        # On a CPU, torch's kernel reads each key for its whole group, and copies none.
+        heads = nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, enable_gqa=True
+        )  # (B, H, T, D)
         return self.out(heads.transpose(1, 2).flatten(2))  # (B, T, C)

@@ -22,3 +22,46 @@ def sinusoids(num_positions: int, d_model: int) -> Tensor:
     speeds = 10000 ** -(torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
     angles = positions * speeds  # (num_positions, C / 2)
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1).float()
+
+
+def rope_frequencies(head_dim: int, *, base: float = 10_000.0) -> Tensor:
+    """How fast each pair of numbers in a head turns (Su et al. 2021, arXiv:2104.09864, Section 3.2.2).
+
+    Args:
+        head_dim: D, an even number: two numbers make a pair.
+        base: the larger, the slower the slow pairs; `rope_theta` elsewhere.
+
+    Returns:
+        (D / 2,) radians a position, from 1 downwards.
+    """
+    if head_dim < 2 or head_dim % 2:
+        raise ValueError(f"head_dim is {head_dim}: it must be even and at least 2")
+    if not base > 1:
+        raise ValueError(f"base is {base}: it must be above 1")
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    return (base**-exponents).float()
+
+
+def rope_tables(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the angle of every pair: positions (..., T) -> two of (..., T, D / 2)."""
+    angles = positions[..., None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns each pair by its angle (Su et al. 2021, Eq. 15); number i is paired with number i + D / 2.
+
+    Args:
+        x: (..., T, D) queries or keys.
+        cos, sin: broadcastable to (..., T, D / 2), from `rope_tables`.
+
+    Returns:
+        (..., T, D)
+    """
+    if x.shape[-1] != 2 * cos.shape[-1] or cos.shape != sin.shape:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, cos {tuple(cos.shape)}, sin {tuple(sin.shape)}: "
+            "expected (..., T, D) and twice (..., T, D / 2)"
+        )
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

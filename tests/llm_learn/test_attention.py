@@ -10,11 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from llm_learn.attention import (
+    GroupedQueryAttention,
     MultiHeadAttention,
     attention_weights,
     causal_mask,
     scaled_dot_product_attention,
 )
+from llm_learn.embeddings import apply_rope, rope_frequencies, rope_tables
 
 # (B, H, T, S, D): one of each, square, more keys than queries, more queries than keys.
 SHAPES = [(1, 1, 1, 1, 1), (2, 3, 5, 5, 8), (2, 2, 3, 7, 4), (1, 2, 6, 2, 5)]
@@ -342,3 +344,82 @@ def test_multi_head_attention_rejects_heads_that_do_not_divide_the_width(
 def test_multi_head_attention_rejects_an_input_of_another_shape(shape):
     with pytest.raises(ValueError, match=r"x has shape \(.*\): expected \(B, T, 8\)"):
         MultiHeadAttention(d_model=8, num_heads=2)(torch.randn(shape))
+
+
+# Grouped queries
+
+
+def grouped(num_heads: int, num_kv_heads: int, head_dim: int = 4) -> GroupedQueryAttention:
+    return GroupedQueryAttention(
+        d_model=num_heads * head_dim, num_heads=num_heads, num_kv_heads=num_kv_heads
+    ).double()
+
+
+@given(
+    batch=st.integers(1, 3),
+    length=st.integers(1, 9),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 4),
+    with_rope=st.booleans(),
+)
+def test_grouped_attention_equals_copying_each_key_for_its_group(
+    batch, length, kv_heads, group, with_rope
+):
+    layer, H, K, D = grouped(kv_heads * group, kv_heads), kv_heads * group, kv_heads, 4
+    x = torch.randn(batch, length, H * D, dtype=torch.float64)
+    mask = torch.rand(batch, 1, length, length) < 0.6
+    mask |= torch.eye(length, dtype=torch.bool)
+    rope = None
+    weights = layer.qkv.weight.split([H * D, K * D, K * D])
+    q, k, v = ((x @ w.T).unflatten(-1, (-1, D)).transpose(1, 2) for w in weights)
+    if with_rope:
+        rope = rope_tables(torch.arange(length).double(), rope_frequencies(D).double())
+        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+    k, v = (heads.repeat_interleave(group, dim=1) for heads in (k, v))
+    heads = scaled_dot_product_attention(q, k, v, mask)
+    expected = heads.transpose(1, 2).flatten(2) @ layer.out.weight.T
+    # float64, sums of some tens of terms.
+    assert (layer(x, mask, rope) - expected).abs().max() < 1e-12
+
+
+def test_grouped_attention_equals_multi_head_attention_when_every_head_has_its_own_keys():
+    ours, theirs = grouped(3, 3), MultiHeadAttention(d_model=12, num_heads=3, bias=False)
+    theirs = theirs.double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    assert (ours(x, causal_mask(5)) - theirs(x, causal_mask(5))).abs().max() < 1e-14
+
+
+@given(length=st.integers(2, 9), data=st.data())
+def test_grouped_attention_does_not_look_ahead(length, data):
+    position = data.draw(st.integers(1, length - 1))
+    layer = grouped(4, 2)
+    x = torch.randn(1, length, 16, dtype=torch.float64)
+    y = x.clone()
+    y[:, position:] += 1
+    before, after = layer(x, causal_mask(length)), layer(y, causal_mask(length))
+    assert torch.equal(before[:, :position], after[:, :position])
+    assert (before[:, position:] - after[:, position:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("d_model", "num_heads", "num_kv_heads", "message"),
+    [
+        (10, 3, 1, "num_heads is 3: it must divide d_model, which is 10"),
+        (12, 4, 3, "num_kv_heads is 3: it must divide num_heads, which is 4"),
+        (12, 4, 0, "num_kv_heads is 0"),
+        (12, 0, 1, "num_heads is 0"),
+    ],
+)
+def test_grouped_attention_rejects_heads_that_do_not_divide(
+    d_model, num_heads, num_kv_heads, message
+):
+    with pytest.raises(ValueError, match=message):
+        GroupedQueryAttention(
+            d_model=d_model, num_heads=num_heads, num_kv_heads=num_kv_heads
+        )
+
+
+def test_grouped_attention_rejects_an_input_of_another_shape():
+    with pytest.raises(ValueError, match=r"x has shape \(2, 3, 5\): expected \(B, T, 16\)"):
+        grouped(4, 2)(torch.randn(2, 3, 5))

