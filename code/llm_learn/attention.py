@@ -119,6 +119,53 @@ class MultiHeadAttention(nn.Module):
         return self.out(heads.transpose(1, 2).flatten(2))  # (B, T, C)
 
 
+class KVCache:
+    """The keys and values that one layer has computed, so that text that comes later can read them.
+
+    Args:
+        batch_size: B, texts side by side.
+        num_kv_heads: K, key/value heads.
+        capacity: the most positions that it can hold.
+        head_dim: D, width of one head.
+        dtype, device: those of the keys and values.
+
+    Attributes:
+        length: positions held so far.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        num_kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device=None,
+    ):
+        shape = (batch_size, num_kv_heads, capacity, head_dim)
+        self.keys, self.values = (
+            torch.empty(shape, dtype=dtype, device=device) for _ in range(2)
+        )
+        self.length = 0
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends keys and values (B, K, T, D), and returns all that it holds: twice (B, K, length, D)."""
+        end = self.length + k.shape[2]
+        if end > self.keys.shape[2]:
+            raise ValueError(
+                f"k adds {k.shape[2]} positions to {self.length}: capacity is {self.keys.shape[2]}"
+            )
+        if k.shape != v.shape or k.shape[:2] != self.keys.shape[:2]:
+            raise ValueError(
+                f"k has shape {tuple(k.shape)}, v {tuple(v.shape)}: the cache holds {tuple(self.keys.shape)}"
+            )
+        self.keys[:, :, self.length : end] = k
+        self.values[:, :, self.length : end] = v
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
 class GroupedQueryAttention(nn.Module):
     """Attention in which groups of query heads share a key/value head (Ainslie et al. 2023, arXiv:2305.13245).
 
@@ -161,13 +208,15 @@ class GroupedQueryAttention(nn.Module):
         x: Tensor,
         mask: Tensor | None = None,
         rope: tuple[Tensor, Tensor] | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Lets every position read from those that the mask allows.
 
         Args:
             x: (B, T, C)
-            mask: bool, broadcastable to (B, H, T, T), True = use; every query needs a key.
+            mask: bool, broadcastable to (B, H, T, S), True = use; every query needs a key.
             rope: cosines and sines from `rope_tables`, broadcastable to (B, H, T, D / 2).
+            cache: what came before the T positions; they are read too, and those of `x` appended.
 
         Returns:
             (B, T, C)
@@ -177,6 +226,8 @@ class GroupedQueryAttention(nn.Module):
                 f"x has shape {tuple(x.shape)}: expected (B, T, {self.out.in_features})"
             )
         q, k, v = self.heads(x, rope)
+        if cache is not None:
+            k, v = cache.extend(k, v)  # (B, K, S, D)
         # On a CPU, torch's kernel reads each key for its whole group, and copies none.
         heads = nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, enable_gqa=True

@@ -1,7 +1,13 @@
 """Writing with a language model: from logits to the next id, from a prompt to a text."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+
+from llm_learn.attention import KVCache
+
+__all__ = ["KVCache", "filter_logits", "generate", "pad_left", "sample_next"]
 
 
 def filter_logits(
@@ -69,6 +75,8 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     eos_id: int | None = None,
+    padding: Tensor | None = None,
+    use_cache: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Continues each row of `ids`, one id at a time.
@@ -79,6 +87,8 @@ def generate(
         max_new_tokens: ids to add.
         temperature, top_k, top_p: see `sample_next` and `filter_logits`.
         eos_id: a row that drew it is finished, and is filled with it.
+        padding: (B,) how many of the first ids of each row are no text; see `pad_left`.
+        use_cache: keep keys and values where the model can (a `Llama`), instead of reading everything again.
         generator: decides the draws.
 
     Returns:
@@ -91,13 +101,29 @@ def generate(
         )
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: it cannot be negative")
+    num_rows, num_ids = ids.shape
+    can_cache = hasattr(model, "new_caches")
+    if padding is not None and (not can_cache or padding.shape != (num_rows,)):
+        raise ValueError(
+            f"padding has shape {tuple(padding.shape)}: expected ({num_rows},), and a model that skips it (a Llama)"
+        )
+    # Past its context length a model reads the most recent ids only, at new positions: no key could be kept.
+    fits = num_ids + max_new_tokens <= context_length
+    cached = use_cache and can_cache and fits
+    caches = model.new_caches(num_rows, num_ids + max_new_tokens) if cached else None
     was_training = model.training
     model.eval()
     try:
-        finished = torch.zeros(ids.shape[0], 1, dtype=torch.bool, device=ids.device)
+        finished = torch.zeros(num_rows, 1, dtype=torch.bool, device=ids.device)
         for _ in range(max_new_tokens):
-            # The model has no positions past its context length: it sees the most recent ids.
-            logits = model(ids[:, -context_length:])[:, -1]  # (B, V)
+            if caches:
+                new = ids[:, caches[0].length :]  # the prompt, then one id at a time
+                logits = model.logits(model.features(new, caches, padding)[:, -1])  # (B, V)
+            elif padding is None:
+                logits = model(ids[:, -context_length:])[:, -1]  # (B, V)
+            else:
+                left = (padding - max(0, ids.shape[1] - context_length)).clamp(min=0)
+                logits = model(ids[:, -context_length:], padding=left)[:, -1]  # (B, V)
             next_ids = sample_next(
                 logits,
                 temperature=temperature,
@@ -114,3 +140,21 @@ def generate(
     finally:
         model.train(was_training)
     return ids
+
+
+def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Prompts of different lengths as one batch that ends together.
+
+    Args:
+        prompts: ids of each text, at least one.
+        pad_id: fills the beginning of the shorter rows.
+
+    Returns:
+        ids (B, T), and how many of the first are padding, (B,).
+    """
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise ValueError("prompts must hold at least one, and none may be empty")
+    longest = max(len(prompt) for prompt in prompts)
+    padding = [longest - len(prompt) for prompt in prompts]
+    rows = [[pad_id] * n + list(prompt) for n, prompt in zip(padding, prompts, strict=True)]
+    return torch.tensor(rows), torch.tensor(padding)

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from llm_learn.assets import asset_path
-from llm_learn.attention import GroupedQueryAttention, MultiHeadAttention, causal_mask
+from llm_learn.attention import (
+    GroupedQueryAttention,
+    KVCache,
+    MultiHeadAttention,
+    causal_mask,
+)
 from llm_learn.embeddings import rope_frequencies, rope_tables
 from llm_learn.feedforward import MLP, SwiGLU
 from llm_learn.gguf import GGUF, tokenizer_from_gguf
@@ -184,9 +189,15 @@ class LlamaBlock(nn.Module):
         self.norm_2 = RMSNorm(config.d_model, eps=config.norm_eps)
         self.mlp = SwiGLU(d_model=config.d_model, d_ff=config.d_ff)
 
-    def forward(self, x: Tensor, mask: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        rope: tuple[Tensor, Tensor],
+        cache: KVCache | None = None,
+    ) -> Tensor:
         """(B, T, C) -> (B, T, C)"""
-        x = x + self.attention(self.norm_1(x), mask, rope)
+        x = x + self.attention(self.norm_1(x), mask, rope, cache)
         return x + self.mlp(self.norm_2(x))
 
 
@@ -203,8 +214,6 @@ class Llama(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
-        frequencies = rope_frequencies(config.head_dim, base=config.rope_base)
-        self.register_buffer("frequencies", frequencies)  # (D / 2,)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 # Each block adds to the residual stream twice; depth must not inflate its variance.
@@ -212,16 +221,65 @@ class Llama(nn.Module):
                 std = 0.02 / math.sqrt(2 * config.num_layers) if adds_to_stream else 0.02
                 nn.init.normal_(parameter, std=std)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Scores every id as the next one, at every position: (B, T) -> logits (B, T, V)."""
-        check_ids(ids, self.config.vocab_size, self.config.context_length)
-        positions = torch.arange(ids.shape[1], device=ids.device)
-        rope = rope_tables(positions, self.frequencies)
-        mask = causal_mask(ids.shape[1], device=ids.device)
+    def new_caches(self, batch_size: int, capacity: int) -> list[KVCache]:
+        """An empty cache for each block, with room for `capacity` positions."""
+        c, weight = self.config, self.token_embedding.weight
+        shape = (batch_size, c.num_kv_heads, capacity, c.head_dim)
+        kind = {"dtype": weight.dtype, "device": weight.device}
+        return [KVCache(*shape, **kind) for _ in self.blocks]
+
+    def features(
+        self,
+        ids: Tensor,
+        caches: list[KVCache] | None = None,
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """What the output layer reads.
+
+        Args:
+            ids: (B, T), which continue what the caches hold.
+            caches: from `new_caches`; `ids` are appended to them.
+            padding: (B,) how many of the first positions of each row are no text, and are not read.
+
+        Returns:
+            (B, T, C)
+        """
+        num_past = caches[0].length if caches else 0
+        num_keys = num_past + ids.shape[1]
+        check_ids(ids, self.config.vocab_size, self.config.context_length - num_past)
+        positions = torch.arange(num_past, num_keys, device=ids.device)  # (T,)
+        mask = causal_mask(len(positions), num_keys, device=ids.device)  # (T, S)
+        if padding is not None:
+            keys = torch.arange(num_keys, device=ids.device)
+            mask = mask & (keys >= padding[:, None, None, None])  # (B, 1, T, S)
+            # Padding reads itself: a query without any key would have no average.
+            mask = mask | (keys == positions[:, None])
+            positions = (positions - padding[:, None, None]).clamp(min=0)  # (B, 1, T)
+        elif len(positions) == 1:
+            mask = None  # the last position reads everything
         x = self.token_embedding(ids)  # (B, T, C)
-        for block in self.blocks:
-            x = block(x, mask, rope)
-        return self.norm(x) @ self.token_embedding.weight.T  # (B, T, V)
+        rope = [table.to(x.dtype) for table in self.rope(positions)]
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, rope, caches[i] if caches else None)
+        return self.norm(x)
+
+    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for positions (..., T), from float32 whatever the weights are."""
+        frequencies = rope_frequencies(self.config.head_dim, base=self.config.rope_base)
+        return rope_tables(positions, frequencies.to(positions.device))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The output layer: features (..., C) -> (..., V)"""
+        return x @ self.token_embedding.weight.T
+
+    def forward(
+        self,
+        ids: Tensor,
+        caches: list[KVCache] | None = None,
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """Scores every id as the next one, at every position: (B, T) -> logits (B, T, V); see `features`."""
+        return self.logits(self.features(ids, caches, padding))
 
 
 def interleaved_to_halves(weight: Tensor, num_heads: int) -> Tensor:
@@ -255,7 +313,6 @@ def llama_from_gguf(file: GGUF) -> Llama:
     weights = {
         "token_embedding.weight": file.tensor("token_embd.weight"),
         "norm.weight": file.tensor("output_norm.weight"),
-        "frequencies": rope_frequencies(config.head_dim, base=config.rope_base),
     }
     for i in range(config.num_layers):
         names = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output")

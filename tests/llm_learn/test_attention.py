@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from llm_learn.attention import (
     GroupedQueryAttention,
+    KVCache,
     MultiHeadAttention,
     attention_weights,
     causal_mask,
@@ -423,3 +424,39 @@ def test_grouped_attention_rejects_heads_that_do_not_divide(
 def test_grouped_attention_rejects_an_input_of_another_shape():
     with pytest.raises(ValueError, match=r"x has shape \(2, 3, 5\): expected \(B, T, 16\)"):
         grouped(4, 2)(torch.randn(2, 3, 5))
+
+
+# The cache
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.integers(0, 3))
+def test_a_cache_returns_all_that_it_was_given_in_order(lengths, spare):
+    cache = KVCache(2, 3, sum(lengths) + spare, 4, dtype=torch.float64)
+    k, v = torch.randn(2, 2, 3, sum(lengths), 4, dtype=torch.float64)
+    for piece_k, piece_v in zip(k.split(lengths, 2), v.split(lengths, 2), strict=True):
+        keys, values = cache.extend(piece_k, piece_v)
+    assert torch.equal(keys, k) and torch.equal(values, v)
+    assert cache.length == sum(lengths)
+
+
+def test_a_full_cache_refuses_more_and_keeps_what_it_has():
+    cache = KVCache(1, 2, 3, 4)
+    k = torch.randn(1, 2, 2, 4)
+    cache.extend(k, k)
+    with pytest.raises(ValueError, match="k adds 2 positions to 2: capacity is 3"):
+        cache.extend(k, k)
+    assert cache.length == 2
+    assert torch.equal(cache.keys[:, :, :2], k)
+
+
+@pytest.mark.parametrize(
+    ("k", "v"),
+    [
+        ((2, 2, 1, 4), (2, 2, 1, 4)),
+        ((1, 1, 1, 4), (1, 1, 1, 4)),
+        ((1, 2, 1, 4), (1, 2, 1, 5)),
+    ],
+)
+def test_a_cache_refuses_other_shapes(k, v):
+    with pytest.raises(ValueError, match="k has shape"):
+        KVCache(1, 2, 3, 4).extend(torch.randn(k), torch.randn(v))

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from llm_learn.generate import filter_logits, generate, sample_next
-from llm_learn.model import GPT, GPTConfig
+from llm_learn.generate import KVCache, filter_logits, generate, pad_left, sample_next
+from llm_learn.model import GPT, GPTConfig, Llama, LlamaConfig
 
 INF = float("inf")
 V = 6
@@ -322,3 +322,120 @@ def test_generation_rejects_prompts_that_do_not_fit(shape):
 def test_generation_rejects_a_negative_length():
     with pytest.raises(ValueError, match="max_new_tokens is -1: it cannot be negative"):
         generate(Counter(), torch.zeros(1, 1, dtype=torch.long), -1)
+
+
+# With a cache
+
+
+def tiny_llama(context_length: int = 24) -> Llama:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=31,
+        context_length=context_length,
+        d_model=16,
+        d_ff=24,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+    )
+    model = Llama(config).double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+PROMPTS = st.lists(
+    st.lists(st.integers(0, 30), min_size=1, max_size=7), min_size=1, max_size=4
+)
+
+
+@given(length=st.integers(1, 9), rows=st.integers(1, 3), new=st.integers(0, 9))
+def test_cached_text_is_the_text_without_a_cache(length, rows, new):
+    model = tiny_llama()
+    ids = torch.randint(31, (rows, length))
+    cached = generate(model, ids, new, temperature=0)
+    assert torch.equal(cached, generate(model, ids, new, temperature=0, use_cache=False))
+
+
+def test_cached_draws_are_the_draws_without_a_cache():
+    model, ids = tiny_llama(), torch.randint(31, (2, 5))
+    texts = [
+        generate(model, ids, 9, use_cache=use, generator=torch.Generator().manual_seed(3))
+        for use in (True, False)
+    ]
+    assert torch.equal(*texts)
+
+
+@given(prompts=PROMPTS, use_cache=st.booleans())
+def test_padded_prompts_go_on_as_they_do_alone(prompts, use_cache):
+    model = tiny_llama()
+    ids, padding = pad_left(prompts, 0)
+    together = generate(model, ids, 6, temperature=0, padding=padding, use_cache=use_cache)
+    for row, skipped, prompt in zip(together, padding.tolist(), prompts, strict=True):
+        alone = generate(model, torch.tensor([prompt]), 6, temperature=0)[0]
+        assert torch.equal(row[skipped:], alone)
+
+
+def test_past_the_context_the_most_recent_ids_are_read_padded_or_not():
+    model = tiny_llama(context_length=8)
+    prompts = [[1, 2, 3, 4, 5, 6], [7, 8]]
+    ids, padding = pad_left(prompts, 0)
+    together = generate(model, ids, 9, temperature=0, padding=padding)
+    for row, skipped, prompt in zip(together, padding.tolist(), prompts, strict=True):
+        # A padded row has fewer ids of its own in the window, so it follows a text without its earliest.
+        text = list(prompt)
+        for _ in range(9):
+            seen = text[-(8 - max(0, skipped - max(0, skipped + len(text) - 8))) :]
+            text.append(model(torch.tensor([seen]))[0, -1].argmax().item())
+        assert row[skipped:].tolist() == text
+
+
+def test_each_call_has_caches_of_its_own():
+    model, ids = tiny_llama(), torch.randint(31, (1, 5))
+    first = generate(model, ids, 5, temperature=0)
+    generate(model, torch.randint(31, (1, 9)), 5, temperature=0)
+    assert torch.equal(generate(model, ids, 5, temperature=0), first)
+
+
+def test_the_cache_makes_the_model_read_each_id_once(monkeypatch):
+    model, lengths = tiny_llama(), []
+    features = model.features
+    monkeypatch.setattr(
+        model,
+        "features",
+        lambda ids, *rest: (lengths.append(ids.shape[1]), features(ids, *rest))[1],
+    )
+    generate(model, torch.randint(31, (1, 5)), 4, temperature=0)
+    assert lengths == [5, 1, 1, 1]
+
+
+@given(prompts=PROMPTS)
+def test_padding_stands_on_the_left(prompts):
+    ids, padding = pad_left(prompts, 99)
+    assert ids.shape == (len(prompts), max(map(len, prompts)))
+    for row, skipped, prompt in zip(ids.tolist(), padding.tolist(), prompts, strict=True):
+        assert row == [99] * skipped + prompt
+
+
+def test_the_cache_of_the_design_is_found_here():
+    assert KVCache(1, 2, 3, 4).length == 0
+
+
+@pytest.mark.parametrize("prompts", [[], [[1], []]])
+def test_padding_rejects_empty_prompts(prompts):
+    with pytest.raises(ValueError, match="prompts must hold at least one"):
+        pad_left(prompts, 0)
+
+
+def test_padding_needs_a_model_that_skips_it_and_one_number_a_row():
+    with pytest.raises(ValueError, match=r"expected \(1,\), and a model that skips it"):
+        generate(
+            tiny_gpt(), torch.zeros(1, 3, dtype=torch.long), 2, padding=torch.tensor([1])
+        )
+    with pytest.raises(ValueError, match=r"padding has shape \(2,\): expected \(1,\)"):
+        generate(
+            tiny_llama(),
+            torch.zeros(1, 3, dtype=torch.long),
+            2,
+            padding=torch.tensor([1, 0]),
+        )

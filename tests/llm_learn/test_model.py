@@ -442,9 +442,67 @@ def test_order_matters_to_llama_only_through_rope():
     ids = torch.tensor([[3, 5, 8]])
     swapped = ids[:, [1, 0, 2]]
     assert (model(ids)[:, -1] - model(swapped)[:, -1]).abs().max() > 1e-2
-    model.frequencies.zero_()
+    model.rope = lambda positions: Llama.rope(model, 0 * positions)
     # One layer, without angles: the last position reads a bag of words.
     torch.testing.assert_close(model(ids)[:, -1], model(swapped)[:, -1], rtol=0, atol=1e-4)
+
+
+@given(data=st.data())
+def test_text_in_pieces_gives_the_logits_of_the_text_in_one(data):
+    length = data.draw(st.integers(1, 14))
+    cuts = data.draw(st.lists(st.integers(1, length), max_size=4, unique=True).map(sorted))
+    model = with_large_weights(tiny_llama()).double()
+    ids = torch.randint(37, (2, length))
+    caches = model.new_caches(2, length + data.draw(st.integers(0, 3)))
+    pieces = [piece for piece in ids.tensor_split(cuts, dim=1) if piece.shape[1]]
+    with torch.no_grad():
+        logits = torch.cat([model(piece, caches) for piece in pieces], dim=1)
+        whole = model(ids)
+    assert caches[0].length == length
+    # float64, the same sums in another order; logits have size 10.
+    assert (logits - whole).abs().max() < 1e-10
+
+
+@given(
+    padding=st.lists(st.integers(0, 6), min_size=1, max_size=4),
+    cached=st.booleans(),
+    length=st.integers(1, 7),
+)
+def test_padded_rows_have_the_logits_that_they_have_alone(padding, cached, length):
+    model = with_large_weights(tiny_llama()).double()
+    padding = torch.tensor(padding)
+    width = int(padding.max()) + length
+    ids = torch.randint(37, (len(padding), width))
+    caches = model.new_caches(len(padding), width) if cached else None
+    with torch.no_grad():
+        if cached:  # the last id comes by itself
+            parts = [model(ids[:, :-1], caches, padding)] if width > 1 else []
+            logits = torch.cat([*parts, model(ids[:, -1:], caches, padding)], dim=1)
+        else:
+            logits = model(ids, padding=padding)
+        for row, skipped in enumerate(padding.tolist()):
+            alone = model(ids[row : row + 1, skipped:])[0]
+            # float64, as above.
+            assert (logits[row, skipped:] - alone).abs().max() < 1e-10
+    assert logits.isfinite().all()
+
+
+def test_angles_do_not_lose_digits_with_the_weights():
+    model = tiny_llama(context_length=4096)
+    cos, sin = model.rope(torch.tensor([4001]))
+    model = model.bfloat16()
+    assert torch.equal(model.rope(torch.tensor([4001]))[0], cos)
+    assert torch.equal(model.rope(torch.tensor([4001]))[1], sin)
+    assert model(torch.zeros(1, 3, dtype=torch.long)).dtype == torch.bfloat16
+
+
+def test_a_cache_and_the_text_together_must_fit_the_context():
+    model = tiny_llama()
+    caches = model.new_caches(1, 20)
+    model(torch.zeros(1, 10, dtype=torch.long), caches)
+    with pytest.raises(ValueError, match=r"T from 1 to context_length, which is 6"):
+        model(torch.zeros(1, 7, dtype=torch.long), caches)
+    assert caches[0].length == 10
 
 
 def test_llama_overfits_one_batch():
