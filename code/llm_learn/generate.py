@@ -88,7 +88,8 @@ def generate(
         temperature, top_k, top_p: see `sample_next` and `filter_logits`.
         eos_id: a row that drew it is finished, and is filled with it.
         padding: (B,) how many of the first ids of each row are no text; see `pad_left`.
-        use_cache: keep keys and values where the model can (a `Llama`), instead of reading everything again.
+        use_cache: keep keys and values instead of reading everything again, where the model can (a `Llama`) and
+            prompt and new ids together fit its context.
         generator: decides the draws.
 
     Returns:
@@ -122,6 +123,7 @@ def generate(
             elif padding is None:
                 logits = model(ids[:, -context_length:])[:, -1]  # (B, V)
             else:
+                # What falls out of the window on the left is padding first.
                 left = (padding - max(0, ids.shape[1] - context_length)).clamp(min=0)
                 logits = model(ids[:, -context_length:], padding=left)[:, -1]  # (B, V)
             next_ids = sample_next(

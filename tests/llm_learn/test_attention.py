@@ -455,6 +455,7 @@ def test_a_full_cache_refuses_more_and_keeps_what_it_has():
         ((2, 2, 1, 4), (2, 2, 1, 4)),
         ((1, 1, 1, 4), (1, 1, 1, 4)),
         ((1, 2, 1, 4), (1, 2, 1, 5)),
+        ((1, 2, 1, 5), (1, 2, 1, 5)),
     ],
 )
 def test_a_cache_refuses_other_shapes(k, v):
