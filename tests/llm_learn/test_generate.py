@@ -409,6 +409,12 @@ def test_the_cache_makes_the_model_read_each_id_once(monkeypatch):
     assert lengths == [5, 1, 1, 1]
 
 
+def test_without_a_cache_none_is_made(monkeypatch):
+    model = tiny_llama()
+    monkeypatch.setattr(model, "new_caches", lambda *_: pytest.fail("a cache was made"))
+    assert generate(model, torch.randint(31, (1, 5)), 3, use_cache=False).shape == (1, 8)
+
+
 @given(prompts=PROMPTS)
 def test_padding_stands_on_the_left(prompts):
     ids, padding = pad_left(prompts, 99)

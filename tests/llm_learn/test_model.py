@@ -496,6 +496,19 @@ def test_angles_do_not_lose_digits_with_the_weights():
     assert model(torch.zeros(1, 3, dtype=torch.long)).dtype == torch.bfloat16
 
 
+def test_every_position_has_something_to_read_padded_or_not(monkeypatch):
+    # Not every kernel gives a number where there is nothing to average, and NaN would spread through the values.
+    sdpa, masks = F.scaled_dot_product_attention, []
+
+    def watch(*tensors, attn_mask=None, **rest):
+        masks.append(attn_mask)
+        return sdpa(*tensors, attn_mask=attn_mask, **rest)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watch)
+    tiny_llama()(torch.randint(37, (3, 6)), padding=torch.tensor([0, 2, 5]))
+    assert len(masks) == 2 and all(mask.any(-1).all() for mask in masks)
+
+
 def test_a_cache_and_the_text_together_must_fit_the_context():
     model = tiny_llama()
     caches = model.new_caches(1, 20)
