@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -160,7 +160,15 @@ def _kernel(
 ) -> Iterator[None]:
     _running.add(client)
     try:
-        with client.setup_kernel(env=environment, cwd=folder):
+        with ExitStack() as stack:
+            for attempts_left in (2, 1, 0):
+                try:
+                    stack.enter_context(client.setup_kernel(env=environment, cwd=folder))
+                    break
+                # Its ports are chosen before it takes them: another process may have been faster.
+                except RuntimeError:
+                    if not attempts_left:
+                        raise
             if _stopped.is_set():
                 raise ChapterFailed("the build was interrupted", "")
             yield

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -414,3 +415,36 @@ def test_a_dying_kernel_names_the_cell(tiny_book: TinyBook) -> None:
         kernels.ChapterFailed, match=r"(?s)beta.md, code cell 2.*the kernel died"
     ):
         kernels.execute(beta, kernels.kernel_environment(tiny_book.root))
+
+
+class ShyKernel:
+    """A client whose kernel dies a number of times before it answers."""
+
+    km = None
+
+    def __init__(self, deaths: int) -> None:
+        self.deaths, self.starts = deaths, 0
+
+    @contextmanager
+    def setup_kernel(self, **_):
+        self.starts += 1
+        if self.starts <= self.deaths:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        yield
+
+
+def test_a_kernel_that_dies_before_it_answers_is_started_again() -> None:
+    client = ShyKernel(deaths=2)
+    with kernels._kernel(client, {}, "."):
+        assert client.starts == 3 and client in kernels._running
+    assert client not in kernels._running
+
+
+def test_a_kernel_that_never_answers_is_given_up() -> None:
+    client = ShyKernel(deaths=3)
+    with (
+        pytest.raises(RuntimeError, match="died before replying"),
+        kernels._kernel(client, {}, "."),
+    ):
+        pytest.fail("there is no kernel")
+    assert client.starts == 3 and client not in kernels._running
