@@ -3,19 +3,16 @@
 `make experiment NAME=gpt` runs it on one thread and rewrites experiments/gpt.json, which the chapter draws.
 """
 
-import sys
 import time
 from pathlib import Path
 
 import torch
+from common import head, write
 
 from llm_learn.data import shakespeare_plays
 from llm_learn.model import GPT, GPTConfig
 from llm_learn.tokenizers import BPETokenizer
 from llm_learn.train import TrainConfig, train
-
-sys.path.insert(0, str(Path(__file__).parent))
-from common import head, write
 
 HELD_OUT = ["macbeth", "twelfth-night", "henry-v", "julius-caesar"]
 VOCAB_SIZE, IDS_A_PLAY = 4096, 8_000

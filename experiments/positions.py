@@ -6,18 +6,15 @@ runs learn from windows of 128 characters, every second one a passage that repea
 """
 
 import copy
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 
 import torch
+from common import definitions, head, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).parent))
-from common import definitions, head, write
 
 page = definitions("architecture/positions")
 SEEDS, LENGTH, BATCH, MAX_STEPS, LEARNING_RATE = [0, 1, 2], 128, 16, 2500, 3e-3

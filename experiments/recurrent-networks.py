@@ -5,12 +5,12 @@ the chapter draws. Models, recipes and measure are those of the chapter, which c
 """
 
 import math
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import torch
+from common import head, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,9 +18,6 @@ from llm_learn.data import get_batch, shakespeare_plays
 from llm_learn.model import GPT, GPTConfig
 from llm_learn.optim import AdamW, cosine_schedule, decay_groups
 from llm_learn.train import TrainConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from common import head, write
 
 HELD_OUT = ["macbeth", "twelfth-night", "henry-v", "julius-caesar"]
 CONTEXT, FIRST, PREDICTED = 64, 32, 10_000

@@ -4,11 +4,11 @@
 """
 
 import random
-import sys
 import time
 from pathlib import Path
 
 import torch
+from common import head, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,9 +20,6 @@ from llm_learn.translation import (
     number_translation,
     translation_batch,
 )
-
-sys.path.insert(0, str(Path(__file__).parent))
-from common import head, write
 
 SEEDS, MAX_STEPS = [0, 1, 2], 1200
 KINDS = [

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm_learn.tokenizers import BYTE_ORDER, BPETokenizer
+from llm_learn.tokenizers import PRINTABLE, BPETokenizer
 
 # How each kind of value in the settings is stored, little-endian; 8 is a string, 9 an array.
 _VALUES = {
@@ -89,7 +89,7 @@ class StoredTensor:
 
 
 class GGUF:
-    """A model file in the GGUF format (version 3, little-endian), opened without reading the weights.
+    """A model file in the GGUF format (version 2 or 3, little-endian), opened without reading the weights.
 
     Args:
         path: the file.
@@ -203,8 +203,8 @@ def tokenizer_from_gguf(file: GGUF) -> BPETokenizer:
         file.settings[f"tokenizer.ggml.{name}"]
         for name in ("tokens", "token_type", "merges")
     )
-    printable = [chr(b) for b in BYTE_ORDER if chr(b).isprintable() and b != 0x20]
-    spelled = printable + [chr(256 + i) for i in range(256 - len(printable))]
+    spelled = [chr(b) for b in PRINTABLE]
+    spelled += [chr(256 + i) for i in range(256 - len(PRINTABLE))]
     pairs, ours = [], {char: i for i, char in enumerate(spelled)}
     for merge in merges:
         first, _, second = merge.partition(" ")

@@ -246,7 +246,12 @@ class Llama(nn.Module):
         """
         num_past = caches[0].length if caches else 0
         num_keys = num_past + ids.shape[1]
-        check_ids(ids, self.config.vocab_size, self.config.context_length - num_past)
+        check_ids(ids, self.config.vocab_size, self.config.context_length)
+        if num_keys > self.config.context_length:
+            raise ValueError(
+                f"ids adds {ids.shape[1]} positions to {num_past} in the caches: "
+                f"context_length is {self.config.context_length}"
+            )
         positions = torch.arange(num_past, num_keys, device=ids.device)  # (T,)
         mask = causal_mask(len(positions), num_keys, device=ids.device)  # (T, S)
         if padding is not None:

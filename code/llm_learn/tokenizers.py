@@ -23,8 +23,8 @@ GPT4_PATTERN = (
 
 # Ids 0-255 stand for the 256 bytes, printable ones first. It is GPT-2's order, and it decides ties between
 # equally frequent pairs, so keeping it makes our merges those of the reference library.
-_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-BYTE_ORDER = bytes(_PRINTABLE + sorted(set(range(256)) - set(_PRINTABLE)))
+PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTE_ORDER = bytes(PRINTABLE + sorted(set(range(256)) - set(PRINTABLE)))
 
 
 def cut_into_chunks(text: str, pattern: str) -> list[str]:

