@@ -1,9 +1,11 @@
 """What every notebook does around its subject: start, time, glue, verify."""
 
 import json
+import os
 import random
 import time
 import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,6 +50,34 @@ class Stopwatch:
             time.process_time() - self._cpu,
             time.perf_counter() - self._clock,
         )
+
+
+def fastest_seconds(work: Callable[[], object], repeats: int = 3) -> float:
+    """The shortest of several runs, by the clock: what disturbs a run only makes it longer."""
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}: it must be at least 1")
+    runs = []
+    for _ in range(repeats):
+        with Stopwatch() as watch:
+            work()
+        runs.append(watch.seconds)
+    return min(runs)
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most memory that torch's CPU allocator held during `work`, beyond what it held before, by its profiler."""
+    # Set before the profiler starts for the first time: else it writes a line with the time for each run.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    held = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()  # negative where memory is given back
+            peak = max(peak, held)
+    return peak
 
 
 def glue(name: str, value: object) -> None:

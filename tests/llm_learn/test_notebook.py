@@ -18,7 +18,15 @@ from myst_nb.core.variables import format_plain_text
 from myst_nb.ext.glue import extract_glue_data
 
 from llm_learn import notebook
-from llm_learn.notebook import Stopwatch, glue, recorded, start, verify
+from llm_learn.notebook import (
+    Stopwatch,
+    fastest_seconds,
+    glue,
+    peak_bytes,
+    recorded,
+    start,
+    verify,
+)
 from llm_learn.plotting import COLORS
 
 NAN, INF = float("nan"), float("inf")
@@ -86,6 +94,29 @@ def test_stopwatch_tells_work_from_waiting():
     assert (
         0 < working.cpu_seconds <= working.seconds + 0.05
     )  # two clocks, each with its own resolution
+
+
+def test_fastest_seconds_takes_the_shortest_run():
+    naps = iter((0.15, 0.02, 0.1))
+    assert 0.02 <= fastest_seconds(lambda: time.sleep(next(naps)), 3) < 0.1
+    assert next(naps, None) is None
+    with pytest.raises(ValueError, match="repeats is 0: it must be at least 1"):
+        fastest_seconds(lambda: None, 0)
+
+
+def test_peak_bytes_counts_what_is_held_at_once(capfd):
+    a = torch.ones(1000, 1000)  # 4 MB, held before
+
+    def one_after_the_other():
+        for _ in range(3):
+            a + 1
+
+    def together():
+        return [a + 1 for _ in range(3)]
+
+    for work, expected in ((one_after_the_other, 4e6), (together, 12e6)):
+        assert expected <= peak_bytes(work) < expected * 1.01
+    assert capfd.readouterr() == ("", "")
 
 
 # glue
