@@ -226,7 +226,8 @@ def test_search_says_when_it_finds_nothing(visit, address):
 def test_the_menu_of_a_phone_leads_to_a_page(visit):
     page = visit("index", width=390)
     page.locator(".primary-toggle:visible").click()
-    page.locator("#pst-primary-sidebar-modal a", has_text="Attention").click()
+    sidebar = page.locator("#pst-primary-sidebar-modal")
+    sidebar.get_by_role("link", name="Attention", exact=True).click()
     page.wait_for_url(f"**/{CHAPTER}.html")
 
 
