@@ -5,7 +5,7 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -62,6 +62,16 @@ def fastest_seconds(work: Callable[[], object], repeats: int = 3) -> float:
             work()
         runs.append(watch.seconds)
     return min(runs)
+
+
+def fitted_power(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """The p for which size ** p, times a constant, fits the values best, on logarithmic axes."""
+    if len(sizes) != len(values) or min(*sizes, *values) <= 0 or len(set(sizes)) < 2:
+        raise ValueError(
+            f"sizes is {list(sizes)}, values {list(values)}: "
+            "expected as many of each, all above 0, for two sizes at least"
+        )
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
 def peak_bytes(work: Callable[[], object]) -> int:

@@ -21,6 +21,7 @@ from llm_learn import notebook
 from llm_learn.notebook import (
     Stopwatch,
     fastest_seconds,
+    fitted_power,
     glue,
     peak_bytes,
     recorded,
@@ -102,6 +103,16 @@ def test_fastest_seconds_takes_the_shortest_run():
     assert next(naps, None) is None
     with pytest.raises(ValueError, match="repeats is 0: it must be at least 1"):
         fastest_seconds(lambda: None, 0)
+
+
+def test_fitted_power_finds_the_exponent():
+    sizes = [10, 30, 100]
+    for power in (-1.0, 0.5, 2.0):
+        values = [7 * size**power for size in sizes]
+        assert fitted_power(sizes, values) == pytest.approx(power)
+    for wrong in (([1, 2], [1]), ([1, 0], [1, 2]), ([3, 3], [1, 2])):
+        with pytest.raises(ValueError, match="two sizes at least"):
+            fitted_power(*wrong)
 
 
 def test_peak_bytes_counts_what_is_held_at_once(capfd):
