@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 def definitions(slug: str) -> SimpleNamespace:
     """What a chapter imports and defines, so that an experiment runs the very code of the page.
 
-    Imports, functions, classes and constants in capitals are executed; everything else of the chapter is left out.
+    Imports, functions, classes, and what is given a name with a capital, constants and types, are executed; everything
+    else of the chapter is left out.
 
     Args:
         slug: part/name, such as `architecture/positions`.
@@ -39,7 +40,7 @@ def _defines(node: ast.stmt) -> bool:
             for name in ast.walk(target)
             if isinstance(name, ast.Name)
         ]
-        return all(name.isupper() for name in names)
+        return all(name[0].isupper() for name in names)
     kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
     return isinstance(node, kinds)
 

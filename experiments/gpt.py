@@ -9,12 +9,11 @@ from pathlib import Path
 import torch
 from common import head, write
 
-from llm_learn.data import shakespeare_plays
+from llm_learn.data import HELD_OUT, shakespeare_plays
 from llm_learn.model import GPT, GPTConfig
 from llm_learn.tokenizers import BPETokenizer
 from llm_learn.train import TrainConfig, train
 
-HELD_OUT = ["macbeth", "twelfth-night", "henry-v", "julius-caesar"]
 VOCAB_SIZE, IDS_A_PLAY = 4096, 8_000
 MODEL = GPTConfig(
     vocab_size=VOCAB_SIZE, context_length=64, d_model=128, num_layers=3, num_heads=4

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from llm_learn.data import shakespeare_characters
+
 page = definitions("architecture/positions")
 SEEDS, LENGTH, BATCH, MAX_STEPS, LEARNING_RATE = [0, 1, 2], 128, 16, 2500, 3e-3
 FACTOR, TUNING_STEPS = 8, 100
@@ -102,7 +104,7 @@ def stretchings(head_dim: int) -> dict[str, tuple[Tensor, float]]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    tokenizer, known, held_out = page.characters()
+    tokenizer, known, held_out = shakespeare_characters()
     record = head("Shakespeare's plays, four of them held out", SEEDS)
     record |= {"max_steps": MAX_STEPS, "length": LENGTH, "factor": FACTOR}
     record |= {"edges": EDGES, "periods": PERIODS, "tuning_steps": TUNING_STEPS}

@@ -14,12 +14,11 @@ from common import head, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llm_learn.data import get_batch, shakespeare_plays
+from llm_learn.data import HELD_OUT, get_batch, shakespeare_plays
 from llm_learn.model import GPT, GPTConfig
 from llm_learn.optim import AdamW, cosine_schedule, decay_groups
 from llm_learn.train import TrainConfig
 
-HELD_OUT = ["macbeth", "twelfth-night", "henry-v", "julius-caesar"]
 CONTEXT, FIRST, PREDICTED = 64, 32, 10_000
 SEEDS, LENGTHS = [0, 1, 2], [1, 6, 30]
 # Updates of the shortest run, which takes each about the same time, and the best of the learning rates tried.

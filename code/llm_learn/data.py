@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 from llm_learn.assets import asset_path
+from llm_learn.tokenizers import CharTokenizer
+
+# The plays that no model of this book is trained on, unless a chapter says so.
+HELD_OUT = ("macbeth", "twelfth-night", "henry-v", "julius-caesar")
 
 
 @functools.cache
@@ -19,6 +23,15 @@ def shakespeare_plays() -> dict[str, str]:
 def shakespeare() -> str:
     """All of Shakespeare's plays as one string of Markdown, about 5.3 MB."""
     return "\n\n".join(shakespeare_plays().values())
+
+
+def shakespeare_characters() -> tuple[CharTokenizer, Tensor, Tensor]:
+    """A tokenizer of characters, the ids (N,) of the plays to learn from, and those (M,) of the plays held out."""
+    plays = shakespeare_plays()
+    tokenizer = CharTokenizer("\n".join(plays.values()))
+    known = "\n".join(text for name, text in plays.items() if name not in HELD_OUT)
+    held_out = "\n".join(plays[name] for name in HELD_OUT)
+    return tokenizer, *(torch.tensor(tokenizer.encode(text)) for text in (known, held_out))
 
 
 def get_batch(

@@ -1,5 +1,8 @@
 """What each position does by itself, after it has read from the others."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 
@@ -53,3 +56,115 @@ class SwiGLU(nn.Module):
             )
         gate, up = self.gate_up(x).chunk(2, dim=-1)  # (..., d_ff) each
         return self.down(nn.functional.silu(gate) * up)
+
+
+# (logits (N, E), top_k) -> weights (N, k) of the chosen experts, and which they are (N, k)
+Gates = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+
+
+def check_top_k(top_k: int, num_experts: int) -> None:
+    """Raises ValueError unless a token can visit that many experts."""
+    if not 1 <= top_k <= num_experts:
+        raise ValueError(
+            f"top_k is {top_k}: it must be from 1 to the number of experts, which is {num_experts}"
+        )
+
+
+def softmax_gates(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The largest of all experts' probabilities, as they are (Fedus et al. 2022, arXiv:2101.03961, Eqs. 1 and 2)."""
+    check_top_k(top_k, logits.shape[-1])
+    return logits.softmax(-1).topk(top_k, dim=-1)
+
+
+def renormalised_gates(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """A softmax of the largest scores only, so that they sum to 1 (Jiang et al. 2024, arXiv:2401.04088, Sec. 2.1)."""
+    check_top_k(top_k, logits.shape[-1])
+    best, chosen = logits.topk(top_k, dim=-1)
+    return best.softmax(-1), chosen
+
+
+class MixtureOfExperts(nn.Module):
+    """A layer of which each token visits a part (Shazeer et al. 2017, arXiv:1701.06538, Eq. 1).
+
+    Args:
+        d_model: C, width of the input and the output.
+        num_experts: E, feed-forward layers to choose from.
+        top_k: k, experts that a token visits.
+        make_expert: returns a new expert, which maps (N, C) to (N, C).
+        gates: turns the router's scores into a choice and its weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_experts: int,
+        top_k: int,
+        make_expert: Callable[[], nn.Module],
+        gates: Gates = renormalised_gates,
+    ):
+        super().__init__()
+        for name, value in (("d_model", d_model), ("num_experts", num_experts)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}: it must be at least 1")
+        check_top_k(top_k, num_experts)
+        self.router = nn.Linear(d_model, num_experts, bias=False)
+        self.experts = nn.ModuleList(make_expert() for _ in range(num_experts))
+        self.top_k, self.gates = top_k, gates
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)"""
+        if x.shape[-1] != self.router.in_features:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}: expected (..., {self.router.in_features})"
+            )
+        tokens = x.reshape(-1, x.shape[-1])  # (N, C)
+        weights, chosen = self.gates(self.router(tokens), self.top_k)  # (N, k) each
+        out = torch.zeros_like(tokens)
+        for e in chosen.unique().tolist():  # the others compute nothing
+            token, rank = (chosen == e).nonzero(as_tuple=True)
+            found = weights[token, rank, None] * self.experts[e](tokens[token])
+            out = out.index_add(0, token, found)
+        return out.view_as(x)
+
+
+def load_balancing_loss(logits: Tensor, chosen: Tensor) -> Tensor:
+    """1 where all experts are used alike, up to E where one has everything (Fedus et al. 2022, Eqs. 4 to 6).
+
+    Args:
+        logits: (N, E) the router's scores.
+        chosen: (N, k) the experts that each token visits.
+    """
+    if logits.ndim != 2 or chosen.ndim != 2 or not 0 < len(logits) == len(chosen):
+        raise ValueError(
+            f"logits has shape {tuple(logits.shape)}, chosen {tuple(chosen.shape)}: "
+            "expected (N, E) and (N, k), for one token at least"
+        )
+    num_experts = logits.shape[-1]
+    # A count has no gradient; the probabilities carry it.
+    share = torch.bincount(chosen.flatten(), minlength=num_experts) / chosen.numel()
+    return num_experts * (share * logits.softmax(-1).mean(0)).sum()
+
+
+class WithLoss(torch.autograd.Function):
+    """Hands a tensor on, and in the backward pass adds the gradient of a second loss to that of the model's."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, loss: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, torch.ones((), dtype=grad.dtype, device=grad.device)
+
+
+def balanced(gates: Gates, weight: float) -> Gates:
+    """The same gates; training them lowers `weight` times the load-balancing loss as well."""
+    if not weight >= 0:
+        raise ValueError(f"weight is {weight}: it cannot be negative")
+
+    def choose(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+        weights, chosen = gates(logits, top_k)
+        return WithLoss.apply(weights, weight * load_balancing_loss(logits, chosen)), chosen
+
+    return choose

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from llm_learn import data
 from llm_learn.assets import AssetError
-from llm_learn.data import get_batch, pack_documents, shakespeare, shakespeare_plays
+from llm_learn.data import (
+    HELD_OUT,
+    get_batch,
+    pack_documents,
+    shakespeare,
+    shakespeare_characters,
+    shakespeare_plays,
+)
 
 EOS = 0
 DOCS = st.lists(st.lists(st.integers(1, 50), max_size=12), min_size=1, max_size=8)
@@ -36,6 +43,17 @@ def toy_plays(tmp_path, monkeypatch):
 def test_shakespeare_joins_the_plays_in_order(toy_plays):
     assert list(shakespeare_plays().items()) == [("b", "Bß"), ("c", "C"), ("a", "A")]
     assert shakespeare() == "Bß\n\nC\n\nA"
+
+
+def test_characters_of_held_out_plays_are_kept_apart(toy_plays, monkeypatch):
+    monkeypatch.setattr(data, "HELD_OUT", ("c",))
+    tokenizer, known, held_out = shakespeare_characters()
+    assert tokenizer.decode(known.tolist()) == "Bß\nA"
+    assert tokenizer.decode(held_out.tolist()) == "C"
+
+
+def test_held_out_plays_exist():
+    assert set(HELD_OUT) <= set(shakespeare_plays())
 
 
 def test_shakespeare_holds_all_plays():

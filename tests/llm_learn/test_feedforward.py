@@ -1,14 +1,30 @@
-"""The MLP equals GPT-2's and the SwiGLU Llama's, and both treat each position by itself."""
+"""The MLP equals GPT-2's, the SwiGLU Llama's, the mixture Mixtral's, and all treat each position by itself."""
 
 import math
 
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers import GPT2Config, LlamaConfig, MixtralConfig
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.mixtral.modeling_mixtral import (
+    MixtralSparseMoeBlock,
+    load_balancing_loss_func,
+)
 
-from llm_learn.feedforward import MLP, SwiGLU
+from llm_learn.feedforward import (
+    MLP,
+    MixtureOfExperts,
+    SwiGLU,
+    WithLoss,
+    balanced,
+    load_balancing_loss,
+    renormalised_gates,
+    softmax_gates,
+)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +106,209 @@ def test_widths_below_one_are_refused(kind, d_model, d_ff, message):
 def test_an_input_of_another_width_is_refused(kind):
     with pytest.raises(ValueError, match=r"x has shape \(2, 5\).*4"):
         kind(d_model=4, d_ff=8)(torch.randn(2, 5))
+
+
+def mixture(
+    num_experts: int = 4, top_k: int = 2, gates=renormalised_gates, d_model: int = 6
+) -> MixtureOfExperts:
+    return MixtureOfExperts(
+        d_model=d_model,
+        num_experts=num_experts,
+        top_k=top_k,
+        make_expert=lambda: SwiGLU(d_model=d_model, d_ff=8),
+        gates=gates,
+    ).double()
+
+
+def test_mixture_matches_mixtral():
+    ours = mixture(num_experts=5)
+    theirs = MixtralSparseMoeBlock(
+        MixtralConfig(
+            hidden_size=6,
+            intermediate_size=8,
+            num_local_experts=5,
+            num_experts_per_tok=2,
+            experts_implementation="eager",
+        )
+    ).double()
+    with torch.no_grad():
+        theirs.gate.weight.copy_(ours.router.weight)
+        for e, expert in enumerate(ours.experts):
+            theirs.experts.gate_up_proj[e] = expert.gate_up.weight
+            theirs.experts.down_proj[e] = expert.down.weight
+    x = torch.randn(2, 7, 6, dtype=torch.float64)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    outs = [layer(y) for layer, y in zip((ours, theirs), inputs, strict=True)]
+    grads = [
+        torch.autograd.grad(o.square().sum(), y)[0]
+        for o, y in zip(outs, inputs, strict=True)
+    ]
+    # Their router computes its softmax in float32.
+    torch.testing.assert_close(outs[0], outs[1], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(grads[0], grads[1], atol=1e-6, rtol=1e-6)
+
+
+@given(num_tokens=st.integers(1, 40), num_experts=st.integers(1, 9), data=st.data())
+def test_balancing_loss_matches_transformers(num_tokens, num_experts, data):
+    top_k = data.draw(st.integers(1, num_experts))
+    logits = 3 * torch.randn(num_tokens, num_experts)
+    chosen = renormalised_gates(logits, top_k)[1]
+    # They divide the counts by the tokens, we by all choices, so that 1 is balance for every k.
+    theirs = load_balancing_loss_func((logits,), num_experts, top_k) / top_k
+    torch.testing.assert_close(load_balancing_loss(logits, chosen), theirs)
+
+
+@pytest.mark.parametrize("gates", [softmax_gates, renormalised_gates])
+@given(
+    shape=st.lists(st.integers(0, 4), max_size=3),
+    num_experts=st.integers(1, 6),
+    data=st.data(),
+)
+def test_mixture_is_the_sum_over_the_chosen(gates, shape, num_experts, data):
+    top_k = data.draw(st.integers(1, num_experts))
+    layer = mixture(num_experts, top_k, gates)
+    x = torch.randn(*shape, 6, dtype=torch.float64)
+    out = layer(x)
+    assert out.shape == x.shape
+    for token, found in zip(x.reshape(-1, 6), out.reshape(-1, 6), strict=True):
+        probabilities = layer.router(token).softmax(-1)
+        best = probabilities.argsort(descending=True)[:top_k]
+        total = probabilities[best].sum() if gates is renormalised_gates else 1.0
+        expected = sum(probabilities[e] / total * layer.experts[e](token) for e in best)
+        torch.testing.assert_close(found, expected)
+
+
+def test_all_experts_make_the_dense_mixture_in_values_and_gradients():
+    layer = mixture(num_experts=4, top_k=4)
+    x = torch.randn(9, 6, dtype=torch.float64)
+    weights = layer.router(x).softmax(-1)  # (N, E)
+    dense = sum(weights[:, e, None] * layer.experts[e](x) for e in range(4))
+    torch.testing.assert_close(layer(x), dense)
+    parameters = list(layer.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(layer(x).square().sum(), parameters),
+        torch.autograd.grad(dense.square().sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_order_of_experts_does_not_matter():
+    layer, x = mixture(num_experts=5), torch.randn(8, 6, dtype=torch.float64)
+    before = layer(x)
+    order = torch.randperm(5)
+    layer.router.weight = nn.Parameter(layer.router.weight[order])
+    layer.experts = nn.ModuleList(layer.experts[e] for e in order)
+    torch.testing.assert_close(layer(x), before)
+
+
+def test_only_the_chosen_compute():
+    layer, rows = mixture(num_experts=6, top_k=2), []
+    for expert in layer.experts:
+        expert.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    layer(torch.randn(1, 6, dtype=torch.float64))
+    assert rows == [1, 1]
+    rows.clear()
+    layer(torch.randn(3, 5, 6, dtype=torch.float64))
+    assert sum(rows) == 3 * 5 * 2
+
+
+def test_positions_of_a_mixture_do_not_mix():
+    layer, x = mixture(), torch.randn(2, 5, 6, dtype=torch.float64)
+    y = x.clone()
+    y[:, 2] += 1
+    # How many tokens an expert sees together decides how its products are rounded.
+    changed = ((layer(x) - layer(y)).abs() > 1e-12).any(-1)
+    assert changed.tolist() == [[t == 2 for t in range(5)]] * 2
+
+
+def test_one_renormalised_expert_leaves_the_router_without_gradient():
+    x = torch.randn(9, 6, dtype=torch.float64)
+    for gates, learns in ((renormalised_gates, False), (softmax_gates, True)):
+        layer = mixture(top_k=1, gates=gates)
+        layer(x).square().sum().backward()
+        assert bool(layer.router.weight.grad.any()) == learns
+
+
+def test_balancing_loss_is_one_for_even_use_and_e_for_a_collapse():
+    even = torch.arange(8)[:, None] % 4
+    assert load_balancing_loss(torch.zeros(8, 4), even).item() == pytest.approx(1.0)
+    collapsed = torch.tensor([[50.0, 0, 0, 0]]).expand(8, 4)
+    one = torch.zeros(8, 1, dtype=torch.long)
+    assert load_balancing_loss(collapsed, one).item() == pytest.approx(4.0)
+
+
+def test_balanced_gates_change_gradients_by_the_loss_and_nothing_else():
+    x = torch.randn(9, 6, dtype=torch.float64)
+    plain = mixture()
+    other = mixture(gates=balanced(renormalised_gates, 0.3))
+    other.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(other(x), plain(x), rtol=0, atol=0)
+    other(x).square().sum().backward()
+    logits = plain.router(x)
+    extra = 0.3 * load_balancing_loss(logits, renormalised_gates(logits, 2)[1])
+    (plain(x).square().sum() + extra).backward()
+    for (name, ours), theirs in zip(
+        other.named_parameters(), plain.parameters(), strict=True
+    ):
+        torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+    with torch.no_grad():
+        assert other(x).isfinite().all()
+
+
+def test_training_with_the_balancing_loss_spreads_the_tokens():
+    shares = {}
+    x = torch.randn(256, 6, dtype=torch.float64) + 1
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        layer = mixture(num_experts=4, top_k=1, gates=balanced(softmax_gates, weight))
+        with torch.no_grad():
+            layer.router.weight[0] += 1.0  # the first begins as everyone's favourite
+        optimizer = torch.optim.SGD(layer.router.parameters(), lr=0.3)
+        for _ in range(100):
+            optimizer.zero_grad()
+            (0.0 * layer(x).sum()).backward()
+            optimizer.step()
+        chosen = layer.router(x).argmax(-1)
+        shares[weight] = torch.bincount(chosen, minlength=4).max().item() / len(x)
+    assert shares[0.0] > 0.9 and shares[1.0] < 0.5
+
+
+def test_with_loss_hands_its_input_on():
+    x = torch.randn(3, requires_grad=True)
+    y = torch.tensor(2.0, requires_grad=True)
+    out = WithLoss.apply(x, y * y)
+    assert torch.equal(out, x)
+    out.sum().backward()
+    assert x.grad.tolist() == [1, 1, 1] and y.grad.item() == 4.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_model": 0}, "d_model is 0.*at least 1"),
+        ({"num_experts": 0}, "num_experts is 0.*at least 1"),
+        ({"top_k": 0}, "top_k is 0.*from 1 to.*4"),
+        ({"top_k": 5}, "top_k is 5.*from 1 to.*4"),
+    ],
+)
+def test_a_mixture_that_cannot_work_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        MixtureOfExperts(
+            **{"d_model": 4, "num_experts": 4, "top_k": 2} | changes,
+            make_expert=nn.Identity,
+        )
+
+
+def test_bad_input_to_a_mixture_and_its_parts_is_refused():
+    with pytest.raises(ValueError, match=r"x has shape \(2, 5\).*6"):
+        mixture()(torch.randn(2, 5, dtype=torch.float64))
+    for gates in (softmax_gates, renormalised_gates):
+        with pytest.raises(ValueError, match=r"top_k is 4.*3"):
+            gates(torch.randn(2, 3), 4)
+    for logits, chosen in (((2, 3), (3, 1)), ((0, 3), (0, 1)), ((2, 2, 3), (2, 1))):
+        with pytest.raises(ValueError, match=r"logits has shape.*chosen"):
+            load_balancing_loss(torch.randn(logits), torch.zeros(chosen, dtype=torch.long))
+    for weight in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="weight is"):
+            balanced(softmax_gates, weight)
