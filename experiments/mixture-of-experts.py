@@ -1,6 +1,6 @@
 """The recorded experiments of the chapter on mixtures of experts: where tokens go, and the race against an MLP.
 
-`make experiment NAME=mixture-of-experts` runs the chapter's own code on one thread, in about forty minutes, and rewrites
+`make experiment NAME=mixture-of-experts` runs the chapter's own code on one thread, in about thirty-five minutes, and rewrites
 experiments/mixture-of-experts.json, which the chapter shows.
 """
 
@@ -14,7 +14,7 @@ from llm_learn.data import shakespeare_characters
 from llm_learn.feedforward import balanced, softmax_gates
 
 page = definitions("architecture/mixture-of-experts")
-SEEDS, UPDATES, RATES = [0, 1, 2], 2000, [5e-3, 1e-2, 2e-2]
+SEEDS, UPDATES, RATES = [0, 1, 2], 2000, [5e-3, 1e-2, 2e-2, 4e-2]
 LONGER = "dense, as long"  # the MLP, trained for as many seconds as its main rival
 SHORT_RUNS = {  # how the gates are made, and which parameters stay as they were born
     "as it is": (lambda: softmax_gates, "nothing"),
