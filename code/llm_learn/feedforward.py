@@ -128,6 +128,23 @@ class MixtureOfExperts(nn.Module):
         return out.view_as(x)
 
 
+class SharedAndRouted(nn.Module):
+    """An expert for every token, and a mixture that adds what it lacks (Dai et al. 2024, arXiv:2401.06066, Eq. 9).
+
+    Args:
+        shared: maps (..., C) to (..., C).
+        routed: the same, mostly a `MixtureOfExperts`.
+    """
+
+    def __init__(self, *, shared: nn.Module, routed: nn.Module):
+        super().__init__()
+        self.shared, self.routed = shared, routed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)"""
+        return self.shared(x) + self.routed(x)
+
+
 def load_balancing_loss(logits: Tensor, chosen: Tensor) -> Tensor:
     """1 where all experts are used alike, up to E where one has everything (Fedus et al. 2022, Eqs. 4 to 6).
 

@@ -80,6 +80,18 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.norm_2(x)))
 
 
+def draw_weights(module: nn.Module, num_layers: int) -> None:
+    """Draws GPT-2's first weights for a model of that many blocks, or for a part of one; biases become zero."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 2:
+            # Each block adds to the residual stream twice; depth must not inflate its variance.
+            adds_to_stream = name.endswith(("out.weight", "down.weight"))
+            std = 0.02 / math.sqrt(2 * num_layers) if adds_to_stream else 0.02
+            nn.init.normal_(parameter, std=std)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+
+
 class GPT(nn.Module):
     """A decoder-only Transformer with GPT-2's structure (Radford et al. 2019)."""
 
@@ -91,14 +103,7 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.d_model)
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
-                # Each block adds to the residual stream twice; depth must not inflate its variance.
-                adds_to_stream = name.endswith(("attention.out.weight", "mlp.down.weight"))
-                std = 0.02 / math.sqrt(2 * config.num_layers) if adds_to_stream else 0.02
-                nn.init.normal_(parameter, std=std)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+        draw_weights(self, config.num_layers)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Scores every id as the next one, at every position: (B, T) -> logits (B, T, V)."""
@@ -214,12 +219,7 @@ class Llama(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
-                # Each block adds to the residual stream twice; depth must not inflate its variance.
-                adds_to_stream = name.endswith(("attention.out.weight", "mlp.down.weight"))
-                std = 0.02 / math.sqrt(2 * config.num_layers) if adds_to_stream else 0.02
-                nn.init.normal_(parameter, std=std)
+        draw_weights(self, config.num_layers)
 
     def new_caches(self, batch_size: int, capacity: int) -> list[KVCache]:
         """An empty cache for each block, with room for `capacity` positions."""

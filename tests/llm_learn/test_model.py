@@ -15,6 +15,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from llm_learn.assets import asset_path
+from llm_learn.feedforward import MLP, MixtureOfExperts
 from llm_learn.gguf import GGUF
 from llm_learn.model import (
     GPT,
@@ -23,6 +24,7 @@ from llm_learn.model import (
     Llama,
     LlamaConfig,
     RMSNorm,
+    draw_weights,
     interleaved_to_halves,
     llama_from_gguf,
     load_smollm2,
@@ -624,3 +626,18 @@ def test_smollm2_equals_transformers_which_reads_the_file_itself():
     # float32 through thirty blocks; the logits go up to 20.
     assert (logits - reference).abs().max() <= 1e-3
     assert tokenizer.decode([logits[0, -1].argmax().item()]) == " Paris"
+
+
+def test_weights_of_a_part_are_drawn_as_the_model_draws_them():
+    layer = MixtureOfExperts(
+        d_model=64, num_experts=4, top_k=2, make_expert=lambda: MLP(d_model=64, d_ff=256)
+    )
+    draw_weights(layer, num_layers=8)
+    for name, parameter in layer.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        else:
+            std = (
+                0.02 / 4 if name.endswith("down.weight") else 0.02
+            )  # 4 = sqrt(2 * 8 layers)
+            assert parameter.std().item() == pytest.approx(std, rel=0.1), name

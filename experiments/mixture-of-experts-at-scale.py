@@ -1,0 +1,141 @@
+"""The recorded experiments of the chapter on mixtures of experts at scale.
+
+Ways of balancing, sizes of experts, a mixture made from a trained model, and experts that choose their tokens.
+`make experiment NAME=mixture-of-experts-at-scale` runs the chapter's own code on one thread, in about forty minutes, and
+rewrites experiments/mixture-of-experts-at-scale.json, which the chapter shows.
+"""
+
+import copy
+import functools
+import time
+from pathlib import Path
+
+import torch
+from common import definitions, head, write
+from torch import Tensor, nn
+
+from llm_learn.data import shakespeare_characters
+from llm_learn.feedforward import (
+    MLP,
+    Gates,
+    MixtureOfExperts,
+    balanced,
+    renormalised_gates,
+)
+from llm_learn.train import evaluate_loss, train
+
+page = definitions("architecture/mixture-of-experts-at-scale")
+SEEDS, UPDATES, NUM_TEXTS = [0, 1, 2], 2000, 1500
+RECORD = Path(__file__).with_suffix(".json")
+
+
+def make_mlp() -> nn.Module:
+    return MLP(d_model=page.WIDTH, d_ff=4 * page.WIDTH)
+
+
+def make_half() -> nn.Module:
+    return MLP(d_model=page.WIDTH, d_ff=2 * page.WIDTH)
+
+
+def make_mixture(gates: Gates) -> nn.Module:
+    return MixtureOfExperts(
+        d_model=page.WIDTH, num_experts=4, top_k=2, make_expert=make_mlp, gates=gates
+    )
+
+
+class Runs:
+    """Trains models on the same text, and measures them on the same plays held out."""
+
+    def __init__(self) -> None:
+        characters, self.known, self.held_out = shakespeare_characters()
+        self.size = characters.vocab_size
+        self.val_ids = torch.stack(
+            [part[:8192] for part in self.held_out.chunk(4)]
+        ).flatten()
+
+    def loss(self, model: nn.Module) -> float:
+        return evaluate_loss(model, self.val_ids)
+
+    def go_on(
+        self, model: nn.Module, seed: int, updates: int, rate: float = 1e-2
+    ) -> nn.Module:
+        draws = torch.Generator().manual_seed(seed)
+        train(model, self.known, None, page.recipe(updates, rate), generator=draws)
+        return model
+
+    def balancing(self, make_gates, seed: int) -> dict:
+        model, shares = page.trained(
+            make_gates, self.size, self.known, seed, page.recipe(UPDATES)
+        )
+        late: Tensor = page.overload(shares[-100:])
+        return {"loss": self.loss(model), "overload": late.mean(0).tolist()}
+
+    def sized(self, make_layer, seed: int) -> float:
+        model = page.language_model(make_layer, self.size, seed)
+        return self.loss(self.go_on(model, seed, UPDATES))
+
+    def upcycling(self, seed: int) -> dict:
+        """A dense model that goes on, as it is or as a mixture, against a mixture from the start."""
+        gates = balanced(renormalised_gates, 0.01)
+        half = UPDATES // 2
+        dense = page.language_model(make_mlp, self.size, seed)
+        dense = self.go_on(dense, seed, half)
+        found = {"dense, first half": self.loss(dense)}
+        torch.manual_seed(seed)
+        mixed = page.upcycled(dense, 4, 2, gates)
+        found["upcycled, before it goes on"] = self.loss(mixed)
+        for name, model, updates in (
+            ("dense goes on", dense, half),
+            ("dense goes on, twice as long", dense, 2 * half),
+            ("upcycled", mixed, half),
+        ):
+            model = self.go_on(copy.deepcopy(model), seed + 100, updates, 5e-3)
+            found[name] = self.loss(model)
+        for name, updates in (
+            ("mixture, second half only", half),
+            ("mixture, both", UPDATES),
+        ):
+            make_layer = functools.partial(make_mixture, gates)
+            model = page.language_model(make_layer, self.size, seed)
+            found[name] = self.loss(self.go_on(model, seed, updates))
+        return found
+
+    def expert_choice(self, seed: int) -> dict:
+        """The loss of a character where the model sees it alone with its past, and in a batch with its future."""
+        kinds = {
+            "tokens choose": lambda: page.mixture(balanced(renormalised_gates, 0.01)),
+            "experts choose": lambda: page.ExpertChoice(page.WIDTH, 8, 2, make_half),
+        }
+        found = {}
+        for name, make_layer in kinds.items():
+            model = page.language_model(make_layer, self.size, seed)
+            model = self.go_on(model, seed, UPDATES).eval()
+            found[name] = page.alone_and_together(model, self.held_out, NUM_TEXTS)
+        return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    started, runs = time.process_time(), Runs()
+    record = head("Shakespeare's plays, four of them held out", SEEDS)
+    record |= {"updates": UPDATES, "num_texts": NUM_TEXTS}
+    for part, cases in (
+        ("expert_choice", {"": runs.expert_choice}),
+        ("upcycling", {"": runs.upcycling}),
+        ("balancing", page.BALANCING),
+        ("sizes", page.SIZES),
+    ):
+        record[part] = {}
+        for name, case in cases.items():
+            run = {"balancing": runs.balancing, "sizes": runs.sized}.get(part)
+            found = [run(case, seed) if run else case(seed) for seed in SEEDS]
+            record[part][name] = found
+            print(part, name, found, flush=True)
+        if "" in record[part]:
+            record[part] = record[part][""]
+    record["cpu_seconds"] = round(time.process_time() - started)
+    write(record, RECORD)
+
+
+if __name__ == "__main__":
+    main()
