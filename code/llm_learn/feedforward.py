@@ -124,7 +124,7 @@ class MixtureOfExperts(nn.Module):
         for e in chosen.unique().tolist():  # the others compute nothing
             token, rank = (chosen == e).nonzero(as_tuple=True)
             found = weights[token, rank, None] * self.experts[e](tokens[token])
-            out = out.index_add(0, token, found)
+            out = out.index_add(0, token, found.to(out.dtype))
         return out.view_as(x)
 
 
@@ -146,7 +146,7 @@ class SharedAndRouted(nn.Module):
 
 
 def load_balancing_loss(logits: Tensor, chosen: Tensor) -> Tensor:
-    """1 where all experts are used alike, up to E where one has everything (Fedus et al. 2022, Eqs. 4 to 6).
+    """1 where all experts are used alike, up to E / k where the same k have everything (Fedus et al. 2022, Eqs. 4 to 6).
 
     Args:
         logits: (N, E) the router's scores.
@@ -159,7 +159,8 @@ def load_balancing_loss(logits: Tensor, chosen: Tensor) -> Tensor:
         )
     num_experts = logits.shape[-1]
     # A count has no gradient; the probabilities carry it.
-    share = torch.bincount(chosen.flatten(), minlength=num_experts) / chosen.numel()
+    counts = torch.bincount(chosen.flatten(), minlength=num_experts).double()
+    share = (counts / chosen.numel()).to(logits.dtype)
     return num_experts * (share * logits.softmax(-1).mean(0)).sum()
 
 
