@@ -1,12 +1,15 @@
 """The recorded experiments of the chapter on mixtures of experts at scale.
 
 Ways of balancing, sizes of experts, a mixture made from a trained model, and experts that choose their tokens.
-`make experiment NAME=mixture-of-experts-at-scale` runs the chapter's own code on one thread, in about forty minutes, and
-rewrites experiments/mixture-of-experts-at-scale.json, which the chapter shows.
+`make experiment NAME=mixture-of-experts-at-scale` runs the chapter's own code on one thread, in about fifty minutes, and
+rewrites experiments/mixture-of-experts-at-scale.json, which the chapter shows. With names of parts as arguments only
+these are run anew; the record says for each part which commit it is from.
 """
 
 import copy
 import functools
+import json
+import sys
 import time
 from pathlib import Path
 
@@ -101,7 +104,7 @@ class Runs:
         return found
 
     def expert_choice(self, seed: int) -> dict:
-        """The loss of a character where the model sees it alone with its past, and in a batch with its future."""
+        """The loss of a character after training: with its future in the batch, with another text's, and alone."""
         kinds = {
             "tokens choose": lambda: page.mixture(balanced(renormalised_gates, 0.01)),
             "experts choose": lambda: page.ExpertChoice(page.WIDTH, 8, 2, make_half),
@@ -110,32 +113,38 @@ class Runs:
         for name, make_layer in kinds.items():
             model = page.language_model(make_layer, self.size, seed)
             model = self.go_on(model, seed, UPDATES).eval()
-            found[name] = page.alone_and_together(model, self.held_out, NUM_TEXTS)
+            found[name] = page.three_losses(model, self.held_out, NUM_TEXTS)
         return found
 
 
-def main() -> None:
+def main(parts: list[str]) -> None:
     torch.set_num_threads(1)
-    started, runs = time.process_time(), Runs()
-    record = head("Shakespeare's plays, four of them held out", SEEDS)
+    runs = Runs()
+    experiments = {
+        "expert_choice": runs.expert_choice,
+        "upcycling": runs.upcycling,
+        "balancing": {
+            name: (runs.balancing, gates) for name, gates in page.BALANCING.items()
+        },
+        "sizes": {name: (runs.sized, layer) for name, layer in page.SIZES.items()},
+    }
+    now = head("Shakespeare's plays, four of them held out", SEEDS)
+    record = json.loads(RECORD.read_text()) if parts and RECORD.exists() else now
     record |= {"updates": UPDATES, "num_texts": NUM_TEXTS}
-    for part, cases in (
-        ("expert_choice", {"": runs.expert_choice}),
-        ("upcycling", {"": runs.upcycling}),
-        ("balancing", page.BALANCING),
-        ("sizes", page.SIZES),
-    ):
-        record[part] = {}
-        for name, case in cases.items():
-            run = {"balancing": runs.balancing, "sizes": runs.sized}.get(part)
-            found = [run(case, seed) if run else case(seed) for seed in SEEDS]
-            record[part][name] = found
-            print(part, name, found, flush=True)
-        if "" in record[part]:
-            record[part] = record[part][""]
-    record["cpu_seconds"] = round(time.process_time() - started)
-    write(record, RECORD)
+    for part in parts or experiments:
+        started, what = time.process_time(), experiments[part]
+        if isinstance(what, dict):
+            record[part] = {
+                name: [run(case, seed) for seed in SEEDS]
+                for name, (run, case) in what.items()
+            }
+        else:
+            record[part] = [what(seed) for seed in SEEDS]
+        print(part, record[part], flush=True)
+        record.setdefault("commits", {})[part] = now["commit"]
+        record.setdefault("cpu_seconds", {})[part] = round(time.process_time() - started)
+        write(record, RECORD)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

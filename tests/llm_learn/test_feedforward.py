@@ -18,6 +18,7 @@ from transformers.models.mixtral.modeling_mixtral import (
 from llm_learn.feedforward import (
     MLP,
     MixtureOfExperts,
+    SharedAndRouted,
     SwiGLU,
     WithLoss,
     balanced,
@@ -151,11 +152,13 @@ def test_mixture_matches_mixtral():
 @given(num_tokens=st.integers(1, 40), num_experts=st.integers(1, 9), data=st.data())
 def test_balancing_loss_matches_transformers(num_tokens, num_experts, data):
     top_k = data.draw(st.integers(1, num_experts))
-    logits = 3 * torch.randn(num_tokens, num_experts)
-    chosen = renormalised_gates(logits, top_k)[1]
+    logits = (3 * torch.randn(num_tokens, num_experts)).requires_grad_()
+    ours = load_balancing_loss(logits, renormalised_gates(logits, top_k)[1])
     # They divide the counts by the tokens, we by all choices, so that 1 is balance for every k.
     theirs = load_balancing_loss_func((logits,), num_experts, top_k) / top_k
-    torch.testing.assert_close(load_balancing_loss(logits, chosen), theirs)
+    torch.testing.assert_close(ours, theirs)
+    (our_grad,), (their_grad,) = (torch.autograd.grad(x, logits) for x in (ours, theirs))
+    torch.testing.assert_close(our_grad, their_grad)
 
 
 @pytest.mark.parametrize("gates", [softmax_gates, renormalised_gates])
@@ -180,11 +183,11 @@ def test_mixture_is_the_sum_over_the_chosen(gates, shape, num_experts, data):
 
 def test_all_experts_make_the_dense_mixture_in_values_and_gradients():
     layer = mixture(num_experts=4, top_k=4)
-    x = torch.randn(9, 6, dtype=torch.float64)
+    x = torch.randn(9, 6, dtype=torch.float64, requires_grad=True)
     weights = layer.router(x).softmax(-1)  # (N, E)
     dense = sum(weights[:, e, None] * layer.experts[e](x) for e in range(4))
     torch.testing.assert_close(layer(x), dense)
-    parameters = list(layer.parameters())
+    parameters = [x, *layer.parameters()]
     for ours, theirs in zip(
         torch.autograd.grad(layer(x).square().sum(), parameters),
         torch.autograd.grad(dense.square().sum(), parameters),
@@ -312,3 +315,32 @@ def test_bad_input_to_a_mixture_and_its_parts_is_refused():
     for weight in (-1.0, math.nan):
         with pytest.raises(ValueError, match="weight is"):
             balanced(softmax_gates, weight)
+
+
+def test_mixture_runs_where_experts_compute_in_fewer_bits():
+    layer = mixture(gates=balanced(softmax_gates, 0.1)).float()
+    x = torch.randn(2, 5, 6, requires_grad=True)
+    exact = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(x)
+    out.sum().backward()
+    assert out.dtype == torch.float32 and x.grad.isfinite().all()
+    # bfloat16 keeps eight bits; a token may even choose another expert, so only most must be near.
+    assert ((out - exact).abs() < 0.05 * exact.abs().max()).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_balancing_loss_keeps_the_type_and_counts_exactly(dtype):
+    logits = torch.zeros(3000, 3, dtype=dtype)
+    chosen = torch.zeros(3000, 1, dtype=torch.long)
+    chosen[0] = 1  # 2,999 and 1: more than eight bits can count
+    loss = load_balancing_loss(logits, chosen)
+    assert loss.dtype == dtype and loss.item() == pytest.approx(1.0, abs=0.01)
+
+
+def test_shared_and_routed_add_up():
+    shared, routed = SwiGLU(d_model=6, d_ff=8).double(), mixture()
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    both = SharedAndRouted(shared=shared, routed=routed)
+    torch.testing.assert_close(both(x), shared(x) + routed(x), rtol=0, atol=0)
+    assert len(list(both.parameters())) == len([*shared.parameters(), *routed.parameters()])
