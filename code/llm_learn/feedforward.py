@@ -159,8 +159,8 @@ def load_balancing_loss(logits: Tensor, chosen: Tensor) -> Tensor:
         )
     num_experts = logits.shape[-1]
     # A count has no gradient; the probabilities carry it.
-    counts = torch.bincount(chosen.flatten(), minlength=num_experts).double()
-    share = (counts / chosen.numel()).to(logits.dtype)
+    counts = torch.bincount(chosen.flatten(), minlength=num_experts)
+    share = counts.to(logits.dtype) / chosen.numel()
     return num_experts * (share * logits.softmax(-1).mean(0)).sum()
 
 
