@@ -133,7 +133,7 @@ class SharedAndRouted(nn.Module):
 
     Args:
         shared: maps (..., C) to (..., C).
-        routed: the same, mostly a `MixtureOfExperts`.
+        routed: the same, usually a `MixtureOfExperts`.
     """
 
     def __init__(self, *, shared: nn.Module, routed: nn.Module):
