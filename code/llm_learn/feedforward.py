@@ -160,6 +160,10 @@ def load_balancing_loss(logits: Tensor, chosen: Tensor) -> Tensor:
     num_experts = logits.shape[-1]
     # A count has no gradient; the probabilities carry it.
     counts = torch.bincount(chosen.flatten(), minlength=num_experts)
+    if len(counts) > num_experts:
+        raise ValueError(
+            f"chosen holds {len(counts) - 1}: experts go from 0 to {num_experts - 1}"
+        )
     share = counts.to(logits.dtype) / chosen.numel()
     return num_experts * (share * logits.softmax(-1).mean(0)).sum()
 

@@ -1,6 +1,7 @@
 """Language models assembled from attention and feed-forward layers."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -118,6 +119,19 @@ class GPT(nn.Module):
             x = block(x, mask)
         # The output layer shares the embedding's weights (Press and Wolf 2017, arXiv:1608.05859).
         return self.norm(x) @ self.token_embedding.weight.T  # (B, T, V)
+
+
+def replace_feedforward(model: GPT, make_layer: Callable[[], nn.Module]) -> GPT:
+    """Puts another layer, drawn as the model's own are, in the place of each MLP of a GPT; returns the same model.
+
+    Args:
+        model: changed in place.
+        make_layer: returns a new layer, which maps (B, T, C) to (B, T, C).
+    """
+    for block in model.blocks:
+        block.mlp = make_layer()
+        draw_weights(block.mlp, model.config.num_layers)
+    return model
 
 
 @dataclass(frozen=True, kw_only=True)

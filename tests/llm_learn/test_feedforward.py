@@ -312,6 +312,8 @@ def test_bad_input_to_a_mixture_and_its_parts_is_refused():
     for logits, chosen in (((2, 3), (3, 1)), ((0, 3), (0, 1)), ((2, 2, 3), (2, 1))):
         with pytest.raises(ValueError, match=r"logits has shape.*chosen"):
             load_balancing_loss(torch.randn(logits), torch.zeros(chosen, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"chosen holds 3: experts go from 0 to 2"):
+        load_balancing_loss(torch.randn(2, 3), torch.tensor([[0], [3]]))
     for weight in (-1.0, math.nan):
         with pytest.raises(ValueError, match="weight is"):
             balanced(softmax_gates, weight)

@@ -28,6 +28,7 @@ from llm_learn.model import (
     interleaved_to_halves,
     llama_from_gguf,
     load_smollm2,
+    replace_feedforward,
 )
 from llm_learn.reference import to_hugging_face
 
@@ -641,3 +642,22 @@ def test_weights_of_a_part_are_drawn_as_the_model_draws_them():
                 0.02 / 4 if name.endswith("down.weight") else 0.02
             )  # 4 = sqrt(2 * 8 layers)
             assert parameter.std().item() == pytest.approx(std, rel=0.1), name
+
+
+def test_replaced_layers_are_used_and_drawn_like_the_model():
+    config = GPTConfig(**SHAPE)
+    wide = 5 * config.d_model
+    model = GPT(config)
+    same = replace_feedforward(model, lambda: MLP(d_model=config.d_model, d_ff=wide))
+    assert same is model
+    for block in model.blocks:
+        assert block.mlp.up.weight.shape == (wide, config.d_model)
+        assert not block.mlp.up.bias.any()
+        std = 0.02 / math.sqrt(2 * config.num_layers)
+        # 2,880 draws: their standard deviation is known to 1.3 %.
+        assert block.mlp.down.weight.std().item() == pytest.approx(std, rel=0.07)
+    ids = torch.randint(config.vocab_size, (2, 5))
+    before = model(ids)
+    with torch.no_grad():
+        model.blocks[1].mlp.down.weight *= 2
+    assert (model(ids) - before).abs().max() > 1e-6
