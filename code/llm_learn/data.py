@@ -1,8 +1,11 @@
 """Text and batches to learn from."""
 
 import functools
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,3 +96,137 @@ def pack_documents(
     ids = torch.cat([ids, ids.new_full((padding,), eos_id)])
     document_ids = torch.cat([document_ids, document_ids.new_full((padding,), -1)])
     return ids.view(-1, context_length), document_ids.view(-1, context_length)
+
+
+def save_tokens(
+    path: str | Path, ids: Sequence[int] | np.ndarray, *, vocab_size: int
+) -> None:
+    """Writes ids as a NumPy file in the smallest type that holds the vocabulary; a broken run leaves no half file.
+
+    Args:
+        path: ends in .npy.
+        ids: (N,) the whole text.
+        vocab_size: V; ids go from 0 to V - 1.
+    """
+    path = Path(path)
+    if path.suffix != ".npy":
+        raise ValueError(f"path is {str(path)!r}: it must end in .npy")
+    ids = np.asarray(ids)
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
+        raise ValueError(
+            f"ids has shape {ids.shape} and dtype {ids.dtype}: expected a vector of integers"
+        )
+    # An id too large for its type would be stored as another id, without a word.
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        raise ValueError(
+            f"ids goes from {ids.min()} to {ids.max()}: vocab_size {vocab_size} allows 0 to {vocab_size - 1}"
+        )
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, ids.astype(np.min_scalar_type(vocab_size - 1)))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_tokens(path: str | Path) -> np.ndarray:
+    """Maps the file of `save_tokens` into memory, (N,): only what is read comes from the disk."""
+    try:
+        ids = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"path is {str(path)!r}: not a file written by save_tokens()"
+        ) from error
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.unsignedinteger):
+        raise ValueError(f"path is {str(path)!r}: not a file written by save_tokens()")
+    return ids
+
+
+@functools.lru_cache(maxsize=2)  # a batch may reach into the next epoch
+def epoch_order(num_windows: int, seed: int, epoch: int) -> np.ndarray:
+    """Which window comes when in an epoch: the numbers from 0 to num_windows - 1, shuffled."""
+    return np.random.default_rng((seed, epoch)).permutation(num_windows)
+
+
+class TokenLoader:
+    """Reads every window of a text once an epoch, shuffled, and goes on exactly where it stopped.
+
+    The order depends on `seed` and the epoch alone. So the state is one number, and another batch size, or another
+    number of processes, goes on in the same order.
+
+    Args:
+        ids: (N,) the text, such as a memory map.
+        batch_size: B, windows in a batch of all processes together.
+        context_length: T, ids in a window.
+        seed: decides the order.
+        rank, world_size: this process and how many share each batch, every one its own B / world_size windows.
+    """
+
+    def __init__(
+        self,
+        ids: np.ndarray | Tensor,
+        *,
+        batch_size: int,
+        context_length: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        for name, size in (("batch_size", batch_size), ("context_length", context_length)):
+            if size < 1:
+                raise ValueError(f"{name} is {size}: it must be at least 1")
+        if not 0 <= rank < world_size or batch_size % world_size:
+            raise ValueError(
+                f"rank is {rank} of world_size {world_size}: ranks go from 0, and world_size must divide "
+                f"batch_size, which is {batch_size}"
+            )
+        self.ids = np.asarray(ids)
+        if self.ids.ndim != 1 or len(self.ids) <= context_length:
+            raise ValueError(
+                f"ids has shape {self.ids.shape}: context_length {context_length} needs a vector of at least "
+                f"{context_length + 1} ids"
+            )
+        self.batch_size, self.context_length, self.seed = batch_size, context_length, seed
+        self.rank, self.world_size = rank, world_size
+        self.num_windows = (len(self.ids) - 1) // context_length
+        self.windows_read = 0  # by all processes
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        """Inputs (B / world_size, T) and targets of the same shape; an epoch follows the other without end."""
+        first, last = self.windows_read + self.rank, self.windows_read + self.batch_size
+        windows = [
+            epoch_order(self.num_windows, self.seed, number // self.num_windows)[
+                number % self.num_windows
+            ]
+            for number in range(first, last, self.world_size)
+        ]
+        self.windows_read = last
+        starts = np.array(windows)[:, None] * self.context_length
+        rows = self.ids[
+            starts + np.arange(self.context_length + 1)
+        ]  # (B / world_size, T + 1)
+        rows = torch.from_numpy(rows.astype(np.int64))
+        return rows[:, :-1], rows[:, 1:]
+
+    def state_dict(self) -> dict[str, int]:
+        """What `load_state_dict` needs to go on from here."""
+        return {"windows_read": self.windows_read, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on where a loader of the same text, windows and seed stood; batch size and ranks may differ."""
+        if {name: state.get(name) for name in self._identity()} != self._identity():
+            raise ValueError(
+                f"state is {state}: it belongs to another loader than {self._identity()}"
+            )
+        self.windows_read = state["windows_read"]
+
+    def _identity(self) -> dict[str, int]:
+        return {
+            "seed": self.seed,
+            "num_ids": len(self.ids),
+            "context_length": self.context_length,
+        }
