@@ -1,5 +1,9 @@
 """Batches are windows of the text with the next ids as targets; packing loses and repeats nothing."""
 
+import json
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -9,8 +13,12 @@ from llm_learn import data
 from llm_learn.assets import AssetError
 from llm_learn.data import (
     HELD_OUT,
+    TokenLoader,
+    epoch_order,
     get_batch,
+    load_tokens,
     pack_documents,
+    save_tokens,
     shakespeare,
     shakespeare_characters,
     shakespeare_plays,
@@ -127,6 +135,103 @@ def test_packing_takes_tensors_and_tuples():
     assert expected[1].tolist() == [[0, 0], [0, 1], [1, -1]]
 
 
+@given(st.lists(st.integers(0, 70_000), min_size=1, max_size=30), st.integers(0, 200))
+def test_a_file_of_tokens_holds_what_was_saved(tmp_path_factory, ids, spare):
+    path = tmp_path_factory.mktemp("tokens") / "ids.npy"
+    save_tokens(path, ids, vocab_size=max(ids) + 1 + spare)
+    stored = load_tokens(path)
+    assert stored.tolist() == ids and isinstance(stored, np.memmap)
+    assert [file.name for file in path.parent.iterdir()] == ["ids.npy"]
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"),
+    [(256, "uint8"), (257, "uint16"), (65_536, "uint16"), (65_537, "uint32")],
+)
+def test_a_file_of_tokens_uses_the_smallest_type_that_holds_the_vocabulary(
+    tmp_path, vocab_size, dtype
+):
+    save_tokens(tmp_path / "ids.npy", [0, vocab_size - 1], vocab_size=vocab_size)
+    stored = load_tokens(tmp_path / "ids.npy")
+    assert stored.dtype == dtype and stored.tolist() == [0, vocab_size - 1]
+
+
+def test_a_failed_save_keeps_the_file_that_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "ids.npy"
+    save_tokens(path, [1, 2], vocab_size=9)
+
+    def full_disk(file, array):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(np, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_tokens(path, [3, 4], vocab_size=9)
+    assert load_tokens(path).tolist() == [1, 2]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def rows_of(loader, batches):
+    return torch.cat([next(loader)[0] for _ in range(batches)])
+
+
+LOADER = {"batch_size": 4, "context_length": 3, "seed": 1}
+
+
+@given(st.integers(1, 5), st.integers(1, 12), st.integers(0, 4), st.integers(0, 99))
+def test_a_loader_reads_every_window_once_an_epoch(T, num_windows, extra, seed):
+    ids = torch.arange(100, 100 + num_windows * T + 1 + min(extra, T - 1))
+    loader = TokenLoader(ids, batch_size=1, context_length=T, seed=seed)
+    assert loader.num_windows == num_windows
+    for _ in range(2):
+        pairs = [next(loader) for _ in range(num_windows)]
+        x, y = (torch.cat(rows) for rows in zip(*pairs, strict=True))
+        assert torch.equal(y, x + 1) and x.dtype == y.dtype == torch.long
+        assert torch.equal(x.flatten().sort().values, ids[: num_windows * T])
+
+
+@given(
+    st.integers(0, 6), st.integers(1, 7), st.integers(1, 4), st.integers(1, 3), st.data()
+)
+def test_a_loader_goes_on_where_another_stopped(first, batch_size, per_rank, ranks, data):
+    ids = np.arange(data.draw(st.integers(4, 40)))
+
+    def make(**changes):
+        return TokenLoader(ids, **(LOADER | changes))
+
+    whole = rows_of(make(batch_size=1), first * batch_size + 2 * ranks * per_rank)
+    before = make(batch_size=batch_size)
+    read = [rows_of(before, first)] if first else []
+    state = json.loads(json.dumps(before.state_dict()))
+    shares = []
+    for rank in range(ranks):
+        loader = make(batch_size=ranks * per_rank, rank=rank, world_size=ranks)
+        loader.load_state_dict(state)
+        shares.append(rows_of(loader, 2))
+    # Row n of every rank, then row n + 1: the order in which one process would have read them.
+    read.append(torch.stack(shares, 1).flatten(0, 1))
+    assert torch.equal(torch.cat(read), whole)
+
+
+def test_the_order_depends_on_seed_and_epoch():
+    orders = [tuple(epoch_order(50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
+    assert len(set(orders)) == 4
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    # A window's place in one epoch says nothing about its place in the next.
+    loader = TokenLoader(range(2001), batch_size=2000, context_length=1, seed=0)
+    a, b = (np.argsort(next(loader)[0].flatten()) for epoch in (0, 1))
+    assert abs(np.corrcoef(a, b)[0, 1]) < 4 / math.sqrt(2000)
+
+
+def test_a_loader_reads_a_file_of_tokens(tmp_path):
+    save_tokens(tmp_path / "ids.npy", range(60_000, 60_100), vocab_size=65_000)
+    rows = [
+        next(TokenLoader(ids, **LOADER))[1]
+        for ids in (load_tokens(tmp_path / "ids.npy"), torch.arange(60_000, 60_100))
+    ]
+    assert torch.equal(*rows)
+
+
 # Bad input
 
 
@@ -180,3 +285,74 @@ def test_packing_rejects_a_negative_eos():
 def test_packing_rejects_ids_that_are_no_integers_from_0_on(docs):
     with pytest.raises(ValueError, match="docs holds ids"):
         pack_documents(docs, 4, eos_id=0)
+
+
+@pytest.mark.parametrize(
+    ("ids", "vocab_size", "message"),
+    [
+        (
+            [3, 70_000],
+            65_536,
+            "ids goes from 3 to 70000: vocab_size 65536 allows 0 to 65535",
+        ),
+        ([3, 9], 9, "ids goes from 3 to 9: vocab_size 9 allows 0 to 8"),
+        ([-1, 3], 9, "ids goes from -1 to 3"),
+        ([[1], [2]], 9, r"ids has shape \(2, 1\)"),
+        ([0.5], 9, "dtype float64"),
+        (np.array([], dtype=int), 9, r"ids has shape \(0,\)"),
+    ],
+)
+def test_tokens_that_cannot_be_stored_are_refused(tmp_path, ids, vocab_size, message):
+    with pytest.raises(ValueError, match=message):
+        save_tokens(tmp_path / "ids.npy", ids, vocab_size=vocab_size)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_tokens_ends_in_npy(tmp_path):
+    with pytest.raises(ValueError, match=r"path is .*ids.bin': it must end in .npy"):
+        save_tokens(tmp_path / "ids.bin", [1], vocab_size=9)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"some text", np.zeros(2), np.zeros((2, 2), dtype="uint16")]
+)
+def test_another_file_is_no_file_of_tokens(tmp_path, content):
+    path = tmp_path / "ids.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, content)
+    with pytest.raises(ValueError, match=r"path is .*: not a file written by save_tokens"):
+        load_tokens(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"context_length": -1}, "context_length is -1"),
+        (
+            {"context_length": 9},
+            r"ids has shape \(9,\): context_length 9 .* at least 10 ids",
+        ),
+        ({"rank": 2, "world_size": 2}, "rank is 2 of world_size 2"),
+        ({"rank": -1}, "rank is -1"),
+        ({"world_size": 3}, "world_size must divide batch_size, which is 4"),
+        ({"ids": torch.zeros(2, 9)}, r"ids has shape \(2, 9\)"),
+    ],
+)
+def test_a_loader_that_cannot_work_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TokenLoader(**({"ids": torch.arange(9)} | LOADER | changes))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seed": 2}, {"context_length": 2}, {"ids": range(50)}]
+)
+def test_a_loader_refuses_the_state_of_another(changes):
+    own = TokenLoader(**({"ids": range(60)} | LOADER))
+    other = TokenLoader(**({"ids": range(60)} | LOADER | changes))
+    with pytest.raises(ValueError, match=r"state is .* belongs to another loader"):
+        own.load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match="state is"):
+        own.load_state_dict({})
