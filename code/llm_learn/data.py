@@ -101,7 +101,7 @@ def pack_documents(
 def save_tokens(
     path: str | Path, ids: Sequence[int] | np.ndarray, *, vocab_size: int
 ) -> None:
-    """Writes ids as a NumPy file in the smallest type that holds the vocabulary; a broken run leaves no half file.
+    """Writes ids as a NumPy file in the smallest type that holds the vocabulary; an error leaves no half file.
 
     Args:
         path: ends in .npy.
@@ -132,27 +132,29 @@ def save_tokens(
 
 def load_tokens(path: str | Path) -> np.ndarray:
     """Maps the file of `save_tokens` into memory, (N,): only what is read comes from the disk."""
+    wrong = f"path is {str(path)!r}: not a file written by save_tokens()"
     try:
         ids = np.load(path, mmap_mode="r")
     except (ValueError, EOFError) as error:
-        raise ValueError(
-            f"path is {str(path)!r}: not a file written by save_tokens()"
-        ) from error
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.unsignedinteger):
-        raise ValueError(f"path is {str(path)!r}: not a file written by save_tokens()")
+        raise ValueError(wrong) from error
+    is_vector = isinstance(ids, np.ndarray) and ids.ndim == 1
+    if not is_vector or not np.issubdtype(ids.dtype, np.unsignedinteger):
+        raise ValueError(wrong)
     return ids
 
 
-@functools.lru_cache(maxsize=2)  # a batch may reach into the next epoch
 def epoch_order(num_windows: int, seed: int, epoch: int) -> np.ndarray:
-    """Which window comes when in an epoch: the numbers from 0 to num_windows - 1, shuffled."""
+    """Which window comes when in an epoch: the numbers from 0 to num_windows - 1, shuffled.
+
+    NumPy may change how it shuffles: end a run with the version of NumPy that began it.
+    """
     return np.random.default_rng((seed, epoch)).permutation(num_windows)
 
 
 class TokenLoader:
-    """Reads every window of a text once an epoch, shuffled, and goes on exactly where it stopped.
+    """Reads every whole window of a text once an epoch, shuffled, and goes on exactly where it stopped.
 
-    The order depends on `seed` and the epoch alone. So the state is one number, and another batch size, or another
+    The order depends on `seed` and the epoch alone. So the state is a count, and another batch size, or another
     number of processes, goes on in the same order.
 
     Args:
@@ -182,51 +184,58 @@ class TokenLoader:
                 f"batch_size, which is {batch_size}"
             )
         self.ids = np.asarray(ids)
-        if self.ids.ndim != 1 or len(self.ids) <= context_length:
+        is_text = self.ids.ndim == 1 and np.issubdtype(self.ids.dtype, np.integer)
+        if not is_text or len(self.ids) <= context_length:
             raise ValueError(
-                f"ids has shape {self.ids.shape}: context_length {context_length} needs a vector of at least "
-                f"{context_length + 1} ids"
+                f"ids has shape {self.ids.shape} and dtype {self.ids.dtype}: context_length {context_length} "
+                f"needs a vector of at least {context_length + 1} integers"
             )
-        self.batch_size, self.context_length, self.seed = batch_size, context_length, seed
+        self.batch_size, self.context_length = batch_size, context_length
         self.rank, self.world_size = rank, world_size
+        self.identity = {
+            "seed": seed,
+            "num_ids": len(self.ids),
+            "context_length": context_length,
+        }
         self.num_windows = (len(self.ids) - 1) // context_length
         self.windows_read = 0  # by all processes
+        self._epoch, self._order = -1, None
+
+    def _start(self, number: int) -> int:
+        """Where the window begins that is read as that number."""
+        epoch, place = divmod(number, self.num_windows)
+        if epoch != self._epoch:
+            order = epoch_order(self.num_windows, self.identity["seed"], epoch)
+            self._epoch, self._order = epoch, order
+        return self._order[place] * self.context_length
 
     def __iter__(self):
         return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
-        """Inputs (B / world_size, T) and targets of the same shape; an epoch follows the other without end."""
+        """Inputs (B / world_size, T) and targets of the same shape; one epoch follows another without end."""
         first, last = self.windows_read + self.rank, self.windows_read + self.batch_size
-        windows = [
-            epoch_order(self.num_windows, self.seed, number // self.num_windows)[
-                number % self.num_windows
-            ]
-            for number in range(first, last, self.world_size)
-        ]
+        starts = [self._start(number) for number in range(first, last, self.world_size)]
+        places = np.array(starts)[:, None] + np.arange(self.context_length + 1)
+        rows = torch.from_numpy(
+            self.ids[places].astype(np.int64)
+        )  # (B / world_size, T + 1)
         self.windows_read = last
-        starts = np.array(windows)[:, None] * self.context_length
-        rows = self.ids[
-            starts + np.arange(self.context_length + 1)
-        ]  # (B / world_size, T + 1)
-        rows = torch.from_numpy(rows.astype(np.int64))
         return rows[:, :-1], rows[:, 1:]
 
     def state_dict(self) -> dict[str, int]:
         """What `load_state_dict` needs to go on from here."""
-        return {"windows_read": self.windows_read, **self._identity()}
+        return {"windows_read": self.windows_read, **self.identity}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on where a loader of the same text, windows and seed stood; batch size and ranks may differ."""
-        if {name: state.get(name) for name in self._identity()} != self._identity():
-            raise ValueError(
-                f"state is {state}: it belongs to another loader than {self._identity()}"
-            )
-        self.windows_read = state["windows_read"]
+        """Goes on where a loader stood whose seed, windows and length of text were the same.
 
-    def _identity(self) -> dict[str, int]:
-        return {
-            "seed": self.seed,
-            "num_ids": len(self.ids),
-            "context_length": self.context_length,
-        }
+        Batch size and processes may differ.
+        """
+        windows_read = state.get("windows_read")
+        others = {name: state.get(name) for name in self.identity}
+        if others != self.identity or not isinstance(windows_read, int) or windows_read < 0:
+            raise ValueError(
+                f"state is {state}: expected windows_read from 0 on, and {self.identity}"
+            )
+        self.windows_read = windows_read

@@ -333,12 +333,13 @@ def test_another_file_is_no_file_of_tokens(tmp_path, content):
         ({"context_length": -1}, "context_length is -1"),
         (
             {"context_length": 9},
-            r"ids has shape \(9,\): context_length 9 .* at least 10 ids",
+            r"ids has shape \(9,\) and dtype int64: context_length 9 .* 10 integers",
         ),
         ({"rank": 2, "world_size": 2}, "rank is 2 of world_size 2"),
         ({"rank": -1}, "rank is -1"),
         ({"world_size": 3}, "world_size must divide batch_size, which is 4"),
-        ({"ids": torch.zeros(2, 9)}, r"ids has shape \(2, 9\)"),
+        ({"ids": torch.ones(2, 9).long()}, r"ids has shape \(2, 9\) and dtype int64"),
+        ({"ids": torch.ones(9)}, r"ids has shape \(9,\) and dtype float32"),
     ],
 )
 def test_a_loader_that_cannot_work_is_refused(changes, message):
@@ -352,7 +353,21 @@ def test_a_loader_that_cannot_work_is_refused(changes, message):
 def test_a_loader_refuses_the_state_of_another(changes):
     own = TokenLoader(**({"ids": range(60)} | LOADER))
     other = TokenLoader(**({"ids": range(60)} | LOADER | changes))
-    with pytest.raises(ValueError, match=r"state is .* belongs to another loader"):
+    with pytest.raises(ValueError, match=r"state is .*: expected windows_read from 0 on"):
         own.load_state_dict(other.state_dict())
-    with pytest.raises(ValueError, match="state is"):
-        own.load_state_dict({})
+
+
+@pytest.mark.parametrize("windows_read", [-1, None, 2.5])
+def test_a_loader_refuses_an_impossible_count(windows_read):
+    loader = TokenLoader(range(60), **LOADER)
+    with pytest.raises(ValueError, match=r"state is .*: expected windows_read from 0 on"):
+        loader.load_state_dict(loader.state_dict() | {"windows_read": windows_read})
+    with pytest.raises(ValueError, match=r"state is \{\}"):
+        loader.load_state_dict({})
+
+
+def test_an_archive_is_no_file_of_tokens(tmp_path):
+    with (tmp_path / "ids.npy").open("wb") as file:
+        np.savez(file, ids=np.arange(3, dtype="uint16"))
+    with pytest.raises(ValueError, match="not a file written by save_tokens"):
+        load_tokens(tmp_path / "ids.npy")
