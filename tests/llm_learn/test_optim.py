@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from llm_learn import optim
 from llm_learn.model import GPT, GPTConfig
-from llm_learn.optim import AdamW, cosine_schedule, decay_groups
+from llm_learn.optim import AdamW, Muon, cosine_schedule, decay_groups, orthogonalised
 
 
 def make_parameters(dtype) -> list[nn.Parameter]:
@@ -94,6 +95,112 @@ def test_adamw_matches_torch_with_groups():
             optimizer.step()
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert (a - b).abs().max() <= 1e-12, name  # float64, five steps
+
+
+SHAPES = [(4, 4), (4, 4), (9, 3), (3, 9), (1, 5)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr": 1e-2},
+        {"lr": 3e-2, "momentum": 0.5, "weight_decay": 0.3},
+        {"lr": 1e-2, "momentum": 0.0},
+    ],
+)
+def test_muon_matches_torch_at_every_step(settings, monkeypatch):
+    # torch computes the iterations in bfloat16, one matrix at a time: the same operations in the same order.
+    monkeypatch.setattr(
+        optim,
+        "orthogonalised",
+        lambda m: torch.cat([orthogonalised(x[None].bfloat16()) for x in m]),
+    )
+    generator = torch.Generator().manual_seed(1)
+    start = [torch.randn(shape, generator=generator) for shape in SHAPES]
+    ours, theirs = ([nn.Parameter(x.clone()) for x in start] for _ in range(2))
+    our_optimizer = Muon(ours, **settings)
+    their_optimizer = torch.optim.Muon(theirs, **settings)
+    for step in range(10):
+        for group in our_optimizer.param_groups + their_optimizer.param_groups:
+            group["lr"] = settings["lr"] / (1 + step % 3)
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            grad = torch.randn(a.shape, generator=generator) * 10.0 ** (i - 2)
+            # The last has no gradient at first.
+            a.grad = b.grad = None if i == 4 and step < 3 else grad
+        our_optimizer.step()
+        their_optimizer.step()
+        for a, b in zip(ours, theirs, strict=True):
+            # A product of matrices in bfloat16 may round one number to its neighbour, 0.8 % of it.
+            assert (a - b).abs().max() <= 0.008 * settings["lr"], step
+
+
+def test_muon_in_float32_is_within_bfloat16_of_torch():
+    generator = torch.Generator().manual_seed(1)
+    matrix = torch.randn(16, 48, generator=generator)
+    ours, theirs = (nn.Parameter(torch.zeros(16, 48)) for _ in range(2))
+    ours.grad = theirs.grad = matrix
+    Muon([ours], lr=1.0).step()
+    torch.optim.Muon([theirs], lr=1.0).step()
+    difference = (ours - theirs).abs().max() / theirs.abs().max()
+    assert 1e-4 < difference < 0.05  # eight bits of mantissa, through five iterations
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
+def test_orthogonalised_keeps_singular_vectors_and_levels_values(rows, columns, seed):
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    u, values, vt = torch.linalg.svd(matrix, full_matrices=False)
+    (result,) = orthogonalised(matrix[None])
+    new = u.mT @ result @ vt.mT  # diagonal, if the vectors are kept
+    assert (new - new.diagonal().diag()).abs().max() < 1e-9
+    level = values / values.norm()
+    # The polynomial, value by value.
+    for _ in range(5):
+        level = 3.4445 * level - 4.7750 * level**3 + 2.0315 * level**5
+    assert (new.diagonal() - level).abs().max() < 1e-9
+    big = values / values.norm() > 1e-3
+    assert ((new.diagonal()[big] > 0.65) & (new.diagonal()[big] < 1.25)).all()
+
+
+def test_orthogonalised_takes_zeros():
+    assert torch.equal(orthogonalised(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
+
+
+def test_muon_learns_a_matrix():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(6, 4, generator=generator)
+    weight = nn.Parameter(torch.zeros(6, 4))
+    optimizer = Muon([weight], lr=0.1, weight_decay=0.0)
+    for step in range(200):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * (1 - step / 200)
+        optimizer.zero_grad()
+        (weight - target).square().sum().backward()
+        optimizer.step()
+    assert (weight - target).abs().max() < 0.05
+
+
+def test_muon_leaves_what_has_no_gradient():
+    weights = [nn.Parameter(torch.ones(2, 2)) for _ in range(2)]
+    weights[0].grad = torch.eye(2)
+    Muon(weights, lr=0.1).step()
+    assert torch.equal(weights[1], torch.ones(2, 2)) and not torch.equal(*weights)
+
+
+def test_muon_goes_on_from_its_state():
+    generator = torch.Generator().manual_seed(0)
+    grads = torch.randn(6, 3, 3, generator=generator)
+    whole, resumed = (nn.Parameter(torch.zeros(3, 3)) for _ in range(2))
+    first, second = Muon([whole], lr=0.1), Muon([resumed], lr=0.1)
+    for step, grad in enumerate(grads):
+        if step == 3:
+            state = copy.deepcopy(second.state_dict())
+            second = Muon([resumed], lr=0.1)
+            second.load_state_dict(state)
+        whole.grad, resumed.grad = grad, grad
+        first.step()
+        second.step()
+    assert torch.equal(whole, resumed)
 
 
 @given(st.integers(1, 60), st.data(), st.floats(0, 1))
@@ -275,3 +382,25 @@ def test_schedule_rejects_what_is_no_step():
 def test_schedule_rejects_a_floor_that_is_no_share(floor):
     with pytest.raises(ValueError, match=rf"floor is {floor}: it must be from 0 to 1"):
         cosine_schedule(0, max_steps=10, floor=floor)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": -1.0}, "lr is -1.0: it cannot be negative"),
+        ({"lr": float("nan")}, "lr is nan"),
+        (
+            {"lr": 0.1, "momentum": 1.0},
+            "momentum is 1.0: it must be at least 0 and below 1",
+        ),
+        ({"lr": 0.1, "weight_decay": -0.1}, "weight_decay is -0.1"),
+    ],
+)
+def test_muon_rejects_settings_that_cannot_work(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Muon([nn.Parameter(torch.zeros(2, 2))], **settings)
+
+
+def test_muon_rejects_what_is_no_matrix():
+    with pytest.raises(ValueError, match=r"params holds a tensor of shape \(3,\)"):
+        Muon([nn.Parameter(torch.zeros(3))], lr=0.1)
