@@ -1,6 +1,6 @@
 """The recorded experiment of the chapter on self-supervised objectives: the same four exercises, practised for longer.
 
-`make experiment NAME=self-supervision` runs the chapter's own code on one thread, in about a quarter of an hour, and
+`make experiment NAME=self-supervision` runs the chapter's own code on one thread, in about ten minutes, and
 rewrites experiments/self-supervision.json, which the chapter shows.
 """
 
