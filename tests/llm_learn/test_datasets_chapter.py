@@ -1,0 +1,115 @@
+"""What the chapter on datasets defines for itself: masks of packed rows keep documents apart, groups are connected."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_learn.attention import MultiHeadAttention, causal_mask
+from llm_learn.data import pack_documents
+
+EOS = 0
+DOCS = st.lists(st.lists(st.integers(1, 50), max_size=7), min_size=1, max_size=6)
+
+
+@pytest.fixture(scope="module")
+def chapter():
+    pytest.importorskip("datasets")
+    path = Path(__file__).parents[2] / "experiments" / "common.py"
+    spec = importlib.util.spec_from_file_location("experiments_common", path)
+    common = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(common)
+    return common.definitions("pretraining/datasets")
+
+
+def pieces(document_ids: torch.Tensor) -> list[tuple[int, slice]]:
+    """Each row's stretches of one document."""
+    found = []
+    for number, row in enumerate(document_ids.tolist()):
+        starts = [i for i in range(len(row)) if i == 0 or row[i] != row[i - 1]]
+        ends = [*starts[1:], len(row)]
+        found += [(number, slice(a, b)) for a, b in zip(starts, ends, strict=True)]
+    return found
+
+
+@given(docs=DOCS, T=st.integers(1, 9))
+def test_packed_documents_read_as_if_alone(chapter, docs, T):
+    _, document_ids = pack_documents(docs, T, eos_id=EOS)
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(d_model=8, num_heads=2).double()
+    x = torch.randn(*document_ids.shape, 8, dtype=torch.float64)
+    packed = attention(x, chapter.document_mask(document_ids))
+    for row, piece in pieces(document_ids):
+        alone = attention(x[row : row + 1, piece], causal_mask(piece.stop - piece.start))
+        # float64; sums of at most nine terms in another order
+        assert (packed[row, piece] - alone[0]).abs().max() < 1e-12
+
+
+@given(docs=DOCS, T=st.integers(1, 9))
+def test_what_a_token_may_read(chapter, docs, T):
+    _, document_ids = pack_documents(docs, T, eos_id=EOS)
+    mask = chapter.document_mask(document_ids)
+    assert mask.shape == (len(document_ids), 1, T, T) and mask.dtype == torch.bool
+    for row, ids in enumerate(document_ids.tolist()):
+        for query in range(T):
+            for key in range(T):
+                allowed = key <= query and ids[key] == ids[query]
+                assert mask[row, 0, query, key].item() == allowed
+
+
+@given(docs=DOCS, T=st.integers(1, 9))
+def test_positions_begin_again_with_each_document(chapter, docs, T):
+    _, document_ids = pack_documents(docs, T, eos_id=EOS)
+    positions = chapter.positions_in_document(document_ids)
+    for row, piece in pieces(document_ids):
+        assert positions[row, piece].tolist() == list(range(piece.stop - piece.start))
+
+
+@given(docs=DOCS, T=st.integers(1, 9))
+def test_documents_are_read_off_their_ends(chapter, docs, T):
+    ids, document_ids = pack_documents(docs, T, eos_id=EOS)
+    text = document_ids[-1] >= 0  # filling looks like ends
+    ids, document_ids = ids.flatten(), document_ids.flatten()
+    ids, document_ids = ids[document_ids >= 0], document_ids[document_ids >= 0]
+    assert text.any()
+    found = chapter.documents_in(ids[None], EOS)[0]
+    assert torch.equal(found, document_ids - document_ids[0])
+
+
+@given(
+    st.integers(1, 12).flatmap(
+        lambda n: st.tuples(
+            st.just(n),
+            st.sets(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=12),
+        )
+    )
+)
+def test_groups_are_what_pairs_connect(chapter, case):
+    num_pages, pairs = case
+    roots = chapter.groups(num_pages, pairs)
+    reach = np.eye(num_pages, dtype=bool)
+    for a, b in pairs:
+        reach[a, b] = reach[b, a] = True
+    for _ in range(num_pages):
+        reach = reach @ reach
+    for a in range(num_pages):
+        assert roots[roots[a]] == roots[a]
+        for b in range(num_pages):
+            assert (roots[a] == roots[b]) == reach[a, b]
+
+
+@given(st.sets(st.integers(0, 60), min_size=1), st.sets(st.integers(0, 60), min_size=1))
+def test_estimates_are_near_the_similarity(chapter, a, b):
+    texts = [" ".join(f"w{i}" for i in sorted(words)) for words in (a, b)]
+    sets = [chapter.shingles(text) for text in texts]
+    sketches = [
+        chapter.signature(chapter.hashes(text), chapter.random_orders(0)) for text in texts
+    ]
+    true = chapter.jaccard(*sets)
+    estimate = (sketches[0] == sketches[1]).mean()
+    # Five standard errors, of 126 hashes.
+    assert abs(estimate - true) <= 5 * np.sqrt(true * (1 - true) / 126) + 1e-12
