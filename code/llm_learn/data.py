@@ -116,7 +116,7 @@ def save_tokens(
         raise ValueError(
             f"ids has shape {ids.shape} and dtype {ids.dtype}: expected a vector of integers"
         )
-    # An id too large for its type would be stored as another id, without a word.
+    # An id too large for its type would be stored as another id, silently.
     if ids.min() < 0 or ids.max() >= vocab_size:
         raise ValueError(
             f"ids goes from {ids.min()} to {ids.max()}: vocab_size {vocab_size} allows 0 to {vocab_size - 1}"
@@ -217,9 +217,8 @@ class TokenLoader:
         first, last = self.windows_read + self.rank, self.windows_read + self.batch_size
         starts = [self._start(number) for number in range(first, last, self.world_size)]
         places = np.array(starts)[:, None] + np.arange(self.context_length + 1)
-        rows = torch.from_numpy(
-            self.ids[places].astype(np.int64)
-        )  # (B / world_size, T + 1)
+        rows = self.ids[places].astype(np.int64)  # (B / world_size, T + 1)
+        rows = torch.from_numpy(rows)
         self.windows_read = last
         return rows[:, :-1], rows[:, 1:]
 

@@ -74,7 +74,7 @@ def orthogonalised(matrices: Tensor, num_iterations: int = 5) -> Tensor:
 
     Args:
         matrices: (N, rows, columns); the computation keeps their type.
-        num_iterations: with five, singular values above a thousandth of the matrix's norm end from 0.7 to 1.2.
+        num_iterations: with five, singular values above 0.002 of the matrix's norm end from 0.68 to 1.21.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     is_tall = matrices.shape[-2] > matrices.shape[-1]
@@ -134,7 +134,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_lerp_(means, grads, 1 - group["momentum"])
                 # Nesterov's momentum: the mean as it will be if the next gradient is like this one.
                 ahead = torch._foreach_lerp(grads, means, group["momentum"])
-                steps = orthogonalised(torch.stack(ahead)).to(params[0].dtype)
+                steps = orthogonalised(torch.stack(ahead))
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
                 size = group["lr"] * math.sqrt(max(1, rows / columns))
                 torch._foreach_add_(params, list(steps), alpha=-size)
