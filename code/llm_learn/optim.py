@@ -179,3 +179,29 @@ def cosine_schedule(
         return (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, max_steps - 1 - warmup_steps))
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def wsd_schedule(
+    step: int, *, max_steps: int, decay_steps: int, warmup_steps: int = 0
+) -> float:
+    """The factor on the learning rate: warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395, Section 4.2).
+
+    Args:
+        step: 0 is the first update.
+        max_steps: updates in all; later steps get 0.
+        decay_steps: the last updates, over which the factor falls along a line; one more would get 0.
+        warmup_steps: updates until the factor reaches 1.
+
+    Returns:
+        A factor between 0 and 1, never 0 before `max_steps`.
+    """
+    if not (warmup_steps >= 0 and 1 <= decay_steps <= max_steps - warmup_steps):
+        raise ValueError(
+            f"decay_steps is {decay_steps}, warmup_steps {warmup_steps}: the first must be at least 1, "
+            f"and both together at most max_steps, which is {max_steps}"
+        )
+    if step < 0:
+        raise ValueError(f"step is {step}: the first update is step 0")
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return max(0.0, min(1.0, (max_steps - step) / decay_steps))

@@ -1,6 +1,6 @@
 """The training loop: batches, schedule, clipping, evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ class TrainConfig:
 
     max_steps: int  # updates
     batch_size: int  # B, windows in an update
+    micro_batch_size: int | None = None  # windows at a time, to save memory; None: all
     learning_rate: float  # at the peak of the schedule
     warmup_steps: int = 0  # updates until the peak
     floor: float = 0.1  # the schedule's last factor
@@ -30,6 +31,10 @@ class TrainConfig:
         for name in ("max_steps", "batch_size", "eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(
+                f"micro_batch_size is {self.micro_batch_size}: it must be at least 1, or None"
+            )
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
@@ -85,6 +90,46 @@ def evaluate_loss(model: nn.Module, ids: Tensor, *, batch_size: int = 64) -> flo
     return total / targets.numel()
 
 
+def train_step(
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    *,
+    factor: float = 1.0,
+    max_grad_norm: float = 1.0,
+) -> float:
+    """One update of a language model, with the gradient of the mean loss over all tokens of its batches.
+
+    Args:
+        model: maps ids (B, T) to logits (B, T, V).
+        optimizers: share the model's parameters among them.
+        batches: inputs (B, T) and targets (B, T); only one batch at a time is in memory, with its activations.
+        factor: on every group's learning rate, from a schedule.
+        max_grad_norm: the gradient of the whole model is scaled down to this norm.
+
+    Returns:
+        The mean loss before the update, nats a token.
+    """
+    if not batches:
+        raise ValueError("batches is empty: an update needs one at least")
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+    num_targets = sum(y.numel() for _, y in batches)
+    total = 0.0
+    for x, y in batches:
+        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+        # Gradients add up. Each batch counts by its tokens, so that their sum is that of one large batch.
+        share = loss * (y.numel() / num_targets)
+        share.backward()
+        total += share.item()
+    nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    for optimizer in optimizers:
+        optimizer.step()
+    return total
+
+
 def train(
     model: nn.Module,
     train_ids: Tensor,
@@ -132,16 +177,18 @@ def train(
             warmup_steps=config.warmup_steps,
             floor=config.floor,
         )
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor
         x, y = get_batch(
             train_ids, config.batch_size, model.config.context_length, generator=generator
         )
-        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.step()
-        history.losses.append(loss.item())
+        size = config.micro_batch_size or config.batch_size
+        batches = list(zip(x.split(size), y.split(size), strict=True))
+        loss = train_step(
+            model,
+            [optimizer],
+            batches,
+            factor=factor,
+            max_grad_norm=config.max_grad_norm,
+        )
+        history.losses.append(loss)
     evaluate(config.max_steps)
     return history

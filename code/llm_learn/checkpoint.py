@@ -1,0 +1,118 @@
+"""Checkpoints: all that a run needs to go on, written completely or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+def save_checkpoint(
+    folder: str | Path,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    progress: dict,
+) -> None:
+    """Writes a new folder; an error, or the end of the process, leaves none of that name.
+
+    Args:
+        folder: must not exist.
+        model: its weights.
+        optimizers: their running means and settings.
+        progress: everything else that decides what comes next, such as the step, the state of the loader and that of
+            a random generator: tensors, and what JSON can hold.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"folder is {str(folder)!r}: it exists already")
+    tensors: dict[str, Tensor] = {}
+    state = _take_out(
+        {
+            "model": model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "progress": progress,
+        },
+        "",
+        tensors,
+    )
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        save_file(tensors, temporary / "tensors.safetensors")
+        text = json.dumps(state, indent=1) + "\n"
+        (temporary / "state.json").write_text(text, encoding="utf-8")
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_checkpoint(
+    folder: str | Path,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> dict:
+    """Puts the model and its optimizers into the state that was saved, and returns the progress.
+
+    Raises:
+        ValueError: the folder is no checkpoint, or one of another model or of other optimizers.
+    """
+    folder = Path(folder)
+    try:
+        tensors = load_file(folder / "tensors.safetensors")
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = _put_back(state, "", tensors)
+        weights, saved, progress = state["model"], state["optimizers"], state["progress"]
+    except (OSError, SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"folder is {str(folder)!r}: it holds no checkpoint") from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if found != shapes:
+        name = next(n for n in {**shapes, **found} if shapes.get(n) != found.get(n))
+        raise ValueError(
+            f"folder is {str(folder)!r}: it holds another model, in which {name} has shape {found.get(name)}, "
+            f"not {shapes.get(name)}"
+        )
+    groups = [_group_sizes(optimizer.state_dict()) for optimizer in optimizers]
+    if [_group_sizes(entry) for entry in saved] != groups:
+        raise ValueError(
+            f"folder is {str(folder)!r}: its optimizers hold groups of {list(map(_group_sizes, saved))} parameters, "
+            f"not of {groups}"
+        )
+    for optimizer, entry in zip(optimizers, saved, strict=True):
+        # JSON knows no numbers as keys.
+        entry["state"] = {int(number): entry["state"][number] for number in entry["state"]}
+        optimizer.load_state_dict(entry)
+    model.load_state_dict(weights)
+    return progress
+
+
+def _group_sizes(state: dict) -> list[int]:
+    return [len(group["params"]) for group in state["param_groups"]]
+
+
+def _take_out(value, name: str, tensors: dict[str, Tensor]):
+    """The value with None in the place of every tensor, which `tensors` receives under its path."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.contiguous()
+        return None
+    if isinstance(value, dict):
+        return {str(k): _take_out(v, f"{name}/{k}", tensors) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_take_out(v, f"{name}/{i}", tensors) for i, v in enumerate(value)]
+    return value
+
+
+def _put_back(value, name: str, tensors: dict[str, Tensor]):
+    """What `_take_out` was given, with lists in the place of tuples."""
+    if name in tensors:
+        return tensors[name]
+    if isinstance(value, dict):
+        return {k: _put_back(v, f"{name}/{k}", tensors) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_put_back(v, f"{name}/{i}", tensors) for i, v in enumerate(value)]
+    return value
