@@ -13,7 +13,7 @@ import torch
 from common import definitions, head, write
 
 SEEDS, TUNING_SEED = [0, 1, 2], 99
-SHORT, FULL = 500, 2000  # updates
+SHORT, MIDDLE, FULL = 500, 1000, 2000  # updates
 ORDERS = [3, 4, 5, 6, 7, 8]  # of the counters
 RECORD = Path(__file__).with_suffix(".json")
 
@@ -87,16 +87,16 @@ if __name__ == "__main__":
     ]
     print(record["counters"], flush=True)
     for name, recipe, rates in (
-        ("nanoGPT", nanogpt, (5e-4, 1e-3, 2e-3, 4e-3)),
-        ("nanoGPT, small shape", small, (1e-3, 2e-3, 4e-3, 8e-3)),
+        ("nanoGPT", nanogpt, (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)),
+        ("nanoGPT, small shape", small, (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)),
     ):
         candidates = {f"{rate:g}": replace(recipe, learning_rate=rate) for rate in rates}
         chosen = best_rate(chapter, name, candidates, FULL, tuning)
         run(f"{name}, best rate", candidates[chosen], FULL)
         if recipe is nanogpt:
             run(name, nanogpt, FULL)
-            run("modern", modern, SHORT)
-            run("modern", modern, FULL)
+            for num_updates in (SHORT, MIDDLE, FULL):
+                run("modern", modern, num_updates)
     grids = {
         "modern": {
             f"Muon {muon:g}, AdamW {rate:g}": replace(

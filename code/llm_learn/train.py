@@ -39,15 +39,24 @@ class TrainConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
         # What the schedule and the optimizer reject, they reject before hours of work, not after.
-        cosine_schedule(
-            0, max_steps=self.max_steps, warmup_steps=self.warmup_steps, floor=self.floor
-        )
+        self.factor(0)
         AdamW(
             [nn.Parameter(torch.empty(0))],
             lr=self.learning_rate,
             betas=self.betas,
             weight_decay=self.weight_decay,
         )
+
+    def factor(self, step: int) -> float:
+        """What the cosine schedule multiplies the learning rate by at an update; the first is 0."""
+        return cosine_schedule(
+            step, max_steps=self.max_steps, warmup_steps=self.warmup_steps, floor=self.floor
+        )
+
+    def micro_batches(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Cuts the batch of an update, (B, T) twice, into what is in memory at a time."""
+        size = self.micro_batch_size or self.batch_size
+        return list(zip(x.split(size), y.split(size), strict=True))
 
 
 @dataclass
@@ -171,24 +180,24 @@ def train(
     for step in tqdm(range(config.max_steps), desc="training", leave=False):
         if step % config.eval_every == 0:
             evaluate(step)
-        factor = cosine_schedule(
-            step,
-            max_steps=config.max_steps,
-            warmup_steps=config.warmup_steps,
-            floor=config.floor,
-        )
         x, y = get_batch(
             train_ids, config.batch_size, model.config.context_length, generator=generator
         )
-        size = config.micro_batch_size or config.batch_size
-        batches = list(zip(x.split(size), y.split(size), strict=True))
         loss = train_step(
             model,
             [optimizer],
-            batches,
-            factor=factor,
+            config.micro_batches(x, y),
+            factor=config.factor(step),
             max_grad_norm=config.max_grad_norm,
         )
         history.losses.append(loss)
     evaluate(config.max_steps)
     return history
+
+
+if __name__ == "__main__":
+    import sys
+
+    from llm_learn.command import main
+
+    sys.exit(main())
