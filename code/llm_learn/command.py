@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import math
 import os
 import shutil
 import signal
@@ -139,9 +140,8 @@ def begin(folder: Path, settings: dict) -> None:
         tokenizer = BPETokenizer.train(known, settings["vocab_size"])
     else:
         tokenizer = CharTokenizer(text)
-    make_model(
-        settings, tokenizer.vocab_size
-    )  # refuses what cannot work, before anything is written
+    # Refuses what cannot work, before anything is written.
+    make_model(settings, tokenizer.vocab_size)
     parts = {"train": tokenizer.encode(known), "val": tokenizer.encode(text[len(known) :])}
     if settings["eval_ids"] <= settings["context_length"]:
         raise ValueError(
@@ -246,13 +246,8 @@ class TrainingRun:
                 if self.step % self.config.eval_every == 0:
                     self.evaluate()
                 loss = self.update()
-                if not loss < float("inf"):
-                    latest = self.checkpoints()[-1:]
-                    raise ValueError(
-                        f"the loss is {loss} at update {self.step}: the learning rate, "
-                        f"{self.config.learning_rate}, may be too high; "
-                        f"{f'{latest[0]} is from before' if latest else 'there is no checkpoint yet'}"
-                    )
+                if not math.isfinite(loss):
+                    raise self.diverged(f"the loss is {loss}")
                 self.history.losses.append(loss)
                 steps.update()
                 val = self.history.eval_losses[-1]
@@ -282,9 +277,14 @@ class TrainingRun:
             max_grad_norm=self.config.max_grad_norm,
         )
 
+    def diverged(self, what: str) -> ValueError:
+        latest = self.checkpoints()[-1:]
+        return ValueError(
+            f"{what} after update {self.step}: learning_rate {self.config.learning_rate} may be too high; "
+            f"{f'{latest[0]} is from before' if latest else 'there is no checkpoint yet'}"
+        )
+
     def evaluate(self) -> None:
-        if self.step in self.history.eval_steps:
-            return  # resumed here
         self.history.eval_steps.append(self.step)
         self.history.eval_losses.append(evaluate_loss(self.model, self.val_ids))
 
@@ -292,6 +292,9 @@ class TrainingRun:
         """Writes a checkpoint and the losses, and removes what `keep` has no room for."""
         folder = self.folder / f"step-{self.step:08}"
         if not folder.exists():
+            # A loss tells of the weights before its update: these may be broken already.
+            if not all(p.isfinite().all() for p in self.model.parameters()):
+                raise self.diverged("weights are no numbers")
             progress = {"loader": self.loader.state_dict(), "history": vars(self.history)}
             save_checkpoint(folder, self.model, [self.optimizer], progress)
         for old in self.checkpoints()[: -self.settings["keep"]]:

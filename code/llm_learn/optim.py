@@ -184,7 +184,9 @@ def cosine_schedule(
 def wsd_schedule(
     step: int, *, max_steps: int, decay_steps: int, warmup_steps: int = 0
 ) -> float:
-    """The factor on the learning rate: warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395, Section 4.2).
+    """The factor on the learning rate: warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395).
+
+    The decay is a line, as in Hägele et al. 2024, arXiv:2405.18392.
 
     Args:
         step: 0 is the first update.

@@ -12,7 +12,14 @@ from torch import nn
 
 from llm_learn import optim
 from llm_learn.model import GPT, GPTConfig
-from llm_learn.optim import AdamW, Muon, cosine_schedule, decay_groups, orthogonalised
+from llm_learn.optim import (
+    AdamW,
+    Muon,
+    cosine_schedule,
+    decay_groups,
+    orthogonalised,
+    wsd_schedule,
+)
 
 
 def make_parameters(dtype) -> list[nn.Parameter]:
@@ -257,7 +264,43 @@ def test_schedule_end_points():
     assert cosine_schedule(0, max_steps=1) == 1.0
 
 
+def test_wsd_end_points():
+    settings = {"max_steps": 20, "warmup_steps": 4, "decay_steps": 5}
+    factors = [wsd_schedule(step, **settings) for step in range(22)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:16] == [1.0] * 12
+    assert factors[16:20] == pytest.approx([0.8, 0.6, 0.4, 0.2])
+    assert factors[20:] == [0.0, 0.0]
+    assert wsd_schedule(0, max_steps=1, decay_steps=1) == 1.0
+
+
 # Invariant
+
+
+@given(st.integers(1, 60), st.data())
+def test_wsd_rises_stays_and_falls_by_equal_parts(max_steps, data):
+    decay = data.draw(st.integers(1, max_steps))
+    warmup = data.draw(st.integers(0, max_steps - decay))
+    settings = {"max_steps": max_steps, "warmup_steps": warmup, "decay_steps": decay}
+    factors = [wsd_schedule(step, **settings) for step in range(max_steps)]
+    assert factors[:warmup] == sorted(factors[:warmup])
+    assert all(f == 1 for f in factors[max(0, warmup - 1) : max_steps - decay + 1])
+    falls = [a - b for a, b in zip(factors[-decay:], factors[1 - decay :], strict=False)]
+    assert all(fall == pytest.approx(1 / decay) for fall in falls[: decay - 1])
+    assert factors[-1] == pytest.approx(1 / decay)
+
+
+@given(st.integers(1, 30), st.data())
+def test_wsd_runs_of_two_lengths_share_their_stable_part(decay, data):
+    warmup, stable = data.draw(st.integers(0, 10)), data.draw(st.integers(0, 20))
+    short = warmup + stable + decay
+    long = short + data.draw(st.integers(0, 30))
+    for step in range(warmup + stable):
+        a, b = (
+            wsd_schedule(step, max_steps=n, warmup_steps=warmup, decay_steps=decay)
+            for n in (short, long)
+        )
+        assert a == b
 
 
 @given(st.integers(2, 60), st.data(), st.floats(0, 1))
@@ -393,6 +436,15 @@ def test_schedule_rejects_what_is_no_step():
         cosine_schedule(-1, max_steps=10)
     with pytest.raises(ValueError, match="max_steps, which is 0"):
         cosine_schedule(0, max_steps=0)
+
+
+@pytest.mark.parametrize(("decay", "warmup"), [(0, 0), (-1, 0), (11, 0), (6, 5), (5, -1)])
+def test_wsd_rejects_parts_that_do_not_fit(decay, warmup):
+    message = rf"decay_steps is {decay}, warmup_steps {warmup}: .*max_steps, which is 10"
+    with pytest.raises(ValueError, match=message):
+        wsd_schedule(0, max_steps=10, warmup_steps=warmup, decay_steps=decay)
+    with pytest.raises(ValueError, match="step is -1: the first update is step 0"):
+        wsd_schedule(-1, max_steps=10, decay_steps=5)
 
 
 @pytest.mark.parametrize("floor", [-0.1, 1.1, float("nan")])

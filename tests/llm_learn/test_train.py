@@ -4,12 +4,15 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 from llm_learn.data import get_batch
 from llm_learn.model import GPT, GPTConfig
-from llm_learn.train import TrainConfig, evaluate_loss, train
+from llm_learn.optim import AdamW
+from llm_learn.train import TrainConfig, evaluate_loss, train, train_step
 
 RECIPE = {"max_steps": 8, "batch_size": 2, "learning_rate": 1e-2}
 
@@ -96,6 +99,92 @@ def test_evaluation_is_the_mean_over_all_windows():
 
 
 # Invariant
+
+
+def gradients_after(model: GPT, batches, **settings) -> list[torch.Tensor]:
+    """The gradients that a step leaves behind; it changes no weight."""
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    train_step(model, [still], batches, max_grad_norm=1e9, **settings)
+    return [p.grad.clone() for p in model.parameters()]
+
+
+@given(st.integers(1, 7), st.data())
+@settings(deadline=None, max_examples=20)
+def test_a_step_does_not_depend_on_how_its_batch_is_cut(batch_size, data):
+    sizes = []
+    while sum(sizes) < batch_size:
+        sizes.append(data.draw(st.integers(1, batch_size - sum(sizes))))
+    x, y = torch.randint(11, (2, batch_size, 8))
+    whole = gradients_after(tiny_gpt().double(), [(x, y)])
+    parts = list(zip(x.split(sizes), y.split(sizes), strict=True))
+    cut = gradients_after(tiny_gpt().double(), parts)
+    for a, b in zip(whole, cut, strict=True):
+        assert (a - b).abs().max() < 1e-12  # float64: only the order of a sum differs
+
+
+def test_a_step_forgets_the_gradients_that_it_finds():
+    batch = tuple(torch.randint(11, (2, 3, 8)))
+    model = tiny_gpt().double()
+    first = gradients_after(model, [batch])
+    second = gradients_after(model, [batch])
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_step_returns_the_mean_loss_before_it():
+    x, y = torch.randint(11, (2, 3, 8))
+    model = tiny_gpt().double()
+    expected = F.cross_entropy(model(x).flatten(0, 1), y.flatten()).item()
+    optimizer = AdamW(model.parameters(), lr=0.1)
+    parts = [(x[:1], y[:1]), (x[1:], y[1:])]
+    assert train_step(model, [optimizer], parts) == pytest.approx(expected, abs=1e-12)
+    assert train_step(model, [optimizer], parts) < expected  # it learned the batch
+
+
+def test_a_steps_factor_is_on_the_first_learning_rate_of_every_group():
+    model = tiny_gpt()
+    parameters = list(model.parameters())
+    optimizers = [
+        AdamW([{"params": parameters[:3], "lr": 0.5}, {"params": parameters[3:5]}], lr=0.1),
+        torch.optim.SGD(parameters[5:], lr=0.2),
+    ]
+    batch = tuple(torch.randint(11, (2, 3, 8)))
+    for factor in (0.5, 0.25, 1.0):
+        train_step(model, optimizers, [batch], factor=factor)
+        rates = [group["lr"] for o in optimizers for group in o.param_groups]
+        assert rates == pytest.approx([0.5 * factor, 0.1 * factor, 0.2 * factor])
+
+
+def test_a_step_clips_the_gradient_of_the_whole_model():
+    batch = tuple(torch.randint(11, (2, 3, 8)))
+    model = tiny_gpt().double()
+    full = gradients_after(model, [batch])
+    norm = torch.cat([g.flatten() for g in full]).norm()
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    train_step(model, [still], [batch], max_grad_norm=norm.item() / 4)
+    for g, p in zip(full, model.parameters(), strict=True):
+        # torch adds 1e-6 to the norm that it divides by.
+        torch.testing.assert_close(p.grad, g / 4, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 4, 9])
+def test_micro_batches_change_memory_and_not_the_training(micro_batch_size):
+    ids = torch.randint(11, (200,))
+    whole, cut = tiny_gpt().double(), tiny_gpt().double()
+    recipe = RECIPE | {"batch_size": 4}
+    for model, size in ((whole, None), (cut, micro_batch_size)):
+        config = TrainConfig(**recipe, micro_batch_size=size)
+        train(model, ids, None, config, generator=seeded_generator())
+    for a, b in zip(whole.parameters(), cut.parameters(), strict=True):
+        assert (a - b).abs().max() < 1e-6  # AdamW may blow up a rounding of a tiny gradient
+
+
+def test_micro_batches_hold_every_window_once_in_order():
+    config = TrainConfig(**(RECIPE | {"batch_size": 5}), micro_batch_size=2)
+    x, y = torch.arange(10).view(5, 2), torch.arange(10, 20).view(5, 2)
+    batches = config.micro_batches(x, y)
+    assert [len(a) for a, _ in batches] == [2, 2, 1]
+    assert torch.equal(torch.cat([a for a, _ in batches]), x)
+    assert torch.equal(torch.cat([b for _, b in batches]), y)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 64])
@@ -251,6 +340,17 @@ def test_training_leaves_the_loss_lower():
 def test_config_rejects_counts_below_one(field, value):
     with pytest.raises(ValueError, match=rf"{field} is {value}: it must be at least 1"):
         TrainConfig(**(RECIPE | {field: value}))
+
+
+def test_config_rejects_a_micro_batch_below_one():
+    with pytest.raises(ValueError, match=r"micro_batch_size is 0: .* at least 1, or None"):
+        TrainConfig(**RECIPE, micro_batch_size=0)
+
+
+def test_a_step_needs_a_batch():
+    model = tiny_gpt()
+    with pytest.raises(ValueError, match="batches is empty"):
+        train_step(model, [AdamW(model.parameters(), lr=0.1)], [])
 
 
 @pytest.mark.parametrize("field", ["learning_rate", "max_grad_norm"])

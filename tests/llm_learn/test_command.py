@@ -1,0 +1,274 @@
+"""`python -m llm_learn.train`: trains, saves, goes on bit by bit, stops politely, and says what is wrong."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llm_learn import command
+from llm_learn.checkpoint import save_checkpoint
+from llm_learn.command import main, parser
+
+SMALL = {
+    "context_length": 8, "d_model": 16, "num_layers": 1, "num_heads": 2, "max_steps": 12, "batch_size": 4,
+    "warmup_steps": 2, "eval_every": 5, "eval_ids": 60, "checkpoint_every": 4,
+}  # fmt: skip
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(
+        "the cat sat on the mat and the dog lay on the rug. " * 40, encoding="utf-8"
+    )
+    return path
+
+
+def arguments(out: Path, text: Path | None = None, **changes) -> list[str]:
+    flags = ["--out", str(out)] + (["--text", str(text)] if text else [])
+    for name, value in (SMALL | changes).items():
+        flags += [f"--{name.replace('_', '-')}", str(value)]
+    return flags
+
+
+def rows(folder: Path) -> list[list[str]]:
+    with (folder / "losses.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "tensors.safetensors")
+
+
+@pytest.mark.parametrize("model", ["gpt", "llama"])
+@pytest.mark.parametrize("vocab_size", [0, 270])
+def test_a_run_leaves_all_that_it_promises(tmp_path, text, capsys, model, vocab_size):
+    out = tmp_path / "run"
+    assert main(arguments(out, text, model=model, vocab_size=vocab_size)) == 0
+    settings = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    assert settings.keys() == {"text", *command.OPTIONS}
+    assert settings["model"] == model and settings["d_model"] == 16
+    # Two of three checkpoints are kept.
+    assert [p.name for p in sorted(out.glob("step-*"))] == [
+        "step-00000008",
+        "step-00000012",
+    ]
+    header, *table = rows(out)
+    assert header == ["updates", "train_loss", "validation_loss"]
+    assert [row[0] for row in table] == [str(step) for step in range(13)]
+    assert [row[0] for row in table if row[2]] == ["0", "5", "10", "12"]
+    assert (out / "losses.png").read_bytes()[:4] == b"\x89PNG"
+    printed = capsys.readouterr().out
+    assert json.dumps(settings, indent=1) in printed
+    assert f"validation loss {float(table[-1][2]):.4f} nats a token" in printed
+    assert not list(out.glob("*tmp*"))
+
+
+def test_a_run_learns(tmp_path, text):
+    out = tmp_path / "run"
+    assert main(arguments(out, text, max_steps=150, learning_rate=0.01)) == 0
+    losses = [float(row[2]) for row in rows(out)[1:] if row[2]]
+    assert losses[-1] < 0.5 * losses[0]  # 51 characters over and over
+
+
+@pytest.mark.parametrize("stop_after", [3, 4, 5, 9])
+def test_an_interrupted_run_ends_as_the_other_did(
+    tmp_path, text, monkeypatch, capsys, stop_after
+):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main(arguments(whole, text)) == 0
+    update, done = command.TrainingRun.update, []
+
+    def update_and_stop(run):
+        done.append(run.step)
+        if len(done) == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command.TrainingRun, "update", update_and_stop)
+        assert main(arguments(broken, text)) == 128 + signal.SIGTERM
+    assert f"stopped after update {stop_after}: go on with" in capsys.readouterr().out
+    assert main(["--out", str(broken), "--resume"]) == 0
+    assert f"resuming after update {stop_after}" in capsys.readouterr().out
+    a, b = (weights(folder / "step-00000012") for folder in (whole, broken))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert rows(whole) == rows(broken)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path, text):
+    out = tmp_path / "run"
+    assert main(arguments(out, text)) == 0
+    before = {
+        p: p.read_bytes() for p in out.rglob("*") if p.suffix in (".csv", ".safetensors")
+    }
+    assert main(["--out", str(out), "--resume"]) == 0
+    assert before == {p: p.read_bytes() for p in before}
+
+
+def test_options_may_be_repeated_on_resuming_and_not_changed(tmp_path, text, capsys):
+    out = tmp_path / "run"
+    assert main(arguments(out, text)) == 0
+    assert main(["--resume", *arguments(out, text)]) == 0
+    capsys.readouterr()
+    assert main(["--resume", *arguments(out, text, batch_size=5)]) == 2
+    message = "error: --batch-size is 5: the run to resume was begun with 4"
+    assert message in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_was_not_finished_is_no_checkpoint(tmp_path, text):
+    out = tmp_path / "run"
+    assert main(arguments(out, text)) == 0
+    (out / "step-00000099.123.tmp").mkdir()
+    assert main(["--out", str(out), "--resume"]) == 0
+
+
+def test_the_seed_decides(tmp_path, text):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert main(arguments(tmp_path / name, text, seed=seed)) == 0
+    assert rows(tmp_path / "a") == rows(tmp_path / "b") != rows(tmp_path / "c")
+    run = command.TrainingRun(tmp_path / "c", command.saved_settings(tmp_path / "c", {}))
+    assert run.loader.identity["seed"] == 2
+
+
+def test_micro_batches_are_taken(tmp_path, text, monkeypatch):
+    sizes, step = [], command.train_step
+
+    def spy(model, optimizers, batches, **others):
+        sizes.append([len(x) for x, _ in batches])
+        return step(model, optimizers, batches, **others)
+
+    monkeypatch.setattr(command, "train_step", spy)
+    assert main(arguments(tmp_path / "run", text, micro_batch_size=3)) == 0
+    assert sizes == [[3, 1]] * 12
+
+
+def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path, text):
+    out = tmp_path / "run"
+    flags = arguments(out, text, max_steps=100_000, checkpoint_every=20, eval_every=50_000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llm_learn.train", *flags],
+        env=os.environ
+        | {"PYTHONPATH": str(Path(command.__file__).parents[1]), "TQDM_DISABLE": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("step-00000???")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    run = command.TrainingRun(out, command.saved_settings(out, {}))
+    assert run.step and run.step % 20 == 0
+    assert run.loader.windows_read == 4 * run.step
+
+
+def test_no_checkpoint_is_half_written_when_the_disk_is_full(
+    tmp_path, text, monkeypatch, capsys
+):
+    saved = []
+
+    def fail(folder, *others):
+        if saved:
+            raise OSError(28, "No space left on device")
+        saved.append(folder)
+        save_checkpoint(folder, *others)
+
+    monkeypatch.setattr(command, "save_checkpoint", fail)
+    out = tmp_path / "run"
+    assert main(arguments(out, text)) == 2
+    assert "error: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert [p.name for p in out.glob("step-*")] == ["step-00000004"]
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 3, 100])
+def test_a_run_that_diverges_ends_and_keeps_no_broken_weights(
+    tmp_path, text, monkeypatch, capsys, checkpoint_every
+):
+    update = command.TrainingRun.update
+
+    def update_that_breaks(run):
+        loss = update(run)
+        if run.step == 4:  # the fifth
+            run.model.norm.weight.data[0] = float("nan")
+        return loss
+
+    monkeypatch.setattr(command.TrainingRun, "update", update_that_breaks)
+    out = tmp_path / "run"
+    assert main(arguments(out, text, checkpoint_every=checkpoint_every)) == 2
+    error = capsys.readouterr().err
+    assert "learning_rate 0.001 may be too high" in error
+    # At once: before a checkpoint of that update, or by the next loss.
+    assert "after update 5: " in error
+    latest = {1: "step-00000004", 3: "step-00000003"}.get(checkpoint_every)
+    assert (f"{latest} is from before" if latest else "there is no checkpoint yet") in error
+    for folder in out.glob("step-*"):
+        assert all(x.isfinite().all() for x in weights(folder).values())
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 3}, "d_model is 16: each of num_heads, 3, needs an even share"),
+        ({"max_steps": 0}, "max_steps is 0: it must be at least 1"),
+        ({"warmup_steps": 12}, "warmup_steps is 12"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0: it must be above 0"),
+        ({"val_share": 1.0}, "val_share is 1.0: it must be between 0 and 1"),
+        ({"keep": 0}, "keep is 0: it must be at least 1"),
+        ({"checkpoint_every": 0}, "checkpoint_every is 0: it must be at least 1"),
+        ({"micro_batch_size": -1}, "micro_batch_size is -1"),
+        ({"vocab_size": 3}, "vocab_size is 3"),
+        ({"eval_ids": 8}, "eval_ids is 8: it must be above context_length"),
+        ({"context_length": 1000, "eval_ids": 2000}, "--text has 204 ids for val: context_length 1000"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    tmp_path, text, capsys, changes, message
+):
+    out = tmp_path / "run"
+    assert main(arguments(out, text, **changes)) == 2
+    assert f"error: {message}" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_texts_that_cannot_be_read_are_named(tmp_path, capsys):
+    missing, binary = tmp_path / "missing.txt", tmp_path / "binary.txt"
+    binary.write_bytes(b"\xff\xfe\xfa")
+    assert main(arguments(tmp_path / "run", missing)) == 2
+    assert "missing.txt" in capsys.readouterr().err
+    assert main(arguments(tmp_path / "run", binary)) == 2
+    assert "binary.txt': it is not UTF-8" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_neither_overwritten_nor_invented(tmp_path, text, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
+    assert main(arguments(out, text)) == 2
+    assert "it exists; choose another" in capsys.readouterr().err
+    assert [p.name for p in out.iterdir()] == ["notes.txt"]
+    assert main(["--out", str(out), "--resume"]) == 2
+    assert "there is no run to resume" in capsys.readouterr().err
+
+
+def test_an_unknown_option_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["--out", "x", "--learning-rte", "1"])
+    assert error.value.code == 2 and "--learning-rte" in capsys.readouterr().err
+
+
+def test_help_names_every_option():
+    shown = parser().format_help()
+    for name in command.OPTIONS:
+        assert f"--{name.replace('_', '-')}" in shown
