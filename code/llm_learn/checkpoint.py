@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import mkdtemp
 
 import torch
 from safetensors import SafetensorError
@@ -40,13 +41,19 @@ def save_checkpoint(
         "",
         tensors,
     )
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(mkdtemp(".tmp", f"{folder.name}.", folder.parent))
     try:
-        temporary.mkdir(parents=True)
         save_file(tensors, temporary / "tensors.safetensors")
         text = json.dumps(state, indent=1) + "\n"
         (temporary / "state.json").write_text(text, encoding="utf-8")
+        # On the disk, not only on its way: a machine may fail right after the renaming.
+        for file in temporary.iterdir():
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
         temporary.rename(folder)
+    except SafetensorError as error:
+        raise OSError(f"{folder} could not be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -68,7 +75,9 @@ def load_checkpoint(
         state = _put_back(state, "", tensors)
         weights, saved, progress = state["model"], state["optimizers"], state["progress"]
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"folder is {str(folder)!r}: it holds no checkpoint") from error
+        raise ValueError(
+            f"folder is {str(folder)!r}: it holds no checkpoint ({error})"
+        ) from error
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if found != shapes:
@@ -77,11 +86,10 @@ def load_checkpoint(
             f"folder is {str(folder)!r}: it holds another model, in which {name} has shape {found.get(name)}, "
             f"not {shapes.get(name)}"
         )
-    groups = [_group_sizes(optimizer.state_dict()) for optimizer in optimizers]
-    if [_group_sizes(entry) for entry in saved] != groups:
+    groups = [_groups(optimizer.state_dict()) for optimizer in optimizers]
+    if [_groups(entry) for entry in saved] != groups:
         raise ValueError(
-            f"folder is {str(folder)!r}: its optimizers hold groups of {list(map(_group_sizes, saved))} parameters, "
-            f"not of {groups}"
+            f"folder is {str(folder)!r}: its optimizers hold {list(map(_groups, saved))}, not {groups}"
         )
     for optimizer, entry in zip(optimizers, saved, strict=True):
         # JSON knows no numbers as keys.
@@ -91,8 +99,13 @@ def load_checkpoint(
     return progress
 
 
-def _group_sizes(state: dict) -> list[int]:
-    return [len(group["params"]) for group in state["param_groups"]]
+def _groups(state: dict) -> list[tuple[int, list[str]]]:
+    """How many parameters each group of an optimizer holds, and which settings."""
+    added_later = {"params", "initial_lr"}
+    return [
+        (len(group["params"]), sorted(group.keys() - added_later))
+        for group in state["param_groups"]
+    ]
 
 
 def _take_out(value, name: str, tensors: dict[str, Tensor]):
@@ -110,7 +123,7 @@ def _take_out(value, name: str, tensors: dict[str, Tensor]):
 def _put_back(value, name: str, tensors: dict[str, Tensor]):
     """What `_take_out` was given, with lists in the place of tuples."""
     if name in tensors:
-        return tensors[name]
+        return tensors[name].clone()  # the file may be removed
     if isinstance(value, dict):
         return {k: _put_back(v, f"{name}/{k}", tensors) for k, v in value.items()}
     if isinstance(value, list):

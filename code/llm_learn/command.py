@@ -5,12 +5,14 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 
 import torch
 from tqdm import tqdm
@@ -96,6 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped before the first update", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def saved_settings(folder: Path, given: dict) -> dict:
@@ -121,10 +126,19 @@ def train_config(settings: dict) -> TrainConfig:
 
 
 def begin(folder: Path, settings: dict) -> None:
-    """Turns the texts into tokens, and writes the configuration last: where it is, all is."""
-    for name in ("eval_ids", "checkpoint_every", "keep"):
+    """Makes the run's folder, with the texts as tokens and the configuration: all of it or nothing."""
+    for name in ("eval_ids", "checkpoint_every", "keep", "d_model"):
         if settings[name] < 1:
             raise ValueError(f"{name} is {settings[name]}: it must be at least 1")
+    for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+        if not math.isfinite(settings[name]):
+            raise ValueError(f"{name} is {settings[name]}: it must be finite")
+    if not 0 <= settings["seed"] < 2**63:
+        raise ValueError(f"seed is {settings['seed']}: it must be from 0 to below 2**63")
+    if settings["eval_ids"] <= settings["context_length"]:
+        raise ValueError(
+            f"eval_ids is {settings['eval_ids']}: it must be above context_length"
+        )
     if not 0 < settings["val_share"] < 1:
         raise ValueError(
             f"val_share is {settings['val_share']}: it must be between 0 and 1"
@@ -134,7 +148,11 @@ def begin(folder: Path, settings: dict) -> None:
         raise ValueError(
             f"--out is {str(folder)!r}: it exists; choose another, or go on with its run by --resume"
         )
-    text = "\n\n".join(map(read_text, settings["text"])) or shakespeare()
+    text = "\n\n".join(map(read_text, settings["text"]))
+    if not settings["text"]:
+        text = shakespeare()
+    elif not text:
+        raise ValueError(f"--text names {settings['text']}: nothing is in it")
     known = text[: round(len(text) * (1 - settings["val_share"]))]
     if settings["vocab_size"]:
         tokenizer = BPETokenizer.train(known, settings["vocab_size"])
@@ -143,23 +161,33 @@ def begin(folder: Path, settings: dict) -> None:
     # Refuses what cannot work, before anything is written.
     make_model(settings, tokenizer.vocab_size)
     parts = {"train": tokenizer.encode(known), "val": tokenizer.encode(text[len(known) :])}
-    if settings["eval_ids"] <= settings["context_length"]:
-        raise ValueError(
-            f"eval_ids is {settings['eval_ids']}: it must be above context_length"
-        )
     for name, ids in parts.items():
         if len(ids) <= settings["context_length"]:
             raise ValueError(
                 f"--text has {len(ids)} ids for {name}: context_length {settings['context_length']} needs one more"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, ids in parts.items():
-        save_tokens(folder / f"{name}.npy", ids, vocab_size=tokenizer.vocab_size)
-    if settings["vocab_size"]:
-        tokenizer.save(folder / "tokenizer.json")
-    else:
-        write_text(folder / "tokenizer.json", json.dumps({"characters": tokenizer.chars}))
-    write_text(folder / "config.json", json.dumps(settings, indent=1) + "\n")
+    num_windows = (len(parts["train"]) - 1) // settings["context_length"]
+    if settings["batch_size"] > num_windows:
+        raise ValueError(
+            f"batch_size is {settings['batch_size']}: the text has {num_windows} windows"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(mkdtemp(".tmp", f"{folder.name}.", folder.parent))
+    try:
+        for name, ids in parts.items():
+            save_tokens(temporary / f"{name}.npy", ids, vocab_size=tokenizer.vocab_size)
+        if settings["vocab_size"]:
+            tokenizer.save(temporary / "tokenizer.json")
+        else:
+            characters = json.dumps({"characters": tokenizer.chars})
+            (temporary / "tokenizer.json").write_text(characters, encoding="utf-8")
+        config = json.dumps(settings, indent=1) + "\n"
+        (temporary / "config.json").write_text(config, encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()  # it is empty
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_text(path: str) -> str:
@@ -167,13 +195,6 @@ def read_text(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"--text names {path!r}: it is not UTF-8") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file completely or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def load_tokenizer(path: Path) -> BPETokenizer | CharTokenizer:
@@ -221,6 +242,8 @@ class TrainingRun:
         val_ids = load_tokens(folder / "val.npy")[: settings["eval_ids"]]
         self.val_ids = torch.from_numpy(val_ids.astype("int64"))
         self.history = History()
+        for unfinished in folder.glob("step-*.tmp"):
+            shutil.rmtree(unfinished)
         if checkpoints := self.checkpoints():
             progress = load_checkpoint(checkpoints[-1], self.model, [self.optimizer])
             self.loader.load_state_dict(progress["loader"])
@@ -233,36 +256,42 @@ class TrainingRun:
 
     def checkpoints(self) -> list[Path]:
         """The folder's complete checkpoints, the latest last."""
-        return sorted(p for p in self.folder.glob("step-*") if not p.suffix)
+        return sorted(
+            p for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name)
+        )
 
     def go(self) -> int:
         """Trains to the end, or until it is told to stop; returns the exit status."""
         if self.step:
             print(f"resuming after update {self.step}")
         self.model.train()
-        with caught_signals() as caught:
-            steps = tqdm(total=self.config.max_steps, initial=self.step, desc="training")
-            while self.step < self.config.max_steps and not caught:
+        max_steps = self.config.max_steps
+        progress = tqdm(total=max_steps, initial=self.step, desc="training")
+        with caught_signals() as caught, progress:
+            while self.step < max_steps and not caught:
                 if self.step % self.config.eval_every == 0:
                     self.evaluate()
                 loss = self.update()
                 if not math.isfinite(loss):
                     raise self.diverged(f"the loss is {loss}")
                 self.history.losses.append(loss)
-                steps.update()
                 val = self.history.eval_losses[-1]
-                steps.set_postfix_str(f"loss {loss:.3f}, validation {val:.3f}")
-                if self.step % self.settings["checkpoint_every"] == 0:
+                shown = f"loss {loss:.3f}, validation {val:.3f}"
+                progress.set_postfix_str(shown, refresh=False)
+                progress.update()
+                if (
+                    self.step % self.settings["checkpoint_every"] == 0
+                    and self.step < max_steps
+                ):
                     self.save()
-            steps.close()
-        if self.step < self.config.max_steps:
+            if self.step == max_steps:
+                self.evaluate()
             self.save()
+        if self.step < max_steps:
             print(
                 f"stopped after update {self.step}: go on with --out {self.folder} --resume"
             )
             return 128 + caught[0]
-        self.evaluate()
-        self.save()
         print(f"validation loss {self.history.eval_losses[-1]:.4f} nats a token")
         print(f"loss curve: {self.folder / 'losses.png'}\n\nWhat the model writes:\n")
         print(self.sample())
@@ -280,11 +309,14 @@ class TrainingRun:
     def diverged(self, what: str) -> ValueError:
         latest = self.checkpoints()[-1:]
         return ValueError(
-            f"{what} after update {self.step}: learning_rate {self.config.learning_rate} may be too high; "
-            f"{f'{latest[0]} is from before' if latest else 'there is no checkpoint yet'}"
+            f"{what} after update {self.step}: learning_rate {self.config.learning_rate} may be too high; begin "
+            f"again with a lower one and another --out "
+            f"({f'{latest[0]} is from before' if latest else 'there is no checkpoint yet'})"
         )
 
     def evaluate(self) -> None:
+        if self.history.eval_steps[-1:] == [self.step]:
+            return  # a finished run was resumed
         self.history.eval_steps.append(self.step)
         self.history.eval_losses.append(evaluate_loss(self.model, self.val_ids))
 

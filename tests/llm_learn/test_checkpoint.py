@@ -148,7 +148,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, damage):
             tensors.write_bytes(tensors.read_bytes()[:100])
         else:
             state.write_text("[1, 2]", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"folder is .*: it holds no checkpoint"):
+    with pytest.raises(ValueError, match=r"folder is .*: it holds no checkpoint "):
         load_checkpoint(folder, model, optimizers)
 
 
@@ -165,11 +165,9 @@ def test_a_checkpoint_of_something_else_is_refused_and_changes_nothing(tmp_path)
     assert all(torch.equal(before[name], x) for name, x in wider.state_dict().items())
     fresh, others = make(seed=5)
     before = copy.deepcopy(fresh.state_dict())
-    with pytest.raises(
-        ValueError, match=r"groups of \[\[1\], \[1\]\] parameters, not of \[\[1\]\]"
-    ):
+    with pytest.raises(ValueError, match=r"its optimizers hold \[\[\(1, .*, not \[\[\(1, "):
         load_checkpoint(tmp_path / "a", fresh, others[:1])
-    with pytest.raises(ValueError, match=r"not of \[\[2\], \[1\]\]"):
+    with pytest.raises(ValueError, match=r"its optimizers hold"):
         load_checkpoint(
             tmp_path / "a", fresh, [AdamW(fresh.parameters(), lr=0.1), others[1]]
         )

@@ -128,7 +128,10 @@ def test_a_checkpoint_that_was_not_finished_is_no_checkpoint(tmp_path, text):
     out = tmp_path / "run"
     assert main(arguments(out, text)) == 0
     (out / "step-00000099.123.tmp").mkdir()
+    (out / "step-00000008-best").mkdir()  # a copy of the user's
     assert main(["--out", str(out), "--resume"]) == 0
+    assert not (out / "step-00000099.123.tmp").exists()
+    assert (out / "step-00000008-best").exists()
 
 
 def test_the_seed_decides(tmp_path, text):
@@ -161,10 +164,13 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path, text):
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while not list(out.glob("step-00000???")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
+    try:
+        while not list(out.glob("step-00000???")) and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
     run = command.TrainingRun(out, command.saved_settings(out, {}))
     assert run.step and run.step % 20 == 0
     assert run.loader.windows_read == 4 * run.step
@@ -228,6 +234,10 @@ def test_a_run_that_diverges_ends_and_keeps_no_broken_weights(
         ({"checkpoint_every": 0}, "checkpoint_every is 0: it must be at least 1"),
         ({"micro_batch_size": -1}, "micro_batch_size is -1"),
         ({"vocab_size": 3}, "vocab_size is 3"),
+        ({"seed": -1}, "seed is -1: it must be from 0"),
+        ({"d_model": 0}, "d_model is 0: it must be at least 1"),
+        ({"learning_rate": "inf"}, "learning_rate is inf: it must be finite"),
+        ({"batch_size": 10**12}, "batch_size is 1000000000000: the text has 229 windows"),
         ({"eval_ids": 8}, "eval_ids is 8: it must be above context_length"),
         ({"context_length": 1000, "eval_ids": 2000}, "--text has 204 ids for val: context_length 1000"),
     ],
@@ -251,6 +261,28 @@ def test_texts_that_cannot_be_read_are_named(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_an_empty_text_is_not_replaced_by_another(tmp_path, capsys):
+    (tmp_path / "empty.txt").touch()
+    assert main(arguments(tmp_path / "run", tmp_path / "empty.txt")) == 2
+    assert "nothing is in it" in capsys.readouterr().err
+
+
+def test_an_error_while_a_run_is_begun_leaves_nothing(tmp_path, text, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command, "save_tokens", fail)
+    assert main(arguments(tmp_path / "run", text)) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_the_last_checkpoint_knows_the_last_evaluation(tmp_path, text):
+    out = tmp_path / "run"
+    assert main(arguments(out, text)) == 0
+    run = command.TrainingRun(out, command.saved_settings(out, {}))
+    assert run.history.eval_steps == [0, 5, 10, 12]
+
+
 def test_a_run_is_neither_overwritten_nor_invented(tmp_path, text, capsys):
     out = tmp_path / "run"
     out.mkdir()
@@ -268,7 +300,14 @@ def test_an_unknown_option_is_a_usage_error(capsys):
     assert error.value.code == 2 and "--learning-rte" in capsys.readouterr().err
 
 
-def test_help_names_every_option():
-    shown = parser().format_help()
-    for name in command.OPTIONS:
-        assert f"--{name.replace('_', '-')}" in shown
+def test_help_names_options_and_defaults():
+    shown = " ".join(parser().format_help().split())
+    for option in (
+        "--out",
+        "--resume",
+        "--text",
+        "--learning-rate",
+        "(default: 0.001)",
+        "Ctrl-C",
+    ):
+        assert option in shown
