@@ -1,42 +1,54 @@
 """The recorded experiment of the chapter on pre-training: the race at full length, and each ingredient left out.
 
 `make experiment NAME=pretraining` runs the chapter's own code on one thread, in about an hour, and rewrites
-experiments/pretraining.json, which the chapter draws. Learning rates are chosen on a seed that is not reported.
+experiments/pretraining.json, which the chapter draws. Learning rates are chosen on a seed that is not reported. What an
+update of each recipe takes is measured at the end, in turns, so that no recipe meets a busier machine than another.
 """
 
 import math
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
 from common import definitions, head, write
 
 SEEDS, TUNING_SEED = [0, 1, 2], 99
-SHORT, MIDDLE, FULL = 500, 1000, 2000  # updates
+FULL, SHORT = 2000, 500  # updates
+MODERN = [500, 650, 1000, 2000]  # updates of the modern recipe
+BURSTS, BURST = 9, 120  # a burst is longer than the longest warm-up
 ORDERS = [3, 4, 5, 6, 7, 8]  # of the counters
 RECORD = Path(__file__).with_suffix(".json")
 
 
 def raced(chapter, recipe, seed: int, num_updates: int, eval_every: int) -> list[dict]:
-    """The rows of the chapter's race, rounded."""
+    """Updates and loss at each evaluation of the chapter's race."""
     rows = chapter.race(recipe, seed, num_updates, eval_every)
-    return [
-        row | {"seconds": round(row["seconds"], 2), "loss": round(row["loss"], 4)}
-        for row in rows
-    ]
+    return [{"updates": row["updates"], "loss": round(row["loss"], 4)} for row in rows]
 
 
-def best_rate(chapter, name: str, candidates: dict, num_updates: int, tuning: list) -> str:
-    """The candidate with the lowest loss on the seed for tuning; what was tried is added to `tuning`."""
+def update_seconds(chapter, recipes: dict) -> dict[str, float]:
+    """The processor's seconds for an update of each recipe: the fastest of several bursts, in turns."""
+    bursts = {name: [] for name in recipes}
+    for _ in range(BURSTS):
+        for name, recipe in recipes.items():
+            row = chapter.race(recipe, 0, BURST, BURST)[-1]
+            bursts[name].append(row["seconds"] / BURST)
+    return {name: round(min(seconds), 5) for name, seconds in bursts.items()}
+
+
+def best_of(chapter, name: str, candidates: dict, num_updates: int, tuning: list):
+    """The recipe with the lowest loss on the seed for tuning; what was tried is added to `tuning`."""
     losses = {}
-    for label, recipe in candidates.items():
-        row = raced(chapter, recipe, TUNING_SEED, num_updates, num_updates)[-1]
-        losses[label] = row["loss"]
-        entry = {"recipe": name, "rates": label, "updates": num_updates} | row
-        tuning.append(entry)
-        print(entry, flush=True)
-    return min(losses, key=losses.get)
+    for rates, recipe in candidates.items():
+        losses[rates] = raced(chapter, recipe, TUNING_SEED, num_updates, num_updates)[-1][
+            "loss"
+        ]
+        entry = {"recipe": name, "rates": rates, "updates": num_updates}
+        tuning.append(entry | {"loss": losses[rates]})
+        print(tuning[-1], flush=True)
+    return candidates[min(losses, key=losses.get)]
 
 
 def counted(chapter, counting, ids: list[int], order: int) -> dict:
@@ -86,33 +98,42 @@ if __name__ == "__main__":
         for order in ORDERS
     ]
     print(record["counters"], flush=True)
-    for name, recipe, rates in (
-        ("nanoGPT", nanogpt, (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)),
-        ("nanoGPT, small shape", small, (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)),
-    ):
+    rates = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
+    for name, recipe in (("nanoGPT", nanogpt), ("nanoGPT, small shape", small)):
         candidates = {f"{rate:g}": replace(recipe, learning_rate=rate) for rate in rates}
-        chosen = best_rate(chapter, name, candidates, FULL, tuning)
-        run(f"{name}, best rate", candidates[chosen], FULL)
-        if recipe is nanogpt:
-            run(name, nanogpt, FULL)
-            for num_updates in (SHORT, MIDDLE, FULL):
-                run("modern", modern, num_updates)
+        best = best_of(chapter, name, candidates, FULL, tuning)
+        run(f"{name}, best rate", best, FULL)
+    run("nanoGPT", nanogpt, FULL)
     grids = {
         "modern": {
             f"Muon {muon:g}, AdamW {rate:g}": replace(
                 modern, muon_rate=muon, learning_rate=rate
             )
-            for muon in (0.005, 0.01, 0.02)
-            for rate in (0.005, 0.01, 0.02)
+            for muon, rate in product((0.005, 0.01, 0.02), repeat=2)
         },
         "without Muon": {
-            f"{rate:g}": replace(chapter.WITHOUT["Muon"], learning_rate=rate)
-            for rate in (0.001, 0.003, 0.01)
+            f"matrices {matrix:g}, others {rate:g}, warm-up {warmup}": replace(
+                chapter.WITHOUT["Muon"],
+                matrix_rate=matrix,
+                learning_rate=rate,
+                warmup_steps=warmup,
+            )
+            for matrix, rate, warmup in product(
+                (0.001, 0.002, 0.004), (0.02, 0.04, 0.08), (10, 100)
+            )
         },
     }
+    expected = {"modern": modern, "without Muon": chapter.WITHOUT["Muon"]}
     for name, candidates in grids.items():
-        print("best:", best_rate(chapter, name, candidates, SHORT, tuning), flush=True)
+        if best_of(chapter, name, candidates, SHORT, tuning) != expected[name]:
+            raise SystemExit(f"{name}: the chapter's rates are not the best of these")
+    for num_updates in MODERN:
+        run("modern", modern, num_updates)
     for num_updates in (SHORT, FULL):
         for name, recipe in chapter.WITHOUT.items():
             run(f"without {name}", recipe, num_updates, num_updates)
+    without = {f"without {name}": recipe for name, recipe in chapter.WITHOUT.items()}
+    timed = {"nanoGPT": nanogpt, "nanoGPT, small shape": small, "modern": modern} | without
+    record["update_seconds"] = update_seconds(chapter, timed)
+    print(record["update_seconds"], flush=True)
     save()

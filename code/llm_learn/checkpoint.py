@@ -2,15 +2,33 @@
 
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when the block ends; where the block fails, it is gone."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        # On the disk, not only on its way: a machine may fail right after the renaming.
+        for file in temporary.iterdir():
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_checkpoint(
@@ -26,36 +44,23 @@ def save_checkpoint(
         model: its weights.
         optimizers: their running means and settings.
         progress: everything else that decides what comes next, such as the step, the state of the loader and that of
-            a random generator: tensors, and what JSON can hold.
+            a random generator: tensors, and what JSON can hold; no key has a slash.
     """
     folder = Path(folder)
     if folder.exists():
         raise ValueError(f"folder is {str(folder)!r}: it exists already")
     tensors: dict[str, Tensor] = {}
-    state = _take_out(
-        {
-            "model": model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "progress": progress,
-        },
-        "",
-        tensors,
-    )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(mkdtemp(".tmp", f"{folder.name}.", folder.parent))
-    try:
-        save_file(tensors, temporary / "tensors.safetensors")
-        text = json.dumps(state, indent=1) + "\n"
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    for state in states:  # JSON knows no numbers as keys
+        state["state"] = {str(number): entry for number, entry in state["state"].items()}
+    whole = {"model": model.state_dict(), "optimizers": states, "progress": progress}
+    text = json.dumps(_take_out(whole, "", tensors), indent=1) + "\n"
+    with new_folder(folder) as temporary:
+        try:
+            save_file(tensors, temporary / "tensors.safetensors")
+        except SafetensorError as error:
+            raise OSError(f"{folder} could not be written: {error}") from error
         (temporary / "state.json").write_text(text, encoding="utf-8")
-        # On the disk, not only on its way: a machine may fail right after the renaming.
-        for file in temporary.iterdir():
-            with file.open("rb+") as opened:
-                os.fsync(opened.fileno())
-        temporary.rename(folder)
-    except SafetensorError as error:
-        raise OSError(f"{folder} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_checkpoint(
@@ -92,7 +97,6 @@ def load_checkpoint(
             f"folder is {str(folder)!r}: its optimizers hold {list(map(_groups, saved))}, not {groups}"
         )
     for optimizer, entry in zip(optimizers, saved, strict=True):
-        # JSON knows no numbers as keys.
         entry["state"] = {int(number): entry["state"][number] for number in entry["state"]}
         optimizer.load_state_dict(entry)
     model.load_state_dict(weights)
@@ -114,7 +118,12 @@ def _take_out(value, name: str, tensors: dict[str, Tensor]):
         tensors[name] = value.contiguous()
         return None
     if isinstance(value, dict):
-        return {str(k): _take_out(v, f"{name}/{k}", tensors) for k, v in value.items()}
+        for key in value:
+            if not isinstance(key, str) or "/" in key:
+                raise ValueError(
+                    f"progress has the key {key!r}: keys are strings without a slash"
+                )
+        return {k: _take_out(v, f"{name}/{k}", tensors) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_take_out(v, f"{name}/{i}", tensors) for i, v in enumerate(value)]
     return value

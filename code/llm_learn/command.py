@@ -9,15 +9,14 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 
 import torch
 from tqdm import tqdm
 
-from llm_learn.checkpoint import load_checkpoint, save_checkpoint
+from llm_learn.checkpoint import load_checkpoint, new_folder, save_checkpoint
 from llm_learn.data import TokenLoader, load_tokens, save_tokens, shakespeare
 from llm_learn.generate import generate
 from llm_learn.model import GPT, GPTConfig, Llama, LlamaConfig
@@ -171,9 +170,7 @@ def begin(folder: Path, settings: dict) -> None:
         raise ValueError(
             f"batch_size is {settings['batch_size']}: the text has {num_windows} windows"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(mkdtemp(".tmp", f"{folder.name}.", folder.parent))
-    try:
+    with new_folder(folder) as temporary:
         for name, ids in parts.items():
             save_tokens(temporary / f"{name}.npy", ids, vocab_size=tokenizer.vocab_size)
         if settings["vocab_size"]:
@@ -185,9 +182,6 @@ def begin(folder: Path, settings: dict) -> None:
         (temporary / "config.json").write_text(config, encoding="utf-8")
         if folder.exists():
             folder.rmdir()  # it is empty
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_text(path: str) -> str:
@@ -307,6 +301,8 @@ class TrainingRun:
         )
 
     def diverged(self, what: str) -> ValueError:
+        """What to raise when training has broken down; the losses that led there are saved."""
+        self.save_losses()
         latest = self.checkpoints()[-1:]
         return ValueError(
             f"{what} after update {self.step}: learning_rate {self.config.learning_rate} may be too high; begin "
@@ -338,14 +334,15 @@ class TrainingRun:
         validation = dict(
             zip(self.history.eval_steps, self.history.eval_losses, strict=True)
         )
-        temporary = self.folder / f"losses.csv.{os.getpid()}.tmp"
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with (
+            replacing(self.folder / "losses.csv") as path,
+            path.open("w", newline="") as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(["updates", "train_loss", "validation_loss"])
             for done in range(self.step + 1):
                 loss = self.history.losses[done - 1] if done else ""
                 writer.writerow([done, loss, validation.get(done, "")])
-        temporary.replace(self.folder / "losses.csv")
         # Imported late, since it takes a second; without a window, since there may be no screen.
         from matplotlib.figure import Figure
 
@@ -354,9 +351,8 @@ class TrainingRun:
         axis.plot(*zip(*validation.items(), strict=True), "o-", label="validation")
         axis.set(xlabel="updates", ylabel="loss, nats a token")
         axis.legend()
-        temporary = self.folder / f"losses.{os.getpid()}.tmp.png"
-        figure.savefig(temporary, dpi=150)
-        temporary.replace(self.folder / "losses.png")
+        with replacing(self.folder / "losses.png") as path:
+            figure.savefig(path, dpi=150)
 
     def sample(self) -> str:
         """Text that the model writes, from the first id of the validation text on."""
@@ -372,7 +368,18 @@ class TrainingRun:
 
 
 @contextmanager
-def caught_signals():
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` when the block ends, and is gone where it fails."""
+    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def caught_signals() -> Iterator[list[int]]:
     """Collects Ctrl-C and a polite request to end, instead of stopping in the middle of an update."""
     caught: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)

@@ -54,6 +54,7 @@ def test_a_run_goes_on_bit_by_bit(tmp_path, done):
     assert json.dumps(ours) == json.dumps(theirs)
 
 
+keys = st.text(max_size=5).filter(lambda key: "/" not in key)
 progress_values = st.recursive(
     st.none()
     | st.booleans()
@@ -61,10 +62,7 @@ progress_values = st.recursive(
     | st.floats(allow_nan=False)
     | st.text()
     | st.lists(st.floats(width=32, allow_nan=False), max_size=3).map(torch.tensor),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
     max_leaves=8,
 )
 
@@ -85,13 +83,46 @@ def assert_equal(a, b) -> None:
         assert a == b
 
 
-@given(st.dictionaries(st.text(max_size=5), progress_values, max_size=4))
+@given(st.dictionaries(keys, progress_values, max_size=4))
 @settings(deadline=None, max_examples=60)
 def test_progress_comes_back_as_it_was(tmp_path_factory, progress):
     model, optimizers = make()
     folder = tmp_path_factory.mktemp("run") / "a"
     save_checkpoint(folder, model, optimizers, progress)
     assert_equal(load_checkpoint(folder, model, optimizers), progress)
+
+
+def test_tensors_that_share_a_name_keep_their_places(tmp_path):
+    model, optimizers = make()
+    progress = {"weight": torch.zeros(2), "model": {"weight": torch.ones(1)}}
+    save_checkpoint(tmp_path / "a", model, optimizers, progress)
+    assert_equal(load_checkpoint(tmp_path / "a", model, optimizers), progress)
+
+
+@pytest.mark.parametrize("key", ["a/b", 3, None])
+def test_keys_that_could_be_confused_are_refused(tmp_path, key):
+    model, optimizers = make()
+    with pytest.raises(ValueError, match="progress has the key"):
+        save_checkpoint(tmp_path / "a", model, optimizers, {"inner": {key: 1}})
+    assert not list(tmp_path.iterdir())
+
+
+def test_others_may_read_what_the_umask_allows(tmp_path):
+    model, optimizers = make()
+    save_checkpoint(tmp_path / "a", model, optimizers, {})
+    (tmp_path / "b").mkdir()
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
+    def fail(tensors, path):
+        path.write_bytes(b"half")
+        raise checkpoint.SafetensorError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match="could not be written: No space"):
+        save_checkpoint(tmp_path / "a", *make(), {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_random_generator_goes_on(tmp_path):
