@@ -181,7 +181,7 @@ def begin(folder: Path, settings: dict) -> None:
         config = json.dumps(settings, indent=1) + "\n"
         (temporary / "config.json").write_text(config, encoding="utf-8")
         if folder.exists():
-            folder.rmdir()  # it is empty
+            folder.rmdir()  # empty; on Windows nothing can be renamed onto it
 
 
 def read_text(path: str) -> str:
@@ -311,8 +311,6 @@ class TrainingRun:
         )
 
     def evaluate(self) -> None:
-        if self.history.eval_steps[-1:] == [self.step]:
-            return  # a finished run was resumed
         self.history.eval_steps.append(self.step)
         self.history.eval_losses.append(evaluate_loss(self.model, self.val_ids))
 

@@ -125,6 +125,26 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_was_loaded_does_not_hang_on_the_file(tmp_path):
+    model, optimizers = make()
+    take_steps(model, optimizers, 2, seed=1)
+    save_checkpoint(tmp_path / "a", model, optimizers, {"numbers": torch.ones(4000)})
+    progress = load_checkpoint(tmp_path / "a", model, optimizers)
+    path = tmp_path / "a" / "tensors.safetensors"
+    with path.open("r+b") as file:  # in place, as another program might
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(progress["numbers"], torch.ones(4000))
+
+
+def test_a_checkpoint_of_another_kind_of_optimizer_is_refused(tmp_path):
+    model, optimizers = make()
+    save_checkpoint(tmp_path / "a", model, optimizers, {})
+    adamw = AdamW([model.weight], lr=0.1)
+    with pytest.raises(ValueError, match="its optimizers hold"):
+        load_checkpoint(tmp_path / "a", model, [adamw, optimizers[1]])
+    assert not adamw.state
+
+
 def test_a_random_generator_goes_on(tmp_path):
     generator = torch.Generator().manual_seed(3)
     torch.rand(7, generator=generator)

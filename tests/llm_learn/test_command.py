@@ -215,9 +215,18 @@ def test_a_run_that_diverges_ends_and_keeps_no_broken_weights(
     assert "after update 5: " in error
     latest = {1: "step-00000004", 3: "step-00000003"}.get(checkpoint_every)
     assert (f"{latest} is from before" if latest else "there is no checkpoint yet") in error
-    assert len(rows(out)) >= 6  # the losses that led there
+    assert [row[0] for row in rows(out)[1:]] == list("012345")  # the losses that led there
     for folder in out.glob("step-*"):
         assert all(x.isfinite().all() for x in weights(folder).values())
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_the_last_one(tmp_path):
+    path = tmp_path / "losses.png"
+    path.write_bytes(b"the last one")
+    with pytest.raises(OSError), command.replacing(path) as new:
+        new.write_bytes(b"half")
+        raise OSError
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"the last one"]
 
 
 # Bad input
