@@ -17,7 +17,7 @@ from common import definitions, head, write
 SEEDS, TUNING_SEED = [0, 1, 2], 99
 FULL, SHORT = 2000, 500  # updates
 MODERN = [500, 650, 1000, 2000]  # updates of the modern recipe
-BURSTS, BURST = 9, 120  # rounds, and updates in each; longer than the longest warm-up
+BURSTS, BURST = 5, 120  # rounds, and updates in each; longer than the longest warm-up
 ORDERS = [3, 4, 5, 6, 7, 8]  # of the counters
 RECORD = Path(__file__).with_suffix(".json")
 
@@ -84,10 +84,11 @@ if __name__ == "__main__":
         seconds = round(time.process_time() - started)
         write(record | {"cpu_seconds": seconds, "tuning": tuning, "runs": runs}, RECORD)
 
-    def run(name: str, recipe, num_updates: int, eval_every: int = 100) -> None:
+    def run(name: str, recipe, num_updates: int, evaluations: int = 10) -> None:
         for seed in SEEDS:
-            rows = raced(chapter, recipe, seed, num_updates, eval_every)
+            rows = raced(chapter, recipe, seed, num_updates, num_updates // evaluations)
             entry = {"recipe": name, "updates": num_updates, "seed": seed, "rows": rows}
+            assert rows[-1]["updates"] == num_updates
             runs.append(entry)
             print(name, num_updates, seed, rows[-1], flush=True)
             save()
@@ -131,7 +132,7 @@ if __name__ == "__main__":
         run("modern", modern, num_updates)
     for num_updates in (SHORT, FULL):
         for name, recipe in chapter.WITHOUT.items():
-            run(f"without {name}", recipe, num_updates, num_updates)
+            run(f"without {name}", recipe, num_updates, evaluations=1)
     without = {f"without {name}": recipe for name, recipe in chapter.WITHOUT.items()}
     timed = {"nanoGPT": nanogpt, "nanoGPT, small shape": small, "modern": modern} | without
     record["update_seconds"] = update_seconds(chapter, timed)
