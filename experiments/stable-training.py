@@ -1,0 +1,176 @@
+"""The recorded experiment of the chapter on stable training: ablations, spikes, and the rate against the width.
+
+`make experiment NAME=stable-training` runs the chapter's own code on one thread, in about forty minutes, and rewrites
+experiments/stable-training.json, which the chapter draws. The learning rate of each variant is the best of several on a
+seed that is not reported; what an update takes is measured at the end, in turns.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from common import definitions, head, write
+
+from llm_learn.data import shakespeare_characters
+from llm_learn.tokenizers import BPETokenizer
+
+SEEDS, TUNING_SEED = [0, 1, 2, 3, 4], 99
+RAMPS = SPIKES = WIDTH_SEEDS = [0, 1, 2]  # seeds of the other parts
+NUM_UPDATES = 400
+RATES = [0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04]
+WIDTHS = [32, 64, 128, 256]
+WIDTH_RATES = [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128]
+ROUNDS, BURST = 5, 30  # rounds of timing, and updates in each
+VOCABULARIES = [512, 1024, 2048]
+RECORD = Path(__file__).with_suffix(".json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What differs from the baseline."""
+
+    config: object
+    changes: list[Callable] = field(default_factory=list)
+    draw: Callable
+    weight_decay: float = 0.0
+
+
+def variants(chapter) -> dict[str, Variant]:
+    """The baseline, and one change at a time; shapes of other proportions have as many weights in their blocks."""
+
+    def variant(config=None, *changes, draw=chapter.draw_by_fan_in, weight_decay=0.0):
+        return Variant(
+            config=config or chapter.shape(64),
+            changes=list(changes),
+            draw=draw,
+            weight_decay=weight_decay,
+        )
+
+    return {
+        "baseline": variant(),
+        "no norms": variant(None, chapter.without_norms),
+        "post-norm": variant(None, chapter.with_post_norm),
+        "layer norm": variant(None, chapter.with_layer_norm),
+        "QK-norm": variant(None, chapter.with_qk_norm),
+        "z-loss": variant(None, chapter.with_z_loss),
+        "GELU, 4 times as wide": variant(None, chapter.with_gelu),
+        "weight decay 0.1": variant(weight_decay=0.1),
+        "first weights as GPT-2's": variant(draw=chapter.draw_weights),
+        "outputs not divided": variant(draw=chapter.draw_undivided),
+        "d_ff 1.2 C": variant(chapter.shape(80, d_ff=97)),
+        "d_ff 5.8 C": variant(chapter.shape(48, d_ff=276)),
+        "1 layer": variant(chapter.shape(96, 1, d_ff=213)),
+        "4 layers": variant(chapter.shape(48, 4, d_ff=106)),
+        "8 layers": variant(chapter.shape(32, 8, d_ff=85)),
+        "heads of 64": variant(chapter.shape(64, num_heads=1, num_kv_heads=1)),
+        "heads of 32": variant(chapter.shape(64, num_heads=2, num_kv_heads=2)),
+        "heads of 8": variant(chapter.shape(64, num_heads=8, num_kv_heads=8)),
+    }
+
+
+def made(chapter, variant: Variant, seed: int):
+    return chapter.new_model(variant.config, seed, variant.changes, variant.draw)
+
+
+def loss_of(chapter, variant: Variant, rate: float, seed: int, num_updates: int, **texts):
+    """The held-out loss of one run; infinite where it broke down."""
+    model = made(chapter, variant, seed)
+    groups = chapter.decay_groups(model.named_parameters(), variant.weight_decay)
+    groups = [group | {"lr": rate} for group in groups]
+    loss = chapter.finished_loss(model, groups, seed, num_updates, **texts)
+    return round(loss, 5) if math.isfinite(loss) else 1e3
+
+
+def compared(chapter, name: str, variant: Variant, **texts) -> dict:
+    """The best of the rates on the seed for tuning, and the losses at it on the others."""
+    tuned = {
+        r: loss_of(chapter, variant, r, TUNING_SEED, NUM_UPDATES, **texts) for r in RATES
+    }
+    rate = min(tuned, key=tuned.get)
+    losses = [loss_of(chapter, variant, rate, seed, NUM_UPDATES, **texts) for seed in SEEDS]
+    weights = sum(p.numel() for p in made(chapter, variant, 0).blocks.parameters())
+    row = {"name": name, "rate": rate, "weights": weights, "losses": losses}
+    print(row, tuned, flush=True)
+    return row | {"tuned": list(tuned.values())}
+
+
+def vocabularies(chapter) -> list[dict]:
+    """The baseline on tokens of byte-pair encodings of several sizes; losses are in nats a character."""
+    tokenizer, known, held_out = shakespeare_characters()
+    texts = [tokenizer.decode(ids.tolist()) for ids in (known, chapter.VAL)]
+    rows = []
+    for size in VOCABULARIES:
+        bpe = BPETokenizer.train(texts[0], size)
+        ids = [torch.tensor(bpe.encode(text)) for text in texts]
+        per_token = len(texts[1]) / len(ids[1])
+        config = chapter.shape(64, vocab_size=size)
+        variant = Variant(config=config, draw=chapter.draw_by_fan_in)
+        name = f"{size} tokens"
+        row = compared(chapter, name, variant, texts=ids)
+        row["losses"] = [round(loss / per_token, 5) for loss in row["losses"]]
+        rows.append(row | {"characters_per_token": round(per_token, 3)})
+        rows[-1]["update_seconds"] = update_seconds(chapter, {name: variant}, ids[0])[name]
+    return rows
+
+
+def update_seconds(chapter, timed: dict[str, Variant], ids=None) -> dict[str, list[float]]:
+    """The processor's seconds for an update of each variant, in each of several rounds of all variants."""
+    seconds = {name: [] for name in timed}
+    for _ in range(ROUNDS):
+        for name, variant in timed.items():
+            model = made(chapter, variant, 0)
+            groups = [{"params": list(model.parameters()), "lr": 0.005}]
+            texts = (chapter.KNOWN if ids is None else ids, chapter.VAL[:65] % 50)
+            began = time.process_time()
+            chapter.finished_loss(model, groups, 0, BURST, texts)
+            seconds[name].append(round((time.process_time() - began) / BURST, 5))
+    return seconds
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    chapter = definitions("pretraining/stable-training")
+    record = head("Shakespeare's plays in characters, four held out", SEEDS)
+    record |= {"tuning_seed": TUNING_SEED, "num_updates": NUM_UPDATES, "rates": RATES}
+    started = time.process_time()
+
+    def save() -> None:
+        write(record | {"cpu_seconds": round(time.process_time() - started)}, RECORD)
+
+    record["spikes"] = {}
+    for name, defence in chapter.DEFENCES.items():
+        record["spikes"][name] = [chapter.damage(seed, defence) for seed in SPIKES]
+        print(name, record["spikes"][name], flush=True)
+    save()
+    record["widths"] = []
+    for seed in WIDTH_SEEDS:
+        for d_model in WIDTHS:
+            for groups in (chapter.same_groups, chapter.width_groups):
+                losses = [
+                    round(chapter.width_run(groups, d_model, rate, seed), 5)
+                    for rate in WIDTH_RATES
+                ]
+                row = {"seed": seed, "d_model": d_model, "groups": groups.__name__}
+                record["widths"].append(row | {"losses": losses})
+                print(record["widths"][-1], flush=True)
+        save()
+    record["width_rates"] = WIDTH_RATES
+    record["variants"] = []
+    for name, variant in variants(chapter).items():
+        row = compared(chapter, name, variant)
+        row["edges"] = []
+        for seed in RAMPS:
+            losses, _ = chapter.ramp(
+                made(chapter, variant, seed), seed, variant.weight_decay
+            )
+            row["edges"].append([round(float(x), 5) for x in chapter.edge(losses)])
+        print(row["edges"], flush=True)
+        record["variants"].append(row)
+        save()
+    record["vocabularies"] = vocabularies(chapter)
+    save()
+    record["update_seconds"] = update_seconds(chapter, variants(chapter))
+    save()
