@@ -18,7 +18,7 @@ from llm_learn.data import shakespeare_characters
 from llm_learn.tokenizers import BPETokenizer
 
 SEEDS, TUNING_SEED = [0, 1, 2, 3, 4], 99
-RAMPS = SPIKES = WIDTH_SEEDS = [0, 1, 2]  # seeds of the other parts
+RAMPS = SPIKES = WIDTH_SEEDS = FORM_SEEDS = [0, 1, 2]  # seeds of the other parts
 NUM_UPDATES = 400
 RATES = [0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04]
 WIDTHS = [32, 64, 128, 256]
@@ -84,22 +84,43 @@ def loss_of(chapter, variant: Variant, rate: float, seed: int, num_updates: int,
     return round(loss, 5) if math.isfinite(loss) else 1e3
 
 
-def compared(chapter, name: str, variant: Variant, **texts) -> dict:
+def compared(
+    chapter, name: str, variant: Variant, num_updates=NUM_UPDATES, seeds=SEEDS, **texts
+) -> dict:
     """The best of the rates on the seed for tuning, and the losses at it on the others."""
     tuned = {
-        r: loss_of(chapter, variant, r, TUNING_SEED, NUM_UPDATES, **texts) for r in RATES
+        r: loss_of(chapter, variant, r, TUNING_SEED, num_updates, **texts) for r in RATES
     }
     rate = min(tuned, key=tuned.get)
-    losses = [loss_of(chapter, variant, rate, seed, NUM_UPDATES, **texts) for seed in SEEDS]
+    losses = [loss_of(chapter, variant, rate, seed, num_updates, **texts) for seed in seeds]
     weights = sum(p.numel() for p in made(chapter, variant, 0).blocks.parameters())
     row = {"name": name, "rate": rate, "weights": weights, "losses": losses}
     print(row, tuned, flush=True)
     return row | {"tuned": list(tuned.values())}
 
 
+def settings(chapter) -> dict[str, tuple]:
+    """Where the four forms meet again: with more updates, and with more blocks."""
+    return {
+        "1,600 updates": (chapter.shape(64), 1600),
+        "8 layers": (chapter.shape(64, 8), NUM_UPDATES),
+    }
+
+
+def forms(chapter, setting: str) -> list[dict]:
+    """The four forms of the chapter in that setting, each at its best rate on the seed for tuning."""
+    config, num_updates = settings(chapter)[setting]
+    rows = []
+    for form, changes in chapter.FORMS.items():
+        variant = Variant(config=config, changes=changes, draw=chapter.draw_by_fan_in)
+        row = compared(chapter, form, variant, num_updates, FORM_SEEDS)
+        rows.append({"setting": setting} | row)
+    return rows
+
+
 def vocabularies(chapter) -> list[dict]:
     """The baseline on tokens of byte-pair encodings of several sizes; losses are in nats a character."""
-    tokenizer, known, held_out = shakespeare_characters()
+    tokenizer, known, _ = shakespeare_characters()
     texts = [tokenizer.decode(ids.tolist()) for ids in (known, chapter.VAL)]
     rows = []
     for size in VOCABULARIES:
@@ -169,6 +190,10 @@ if __name__ == "__main__":
             row["edges"].append([round(float(x), 5) for x in chapter.edge(losses)])
         print(row["edges"], flush=True)
         record["variants"].append(row)
+        save()
+    record["forms"] = []
+    for setting in settings(chapter):
+        record["forms"] += forms(chapter, setting)
         save()
     record["vocabularies"] = vocabularies(chapter)
     save()
