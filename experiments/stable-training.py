@@ -15,6 +15,7 @@ import torch
 from common import definitions, head, write
 
 from llm_learn.data import shakespeare_characters
+from llm_learn.model import draw_weights
 from llm_learn.tokenizers import BPETokenizer
 
 SEEDS, TUNING_SEED = [0, 1, 2, 3, 4], 99
@@ -58,7 +59,7 @@ def variants(chapter) -> dict[str, Variant]:
         "z-loss": variant(None, chapter.with_z_loss),
         "GELU, 4 times as wide": variant(None, chapter.with_gelu),
         "weight decay 0.1": variant(weight_decay=0.1),
-        "first weights as GPT-2's": variant(draw=chapter.draw_weights),
+        "first weights as GPT-2's": variant(draw=draw_weights),
         "outputs not divided": variant(draw=chapter.draw_undivided),
         "d_ff 1.2 C": variant(chapter.shape(80, d_ff=97)),
         "d_ff 5.8 C": variant(chapter.shape(48, d_ff=276)),
