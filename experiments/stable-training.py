@@ -53,6 +53,9 @@ def variants(chapter) -> dict[str, Variant]:
     return {
         "baseline": variant(),
         "no norms": variant(None, chapter.without_norms),
+        "no last norm": variant(None, chapter.without_last_norm),
+        "no norms in blocks": variant(None, chapter.without_block_norms),
+        "last norm begins at 3": variant(None, chapter.with_loud_last_norm),
         "post-norm": variant(None, chapter.with_post_norm),
         "layer norm": variant(None, chapter.with_layer_norm),
         "QK-norm": variant(None, chapter.with_qk_norm),
@@ -76,45 +79,50 @@ def made(chapter, variant: Variant, seed: int):
     return chapter.new_model(variant.config, seed, variant.changes, variant.draw)
 
 
-def loss_of(chapter, variant: Variant, rate: float, seed: int, num_updates: int, **texts):
+def loss_of(chapter, variant: Variant, rate: float, seed: int, num_updates: int, **how):
     """The held-out loss of one run; infinite where it broke down."""
     model = made(chapter, variant, seed)
     groups = chapter.decay_groups(model.named_parameters(), variant.weight_decay)
     groups = [group | {"lr": rate} for group in groups]
-    loss = chapter.finished_loss(model, groups, seed, num_updates, **texts)
+    loss = chapter.finished_loss(model, groups, seed, num_updates, **how)
     return round(loss, 5) if math.isfinite(loss) else 1e3
 
 
 def compared(
-    chapter, name: str, variant: Variant, num_updates=NUM_UPDATES, seeds=SEEDS, **texts
+    chapter, name: str, variant: Variant, num_updates=NUM_UPDATES, seeds=SEEDS, **how
 ) -> dict:
     """The best of the rates on the seed for tuning, and the losses at it on the others."""
     tuned = {
-        r: loss_of(chapter, variant, r, TUNING_SEED, num_updates, **texts) for r in RATES
+        r: loss_of(chapter, variant, r, TUNING_SEED, num_updates, **how) for r in RATES
     }
     rate = min(tuned, key=tuned.get)
-    losses = [loss_of(chapter, variant, rate, seed, num_updates, **texts) for seed in seeds]
+    losses = [loss_of(chapter, variant, rate, seed, num_updates, **how) for seed in seeds]
     weights = sum(p.numel() for p in made(chapter, variant, 0).blocks.parameters())
     row = {"name": name, "rate": rate, "weights": weights, "losses": losses}
     print(row, tuned, flush=True)
     return row | {"tuned": list(tuned.values())}
 
 
-def settings(chapter) -> dict[str, tuple]:
-    """Where the four forms meet again: with more updates, and with more blocks."""
+def settings(chapter) -> dict[str, dict]:
+    """Where the four forms meet again: with more updates, with more blocks, with those and a longer warm-up."""
+    deep = {"config": chapter.shape(64, 8), "num_updates": NUM_UPDATES}
     return {
-        "1,600 updates": (chapter.shape(64), 1600),
-        "8 layers": (chapter.shape(64, 8), NUM_UPDATES),
+        "1,600 updates": {"config": chapter.shape(64), "num_updates": 1600},
+        "8 layers": deep,
+        "8 layers, warm-up 100": deep | {"warmup_steps": 100},
     }
 
 
 def forms(chapter, setting: str) -> list[dict]:
-    """The four forms of the chapter in that setting, each at its best rate on the seed for tuning."""
-    config, num_updates = settings(chapter)[setting]
+    """The forms of the chapter in that setting, each at its best rate on the seed for tuning."""
+    how = settings(chapter)[setting]
+    config = how.pop("config")
     rows = []
     for form, changes in chapter.FORMS.items():
+        if "warmup_steps" in how and form not in ("post-norm", "pre-norm"):
+            continue
         variant = Variant(config=config, changes=changes, draw=chapter.draw_by_fan_in)
-        row = compared(chapter, form, variant, num_updates, FORM_SEEDS)
+        row = compared(chapter, form, variant, seeds=FORM_SEEDS, **how)
         rows.append({"setting": setting} | row)
     return rows
 
@@ -123,7 +131,8 @@ def vocabularies(chapter) -> list[dict]:
     """The baseline on tokens of byte-pair encodings of several sizes; losses are in nats a character."""
     tokenizer, known, _ = shakespeare_characters()
     texts = [tokenizer.decode(ids.tolist()) for ids in (known, chapter.VAL)]
-    rows = []
+    variant = variants(chapter)["baseline"]
+    rows = [compared(chapter, "characters, 1,000 updates", variant, num_updates=1000)]
     for size in VOCABULARIES:
         bpe = BPETokenizer.train(texts[0], size)
         ids = [torch.tensor(bpe.encode(text)) for text in texts]
