@@ -93,6 +93,24 @@ def draw_weights(module: nn.Module, num_layers: int) -> None:
             nn.init.zeros_(parameter)
 
 
+def draw_by_fan_in(model: nn.Module, num_layers: int) -> None:
+    """Draws matrices so that what they compute is as large as what they read; the output layer begins at zero."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif parameter.ndim != 2:
+            continue
+        elif name == "token_embedding.weight":
+            nn.init.normal_(parameter, std=1.0)
+        elif name == "output.weight":
+            nn.init.zeros_(parameter)
+        else:
+            std = parameter.shape[1] ** -0.5
+            if name.endswith(("out.weight", "down.weight")):
+                std /= math.sqrt(2 * num_layers)
+            nn.init.normal_(parameter, std=std)
+
+
 class GPT(nn.Module):
     """A decoder-only Transformer with GPT-2's structure (Radford et al. 2019)."""
 
@@ -299,6 +317,18 @@ class Llama(nn.Module):
     ) -> Tensor:
         """Scores every id as the next one, at every position: (B, T) -> logits (B, T, V); see `features`."""
         return self.logits(self.features(ids, caches, padding))
+
+
+class LlamaWithOutput(Llama):
+    """A Llama whose output layer has weights of its own."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__(config)
+        self.output = nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., V)"""
+        return self.output(x)
 
 
 def interleaved_to_halves(weight: Tensor, num_heads: int) -> Tensor:

@@ -153,6 +153,31 @@ def decay_groups(
     ]
 
 
+def width_groups(
+    model: nn.Module, learning_rate: float, base_width: int = 32
+) -> list[dict]:
+    """Groups for AdamW in which a rate chosen at one width serves at others (Yang et al. 2022, arXiv:2203.03466).
+
+    Matrices that sum over the width get `learning_rate` times base_width / d_model; embeddings and norms the rate as
+    it is.
+
+    Args:
+        model: has `config.d_model` and a `token_embedding`, and was drawn by `draw_by_fan_in`.
+        learning_rate: the best at `base_width`.
+        base_width: C of the model on which the rate was chosen.
+    """
+    if base_width < 1:
+        raise ValueError(f"base_width is {base_width}: it must be at least 1")
+    embedding = model.token_embedding.weight
+    sums = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
+    others = [p for p in model.parameters() if p.ndim < 2 or p is embedding]
+    narrow = base_width / model.config.d_model
+    return [
+        {"params": sums, "lr": learning_rate * narrow},
+        {"params": others, "lr": learning_rate},
+    ]
+
+
 def cosine_schedule(
     step: int, *, max_steps: int, warmup_steps: int = 0, floor: float = 0.1
 ) -> float:

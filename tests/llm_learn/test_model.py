@@ -23,7 +23,9 @@ from llm_learn.model import (
     GPTConfig,
     Llama,
     LlamaConfig,
+    LlamaWithOutput,
     RMSNorm,
+    draw_by_fan_in,
     draw_weights,
     interleaved_to_halves,
     llama_from_gguf,
@@ -642,6 +644,45 @@ def test_weights_of_a_part_are_drawn_as_the_model_draws_them():
                 0.02 / 4 if name.endswith("down.weight") else 0.02
             )  # 4 = sqrt(2 * 8 layers)
             assert parameter.std().item() == pytest.approx(std, rel=0.1), name
+
+
+@pytest.mark.parametrize("d_model", [64, 256])
+def test_weights_by_fan_in_keep_the_size_of_signals_at_any_width(d_model):
+    shape = {"vocab_size": 50, "context_length": 8, "d_ff": 3 * d_model, "num_layers": 8}
+    torch.manual_seed(0)
+    model = LlamaWithOutput(
+        LlamaConfig(**shape, d_model=d_model, num_heads=4, num_kv_heads=4)
+    )
+    draw_by_fan_in(model, num_layers=8)
+    # At the beginning all ids are equally likely.
+    assert not model(torch.randint(50, (2, 8))).any()
+    # The least of these matrices has 3,200 numbers: their standard deviation is known to 1.3 %.
+    assert model.token_embedding.weight.std().item() == pytest.approx(1, rel=0.07)
+    for name, p in model.blocks.named_parameters():
+        if p.ndim == 2:
+            std = p.shape[1] ** -0.5
+            if name.endswith(("out.weight", "down.weight")):
+                std /= 4  # sqrt(2 * 8 layers)
+            assert p.std().item() == pytest.approx(std, rel=0.07), name
+        else:
+            assert (p == 1).all(), name
+
+
+def test_weights_by_fan_in_set_biases_to_zero():
+    layer = MLP(d_model=16, d_ff=32)
+    draw_by_fan_in(layer, num_layers=1)
+    assert layer.up.weight.any() and not layer.up.bias.any()
+
+
+def test_a_llama_with_an_output_layer_scores_by_its_weights():
+    torch.manual_seed(0)
+    model = LlamaWithOutput(LlamaConfig(**LLAMA))
+    ids = torch.randint(LLAMA["vocab_size"], (2, 5))
+    wanted = model.features(ids) @ model.output.weight.T
+    torch.testing.assert_close(model(ids), wanted)
+    with torch.no_grad():
+        model.output.weight.zero_()
+    assert not model(ids).any() and model.token_embedding.weight.any()
 
 
 def test_replaced_layers_are_used_and_drawn_like_the_model():

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from llm_learn import optim
-from llm_learn.model import GPT, GPTConfig
+from llm_learn.model import GPT, GPTConfig, LlamaConfig, LlamaWithOutput
 from llm_learn.optim import (
     AdamW,
     Muon,
     cosine_schedule,
     decay_groups,
     orthogonalised,
+    width_groups,
     wsd_schedule,
 )
 
@@ -327,6 +328,26 @@ def test_decay_groups_hold_every_parameter_once():
     assert all(
         names[p].endswith("weight") and "norm" not in names[p] for p in decayed["params"]
     )
+
+
+def test_width_groups_hold_every_parameter_once_and_slow_down_what_sums_over_the_width():
+    shape = {"vocab_size": 11, "context_length": 8, "d_model": 64, "d_ff": 96}
+    heads = {"num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
+    model = LlamaWithOutput(LlamaConfig(**shape, **heads))
+    rates = {}
+    for group in width_groups(model, 0.5, base_width=16):
+        for p in group["params"]:
+            assert p not in rates
+            rates[p] = group["lr"]
+    for name, p in model.named_parameters():
+        as_it_is = "norm" in name or name == "token_embedding.weight"
+        assert rates.pop(p) == (0.5 if as_it_is else 0.125), name
+    assert not rates
+
+
+def test_width_groups_reject_a_width_that_is_none():
+    with pytest.raises(ValueError, match="base_width is 0: it must be at least 1"):
+        width_groups(make_gpt(), 0.1, base_width=0)
 
 
 def test_the_first_step_has_the_size_of_the_learning_rate_whatever_the_gradient():
