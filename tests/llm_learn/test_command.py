@@ -3,19 +3,24 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
-from llm_learn import command
+from llm_learn import command, training_run
 from llm_learn.checkpoint import save_checkpoint
 from llm_learn.command import main, parser
+from llm_learn.distributed import Ranks, in_processes
+from llm_learn.training_run import TrainingRun
 
 SMALL = {
     "context_length": 8, "d_model": 16, "num_layers": 1, "num_heads": 2, "max_steps": 12, "batch_size": 4,
@@ -85,7 +90,7 @@ def test_an_interrupted_run_ends_as_the_other_did(
 ):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(arguments(whole, text)) == 0
-    update, done = command.TrainingRun.update, []
+    update, done = TrainingRun.update, []
 
     def update_and_stop(run):
         done.append(run.step)
@@ -94,7 +99,7 @@ def test_an_interrupted_run_ends_as_the_other_did(
         return update(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(command.TrainingRun, "update", update_and_stop)
+        patch.setattr(TrainingRun, "update", update_and_stop)
         assert main(arguments(broken, text)) == 128 + signal.SIGTERM
     assert f"stopped after update {stop_after}: go on with" in capsys.readouterr().out
     assert main(["--out", str(broken), "--resume"]) == 0
@@ -138,18 +143,18 @@ def test_the_seed_decides(tmp_path, text):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert main(arguments(tmp_path / name, text, seed=seed)) == 0
     assert rows(tmp_path / "a") == rows(tmp_path / "b") != rows(tmp_path / "c")
-    run = command.TrainingRun(tmp_path / "c", command.saved_settings(tmp_path / "c", {}))
+    run = TrainingRun(tmp_path / "c", command.saved_settings(tmp_path / "c", {}))
     assert run.loader.identity["seed"] == 2
 
 
 def test_micro_batches_are_taken(tmp_path, text, monkeypatch):
-    sizes, step = [], command.train_step
+    sizes, step = [], training_run.train_step
 
     def spy(model, optimizers, batches, **others):
         sizes.append([len(x) for x, _ in batches])
         return step(model, optimizers, batches, **others)
 
-    monkeypatch.setattr(command, "train_step", spy)
+    monkeypatch.setattr(training_run, "train_step", spy)
     assert main(arguments(tmp_path / "run", text, micro_batch_size=3)) == 0
     assert sizes == [[3, 1]] * 12
 
@@ -171,9 +176,128 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path, text):
     finally:
         process.kill()
         process.wait()
-    run = command.TrainingRun(out, command.saved_settings(out, {}))
+    run = TrainingRun(out, command.saved_settings(out, {}))
     assert run.step and run.step % 20 == 0
     assert run.loader.windows_read == 4 * run.step
+
+
+def go_on(
+    out: Path, world_size: int, sharing: str, monkeypatch, stop_after: int = 0
+) -> list:
+    """Trains the run in that folder by several processes; one of them may be told to stop after some updates."""
+    update, done = TrainingRun.update, []
+
+    def update_and_stop(run):
+        done.append(run.step)
+        if len(done) == stop_after and run.ranks.rank == world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(run)
+
+    def work():
+        ranks = Ranks(dist.get_rank(), world_size)
+        run = TrainingRun(out, command.saved_settings(out, {}), ranks, sharing)
+        return run.go()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "update", update_and_stop)
+        return in_processes(work, world_size)
+
+
+@pytest.mark.parametrize("sharing", ["ddp", "fsdp"])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_several_processes_train_as_one_and_may_take_turns_with_it(
+    tmp_path, text, monkeypatch, sharing, world_size
+):
+    alone, out = tmp_path / "alone", tmp_path / "together"
+    assert main(arguments(alone, text, micro_batch_size=1)) == 0
+    # Two processes begin, others go on, and one alone ends what they began.
+    command.begin(out, command.saved_settings(alone, {}))
+    status = 128 + signal.SIGTERM
+    assert go_on(out, 2, sharing, monkeypatch, stop_after=3) == [status] * 2
+    found = go_on(out, world_size, sharing, monkeypatch, stop_after=6)
+    assert found == [status] * world_size
+    assert [row[0] for row in rows(out)[1:]] == [str(step) for step in range(10)]
+    assert main(["--out", str(out), "--resume"]) == 0
+    assert len(rows(out)) == len(rows(alone))
+    for ours, theirs in zip(rows(out)[1:], rows(alone)[1:], strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            # float32; sums in another order, through twelve updates.
+            assert (a, b) == ("", "") or float(a) == pytest.approx(float(b), abs=1e-5)
+    a, b = (weights(folder / "step-00000012") for folder in (out, alone))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-4, rtol=1e-3)
+
+
+def test_an_error_of_the_first_process_ends_all(tmp_path, text, monkeypatch):
+    out = tmp_path / "run"
+    defaults = {name: default for name, (default, _) in command.OPTIONS.items()}
+    command.begin(out, defaults | SMALL | {"text": [str(text)]})
+
+    def fail(folder, *others):
+        raise OSError(28, "No space left on device")
+
+    def work():
+        monkeypatch.setattr(training_run, "save_checkpoint", fail)
+        ranks = Ranks(dist.get_rank(), 2)
+        run = TrainingRun(out, command.saved_settings(out, {}), ranks)
+        with pytest.raises(OSError, match="No space left"):
+            run.go()
+        return run.step
+
+    assert in_processes(work) == [4, 4]
+    assert not list(out.glob("step-*"))
+
+
+def torchrun(out: Path, *flags: str) -> subprocess.Popen:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.Popen(
+        [sys.executable, *launch, "-m", "llm_learn.train", "--out", str(out), *flags],
+        env=os.environ
+        | {"PYTHONPATH": str(Path(command.__file__).parents[1]), "TQDM_DISABLE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+    )
+
+
+@pytest.mark.parametrize("sharing", ["ddp", "fsdp"])
+def test_killing_one_of_two_processes_ends_the_run_with_a_checkpoint_that_resumes(
+    tmp_path, text, sharing
+):
+    out = tmp_path / "run"
+    changes = {"max_steps": 100_000, "checkpoint_every": 20, "eval_every": 50_000}
+    _, _, *flags = arguments(out, text, **changes)
+    process = torchrun(out, "--sharing", sharing, *flags)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("step-00000???")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    (*_, victim) = psutil.Process(process.pid).children()
+    victim.kill()
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode
+    (message,) = (line for line in printed.splitlines() if line.startswith("error: "))
+    assert re.search(
+        rf"process \d of 2 cannot reach another one any more, .* is complete: go on with --out {out} --resume",
+        message,
+    )
+    run = TrainingRun(out, command.saved_settings(out, {}))
+    assert run.step and run.step % 20 == 0
+    assert run.loader.windows_read == 4 * run.step
+
+
+def test_processes_that_cannot_share_a_batch_are_refused_before_anything_is_written(
+    tmp_path, text
+):
+    out = tmp_path / "run"
+    _, _, *flags = arguments(out, text, batch_size=3)
+    process = torchrun(out, *flags)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode
+    said = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert said == ["error: batch_size is 3: 2 processes cannot share it evenly"]
+    assert not out.exists()
 
 
 def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
@@ -187,7 +311,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
         saved.append(folder)
         save_checkpoint(folder, *others)
 
-    monkeypatch.setattr(command, "save_checkpoint", fail)
+    monkeypatch.setattr(training_run, "save_checkpoint", fail)
     out = tmp_path / "run"
     assert main(arguments(out, text)) == 2
     assert "error: [Errno 28] No space left on device" in capsys.readouterr().err
@@ -198,7 +322,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
 def test_a_run_that_diverges_ends_and_keeps_no_broken_weights(
     tmp_path, text, monkeypatch, capsys, checkpoint_every
 ):
-    update = command.TrainingRun.update
+    update = TrainingRun.update
 
     def update_that_breaks(run):
         loss = update(run)
@@ -206,7 +330,7 @@ def test_a_run_that_diverges_ends_and_keeps_no_broken_weights(
             run.model.norm.weight.data[0] = float("nan")
         return loss
 
-    monkeypatch.setattr(command.TrainingRun, "update", update_that_breaks)
+    monkeypatch.setattr(TrainingRun, "update", update_that_breaks)
     out = tmp_path / "run"
     assert main(arguments(out, text, checkpoint_every=checkpoint_every)) == 2
     error = capsys.readouterr().err
@@ -223,7 +347,7 @@ def test_a_run_that_diverges_ends_and_keeps_no_broken_weights(
 def test_a_picture_that_cannot_be_drawn_leaves_the_last_one(tmp_path):
     path = tmp_path / "losses.png"
     path.write_bytes(b"the last one")
-    with pytest.raises(OSError), command.replacing(path) as new:
+    with pytest.raises(OSError), training_run.replacing(path) as new:
         new.write_bytes(b"half")
         raise OSError
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"the last one"]
@@ -289,7 +413,7 @@ def test_an_error_while_a_run_is_begun_leaves_nothing(tmp_path, text, monkeypatc
 def test_the_last_checkpoint_knows_the_last_evaluation(tmp_path, text):
     out = tmp_path / "run"
     assert main(arguments(out, text)) == 0
-    run = command.TrainingRun(out, command.saved_settings(out, {}))
+    run = TrainingRun(out, command.saved_settings(out, {}))
     assert run.history.eval_steps == [0, 5, 10, 12]
 
 
@@ -302,6 +426,17 @@ def test_a_run_is_neither_overwritten_nor_invented(tmp_path, text, capsys):
     assert [p.name for p in out.iterdir()] == ["notes.txt"]
     assert main(["--out", str(out), "--resume"]) == 2
     assert "there is no run to resume" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(
+    tmp_path, text, capsys
+):
+    out = tmp_path / "run"
+    assert main([*arguments(out, text), "--device", "cuda"]) == 2
+    said = capsys.readouterr().err
+    assert said == "error: device is 'cuda': PyTorch finds no GPU here\n"
+    assert not out.exists()
 
 
 def test_an_unknown_option_is_a_usage_error(capsys):

@@ -1,0 +1,186 @@
+"""Processes that work on one model together: torchrun's, or a few of this machine for a lesson."""
+
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of a run; by itself where there are no others."""
+
+    rank: int = 0  # from 0
+    world_size: int = 1  # processes
+    device: str = "cpu"  # this process's own
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """The means over all processes, each of which calls this."""
+        if self.world_size == 1:
+            return list(values)
+        numbers = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(numbers)
+        return (numbers / self.world_size).tolist()
+
+    def from_first(self, work: Callable[[], object]) -> object:
+        """What `work()` returns on the first process, on all of them; so is a ValueError or OSError that it raises."""
+        if self.world_size == 1:
+            return work()
+        result = error = None
+        if self.is_first:
+            try:
+                result = work()
+            except (ValueError, OSError) as raised:
+                error = raised
+        outcome = [result, error]
+        dist.broadcast_object_list(outcome, src=0, device=self.device)
+        result, error = outcome
+        if error is not None:
+            raise error
+        return result
+
+
+@contextmanager
+def joined(device: str = "cpu") -> Iterator[Ranks]:
+    """Joins the processes that torchrun has started, or is by itself.
+
+    Args:
+        device: "cpu", or "cuda" for a GPU of its own in each process.
+    """
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("device is 'cuda': PyTorch finds no GPU here")
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    elif device != "cpu":
+        raise ValueError(f"device is {device!r}: expected 'cpu' or 'cuda'")
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield Ranks(device=device)
+        return
+    dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    try:
+        yield Ranks(dist.get_rank(), world_size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def lost_contact(error: RuntimeError) -> bool:
+    """Whether the error says that another process cannot be reached."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def shard(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Divides the weights of a model, and its optimizer's means, among all processes, by PyTorch's FSDP2.
+
+    Args:
+        model: the same in every process; its `blocks` are gathered one at a time.
+        optimizer: of all its parameters, with or without a state.
+    """
+    whole = list(model.parameters())
+    for block in model.blocks:
+        fully_shard(block)
+    fully_shard(model)
+    shards = dict(zip(whole, model.parameters(), strict=True))
+    for group in optimizer.param_groups:
+        group["params"] = [shards[p] for p in group["params"]]
+    state = defaultdict(dict)
+    for p, entry in optimizer.state.items():
+        mesh, placements = shards[p].device_mesh, shards[p].placements
+        state[shards[p]] = {
+            name: distribute_tensor(value, mesh, placements)
+            if isinstance(value, Tensor)
+            else value
+            for name, value in entry.items()
+        }
+    optimizer.state = state
+
+
+class Gathered:
+    """The state of a model or an optimizer with whole tensors; every process makes one at the same time."""
+
+    def __init__(self, part: nn.Module | torch.optim.Optimizer):
+        self.whole = _gather(part.state_dict())
+
+    def state_dict(self) -> dict:
+        return self.whole
+
+
+def _gather(value):
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    if isinstance(value, dict):
+        return {key: _gather(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_gather(entry) for entry in value]
+    return value
+
+
+def in_processes(work: Callable[[], object], world_size: int = 2) -> list:
+    """Runs `work()` in several new processes that can reach each other by `torch.distributed`, on one machine.
+
+    Returns:
+        What each has returned, by rank.
+
+    Raises:
+        RuntimeError: one of them failed; the others are ended.
+    """
+
+    def run(rank: int, folder: str, answer: Connection) -> None:
+        address = f"file://{folder}/store"
+        try:
+            dist.init_process_group(
+                "gloo", init_method=address, rank=rank, world_size=world_size
+            )
+            answer.send(work())
+            dist.destroy_process_group()
+        except Exception as error:
+            answer.send(error)
+
+    # By loopback, whatever the name of this machine may resolve to.
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    # Each starts as a copy of this process; Windows cannot do that.
+    fork = multiprocessing.get_context("fork")
+    pipes = [fork.Pipe(duplex=False) for _ in range(world_size)]
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [
+            fork.Process(target=run, args=(rank, folder, answer))
+            for rank, (_, answer) in enumerate(pipes)
+        ]
+        try:
+            for process in processes:
+                process.start()
+            while waiting := [rank for rank in range(world_size) if rank not in found]:
+                answers = [pipes[rank][0] for rank in waiting]
+                wait([*answers, *(processes[rank].sentinel for rank in waiting)])
+                for rank, answer in zip(waiting, answers, strict=True):
+                    ended = not processes[rank].is_alive()
+                    if answer.poll():
+                        found[rank] = answer.recv()
+                    elif ended:
+                        found[rank] = EOFError("it ended without a result")
+                    if isinstance(found.get(rank), Exception):
+                        raise RuntimeError(f"process {rank} failed") from found[rank]
+            for process in processes:
+                process.join()
+        finally:
+            for process in processes:
+                process.kill()  # where one has failed, the others would wait for ever
+    return [found[rank] for rank in range(world_size)]

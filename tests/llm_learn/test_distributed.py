@@ -1,0 +1,163 @@
+"""Several processes compute what one computes; errors of one end all."""
+
+import os
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from llm_learn.distributed import Gathered, Ranks, in_processes, joined, lost_contact, shard
+from llm_learn.model import GPT, GPTConfig, Llama, LlamaConfig
+from llm_learn.optim import AdamW, decay_groups
+from llm_learn.train import train_step
+
+SHAPE = {"vocab_size": 13, "context_length": 6, "d_model": 8, "num_layers": 2}
+IDS = torch.randint(13, (4, 7), generator=torch.Generator().manual_seed(0))
+
+
+def make_model(name: str):
+    torch.manual_seed(0)
+    if name == "gpt":
+        return GPT(GPTConfig(**SHAPE, num_heads=2))
+    # Its width is odd on purpose: 2 processes cannot divide it evenly.
+    return Llama(LlamaConfig(**SHAPE, d_ff=11, num_heads=2, num_kv_heads=1))
+
+
+def make_optimizer(model) -> AdamW:
+    groups = decay_groups(model.named_parameters(), 0.1)
+    return AdamW(groups, lr=0.01, betas=(0.9, 0.99))
+
+
+def steps(model, optimizer, ids: torch.Tensor, number: int) -> list[float]:
+    return [
+        train_step(model, [optimizer], [(ids[:, :-1], ids[:, 1:])]) for _ in range(number)
+    ]
+
+
+def whole_state(model, optimizer) -> list[torch.Tensor]:
+    means = Gathered(optimizer).state_dict()["state"].values()
+    tensors = [entry[name] for entry in means for name in ("mean", "mean_square")]
+    return [t.clone() for t in (*Gathered(model).state_dict().values(), *tensors)]
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+@pytest.mark.parametrize("sharing", ["ddp", "fsdp"])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_several_processes_train_as_one_does(name, sharing, world_size):
+    ids = IDS.repeat(3, 1)  # 12 windows, which 2 and 3 can share
+
+    def work():
+        model = make_model(name)
+        optimizer = make_optimizer(model)
+        steps(model, optimizer, ids, 2)  # so that there is a state to divide
+        if sharing == "fsdp":
+            shard(model, optimizer)
+            assert all(isinstance(p, DTensor) for p in model.parameters())
+            trained = model
+        else:
+            trained = DistributedDataParallel(model)
+        ranks = Ranks(dist.get_rank(), world_size)
+        losses = steps(trained, optimizer, ids[ranks.rank :: world_size], 3)
+        losses = [ranks.mean([loss])[0] for loss in losses]
+        return losses, [t.tolist() for t in whole_state(model, optimizer)]
+
+    model = make_model(name)
+    optimizer = make_optimizer(model)
+    wanted = steps(model, optimizer, ids, 5)[2:]
+    for losses, state in in_processes(work, world_size):
+        assert losses == pytest.approx(wanted, abs=1e-6)
+        for ours, alone in zip(state, whole_state(model, optimizer), strict=True):
+            # float32; sums in another order, through five updates that divide by their size.
+            torch.testing.assert_close(torch.tensor(ours), alone, atol=1e-5, rtol=1e-4)
+
+
+def test_each_process_holds_its_share_only():
+    def work():
+        model = make_model("gpt")
+        whole = sum(p.numel() for p in model.parameters())
+        optimizer = make_optimizer(model)
+        shard(model, optimizer)
+        ids = IDS[dist.get_rank() :: 2]
+        steps(model, optimizer, ids, 1)
+        parts = sum(p.to_local().numel() for p in model.parameters())
+        means = sum(s["mean"].to_local().numel() for s in optimizer.state.values())
+        return whole, parts, means
+
+    found = in_processes(work)
+    whole = found[0][0]
+    assert sum(parts for _, parts, _ in found) == whole
+    assert sum(means for _, _, means in found) == whole
+    # 13 rows of the embedding cannot be halved.
+    assert all(abs(parts - whole / 2) <= SHAPE["d_model"] for _, parts, _ in found)
+
+
+def test_means_are_taken_over_all_processes():
+    def work():
+        ranks = Ranks(dist.get_rank(), 3)
+        return ranks.mean([ranks.rank, 1.5])
+
+    assert in_processes(work, 3) == [[1.0, 1.5]] * 3
+    assert Ranks().mean([0.1, 2]) == [0.1, 2]
+
+
+def test_what_the_first_process_does_all_receive():
+    def work():
+        ranks = Ranks(dist.get_rank(), 2)
+        return ranks.from_first(lambda: [ranks.rank, os.getpid()]), os.getpid()
+
+    (first, pid), (second, other) = in_processes(work)
+    assert first == second == [0, pid] and pid != other
+    assert Ranks().from_first(lambda: 5) == 5
+
+
+@pytest.mark.parametrize("kind", [ValueError, OSError])
+def test_an_error_of_the_first_process_is_raised_in_all(kind):
+    def fail():
+        raise kind("no room")
+
+    def work():
+        with pytest.raises(kind, match="no room"):
+            Ranks(dist.get_rank(), 2).from_first(fail)
+        return True
+
+    assert in_processes(work) == [True, True]
+    with pytest.raises(kind, match="no room"):
+        Ranks().from_first(fail)
+
+
+def test_a_process_that_fails_ends_the_others():
+    def work():
+        if dist.get_rank() == 1:
+            raise ValueError("rank 1 has had enough")
+        dist.barrier()
+
+    with pytest.raises(RuntimeError, match="process 1 failed") as caught:
+        in_processes(work)
+    assert "rank 1 has had enough" in str(caught.value.__cause__)
+
+
+def test_a_process_that_ends_without_a_word_ends_the_others():
+    def work():
+        if dist.get_rank() == 1:
+            os._exit(0)
+        dist.barrier(), time.sleep(60)
+
+    with pytest.raises(RuntimeError, match=r"process \d failed"):
+        in_processes(work)
+
+
+def test_a_lost_process_is_told_from_other_errors():
+    # What Gloo says is tried in test_command.py, with a process that is killed.
+    assert lost_contact(dist.DistNetworkError("no answer"))
+    assert not lost_contact(RuntimeError("sizes of tensors must match"))
+
+
+def test_an_unknown_device_is_refused():
+    with (
+        pytest.raises(ValueError, match="device is 'tpu': expected 'cpu' or 'cuda'"),
+        joined("tpu"),
+    ):
+        pass
