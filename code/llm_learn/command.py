@@ -89,13 +89,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sharing, device = given.pop("sharing", "ddp"), given.pop("device", "cpu")
     try:
         with joined(device) as ranks:
-            return trained(folder, given, resume, ranks, sharing)
+            return begin_or_resume(folder, given, resume, ranks, sharing)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def trained(folder: Path, given: dict, resume: bool, ranks: Ranks, sharing: str) -> int:
+def begin_or_resume(
+    folder: Path, given: dict, resume: bool, ranks: Ranks, sharing: str
+) -> int:
     """Begins or resumes a run, and trains; the exit status. Of several processes the first speaks."""
     try:
         settings = ranks.from_first(lambda: opened(folder, given, resume, ranks))
