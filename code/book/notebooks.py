@@ -11,7 +11,8 @@ from myst_nb.core.read import create_nb_reader
 from myst_parser.config.main import MdParserConfig
 from nbformat import NotebookNode
 
-# A chapter may exceed what it declares by this factor: machines differ, and so do two runs on one of them.
+# A chapter may exceed what it declares, and the book its limit, by this factor: machines differ, and so do two runs
+# on one of them.
 TOLERANCE = 1.5
 # One execution of the whole book has to stay a matter of minutes.
 BOOK_CPU_SECONDS = 1200
@@ -171,8 +172,9 @@ def budget_problems(
 def book_problems(records: Iterable[dict[str, Any]]) -> list[str]:
     """One sentence if all chapters together use more than the book may."""
     total = sum(record["cpu_seconds"] for record in records)
-    if total <= BOOK_CPU_SECONDS:
+    if total <= BOOK_CPU_SECONDS * TOLERANCE:
         return []
     return [
-        f"all chapters together used {total:,.0f} CPU-seconds; the book may use {BOOK_CPU_SECONDS:,}"
+        f"all chapters together used {total:,.0f} CPU-seconds; the book may use {BOOK_CPU_SECONDS:,}, and "
+        f"{TOLERANCE:g} times as many where the machine is slow"
     ]

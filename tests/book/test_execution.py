@@ -309,9 +309,10 @@ def test_a_budget_is_two_positive_numbers(budget: dict[str, float]) -> None:
 
 
 def test_the_whole_book_has_a_budget() -> None:
-    assert book_problems([record(600), record(600)]) == []
-    (problem,) = book_problems([record(600), record(600), record(1)])
-    assert "1,201 CPU-seconds" in problem and "1,200" in problem
+    # Half as much again is allowed, as for a chapter: machines differ.
+    assert book_problems([record(900), record(900)]) == []
+    (problem,) = book_problems([record(900), record(900), record(1)])
+    assert "1,801 CPU-seconds" in problem and "1,200, and 1.5 times" in problem
 
 
 @pytest.mark.parametrize(
