@@ -177,7 +177,9 @@ def in_processes(work: Callable[[], object], world_size: int = 2) -> list:
                     elif ended:
                         found[rank] = EOFError("it ended without a result")
                     if isinstance(found.get(rank), Exception):
-                        raise RuntimeError(f"process {rank} failed") from found[rank]
+                        error = found[rank]
+                        why = f"{type(error).__name__}: {error}"
+                        raise RuntimeError(f"process {rank} failed: {why}") from error
             for process in processes:
                 process.join()
         finally:

@@ -134,7 +134,9 @@ def test_a_process_that_fails_ends_the_others():
             raise ValueError("rank 1 has had enough")
         dist.barrier()
 
-    with pytest.raises(RuntimeError, match="process 1 failed") as caught:
+    with pytest.raises(
+        RuntimeError, match="process 1 failed: ValueError: rank 1"
+    ) as caught:
         in_processes(work)
     assert "rank 1 has had enough" in str(caught.value.__cause__)
 

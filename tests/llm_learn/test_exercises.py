@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from llm_learn import exercises
+from llm_learn.distributed import in_processes
 from llm_learn.exercises import check, exercise
 
 
@@ -45,6 +46,19 @@ def test_start_is_not_an_answer(capsys):
 
     assert check("double", double) is False
     assert capsys.readouterr().out.startswith("Not yet: replace the `raise` line")
+
+
+def test_start_is_not_an_answer_in_processes_either(capsys):
+    def double(x):
+        raise NotImplementedError
+
+    @exercise("double-apart")
+    def checker(answer):
+        yield in_processes(lambda: answer(2)) == [4, 4], "it must double"
+
+    assert check("double-apart", double) is False
+    assert capsys.readouterr().out.startswith("Not yet: replace the `raise` line")
+    assert check("double-apart", lambda x: 2 * x) is True
 
 
 def test_tensors_are_verdicts_and_answers_may_be_several(capsys):
