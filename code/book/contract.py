@@ -102,8 +102,14 @@ def front_matter(chapter, book):
             f"llm_learn.extras must list extras of pyproject.toml ({sorted(book.extras)}), unknown: "
             + str(unknown if isinstance(meta.get("extras"), list) else meta.get("extras")),
         )
-    if not isinstance(meta.get("exclusive"), bool):
-        yield 1, "set llm_learn.exclusive to true (it measures time, runs alone) or false"
+    if meta.get("exclusive") not in (True, False, "always"):
+        yield (
+            1,
+            (
+                "set llm_learn.exclusive to true (it publishes times: alone when the book is built), always (it asserts "
+                "something about them: alone in the proof too) or false"
+            ),
+        )
     if not isinstance(meta.get("excused", {}), dict):
         yield (
             1,

@@ -203,7 +203,7 @@ def main(names: Sequence[str], root: Path) -> int:
     print(f"Proving {len(chapters)} published notebooks in a clean environment", flush=True)
     command = [sys.executable, "-m", "book.prove", str(root)]
     command += [
-        f"{'--alone' if chapter.exclusive else '--together'}={chapter.docname}"
+        f"{'--alone' if chapter.proved_alone else '--together'}={chapter.docname}"
         for chapter in chapters
     ]
     status = offline.run(command, kernel_environment(root))
