@@ -1,0 +1,129 @@
+"""Fine-tuning by low-rank additions to weights that stay as they are."""
+
+import copy
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def check_rank(layer: nn.Module, rank: int, alpha: float) -> None:
+    """Raises ValueError unless a layer can have a product of that rank."""
+    sides = [getattr(layer, name, None) for name in ("in_features", "out_features")]
+    if None in sides:
+        raise ValueError(
+            f"a {type(layer).__name__} has no in_features and out_features: LoRA is for linear layers"
+        )
+    if not 1 <= rank <= min(sides):
+        raise ValueError(
+            f"rank is {rank}: it must be from 1 to {min(sides)}, the smaller side of the layer's matrix"
+        )
+    if not alpha > 0:
+        raise ValueError(f"alpha is {alpha}: it must be above 0")
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer plus a product of two thin matrices that is learned (Hu et al. 2021, arXiv:2106.09685, Eq. 3).
+
+    Args:
+        base: the layer, frozen in place: a module with `in_features` and `out_features`.
+        rank: r, the short side of both thin matrices.
+        alpha: their product counts alpha / rank times.
+    """
+
+    def __init__(self, base: nn.Module, *, rank: int, alpha: float):
+        super().__init__()
+        check_rank(base, rank, alpha)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.base, self.scale = base.requires_grad_(False), alpha / rank
+        # A base may keep its weights in few bits; what is learned has 32 at least.
+        held = next(itertools.chain(base.parameters(), base.buffers()), torch.empty(0))
+        dtype = torch.promote_types(held.dtype, torch.float32)
+        kind = {"dtype": dtype, "device": held.device}
+        self.a = nn.Parameter(torch.empty(rank, self.in_features, **kind))
+        self.b = nn.Parameter(torch.zeros(self.out_features, rank, **kind))
+        # As nn.Linear draws its weights. The other one is zero, so that nothing changes at first.
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)"""
+        change = self.scale * (x.to(self.a.dtype) @ self.a.T @ self.b.T)
+        return self.base(x) + change.to(x.dtype)
+
+    def update(self) -> Tensor:
+        """What the product adds to the weight: (out_features, in_features)."""
+        return self.scale * (self.b @ self.a)
+
+
+def add_lora(
+    model: nn.Module, names: Sequence[str], *, rank: int, alpha: float
+) -> nn.Module:
+    """Freezes a model and gives some of its linear layers thin matrices to learn; returns the same model.
+
+    Args:
+        model: changed in place; thin matrices that it has already go on learning.
+        names: of the layers, such as "qkv": all whose path in the model ends so.
+        rank, alpha: as in `LoRALinear`.
+
+    Raises:
+        ValueError: no layer has one of these names, or one cannot have such a product; the model is as it was.
+    """
+    found, thin = {}, []
+    for path, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            thin += [module.a, module.b]
+        elif path.rpartition(".")[2] in names:
+            found[path] = module
+    missing = set(names) - {path.rpartition(".")[2] for path in found}
+    if missing or not names:
+        raise ValueError(
+            f"names is {list(names)}: the model has no layer {sorted(missing)}"
+        )
+    for layer in found.values():  # before anything is changed
+        check_rank(layer, rank, alpha)
+    model.requires_grad_(False)
+    for matrix in thin:
+        matrix.requires_grad_(True)
+    for path, layer in found.items():
+        parent, _, name = path.rpartition(".")
+        setattr(
+            model.get_submodule(parent), name, LoRALinear(layer, rank=rank, alpha=alpha)
+        )
+    return model
+
+
+def merge_lora(model: nn.Module) -> nn.Module:
+    """A copy of the model with plain linear layers, to whose weights the learned products are added.
+
+    Raises:
+        ValueError: a base keeps its weights in a form to which nothing can be added.
+    """
+    whole = nn.ModuleDict({"model": copy.deepcopy(model)})  # the model may be one layer
+    for path, layer in list(whole.named_modules()):
+        if not isinstance(layer, LoRALinear):
+            continue
+        weight = getattr(layer.base, "weight", None)
+        if not isinstance(weight, Tensor):
+            raise ValueError(
+                f"model has a {type(layer.base).__name__} under LoRA, without a `weight` to add to"
+            )
+        with torch.no_grad():
+            weight += layer.update().to(weight.dtype)
+        parent, _, name = path.rpartition(".")
+        setattr(whole.get_submodule(parent), name, layer.base)
+    return whole["model"]
+
+
+def lora_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the thin matrices alone, by their paths.
+
+    It is what one saves, with rank and alpha beside it; `load_state_dict(…, strict=False)` puts it back.
+    """
+    return {
+        f"{path}.{name}": parameter.detach().clone()
+        for path, layer in model.named_modules()
+        if isinstance(layer, LoRALinear)
+        for name, parameter in (("a", layer.a), ("b", layer.b))
+    }
