@@ -64,7 +64,7 @@ def add_lora(
 
     Args:
         model: changed in place; thin matrices that it has already go on learning.
-        names: of the layers, such as "qkv": all whose path in the model ends so.
+        names: of the layers, such as "qkv": all whose last name in the model is one of these.
         rank, alpha: as in `LoRALinear`.
 
     Raises:
@@ -79,7 +79,7 @@ def add_lora(
     missing = set(names) - {path.rpartition(".")[2] for path in found}
     if missing or not names:
         raise ValueError(
-            f"names is {list(names)}: the model has no layer {sorted(missing)}"
+            f"names is {list(names)}: the model has no layer {sorted(missing)} without LoRA"
         )
     for layer in found.values():  # before anything is changed
         check_rank(layer, rank, alpha)
@@ -105,9 +105,9 @@ def merge_lora(model: nn.Module) -> nn.Module:
         if not isinstance(layer, LoRALinear):
             continue
         weight = getattr(layer.base, "weight", None)
-        if not isinstance(weight, Tensor):
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
             raise ValueError(
-                f"model has a {type(layer.base).__name__} under LoRA, without a `weight` to add to"
+                f"model has a {type(layer.base).__name__} under LoRA, without floating-point weights to add to"
             )
         with torch.no_grad():
             weight += layer.update().to(weight.dtype)

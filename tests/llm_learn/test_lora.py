@@ -82,6 +82,7 @@ def test_nothing_changes_at_first_and_merging_changes_nothing(
 
 def test_one_layer_alone_is_merged_too():
     layer = learned(nn.ModuleList([LoRALinear(nn.Linear(3, 5), rank=2, alpha=4.0)]))[0]
+    assert not layer.base.weight.requires_grad and not layer.base.bias.requires_grad
     x = torch.randn(4, 3)
     merged = merge_lora(layer)
     assert type(merged) is nn.Linear
