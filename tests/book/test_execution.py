@@ -173,8 +173,8 @@ def test_a_chapter_over_its_budget_fails_every_build_until_the_budget_fits(
             r"beta.md .* measured [\d.]+ GiB of memory, declared 0.001", done.stderr
         )
         assert "gamma.md declares no budget" in done.stderr
-        # One measurement may be the fault of whoever shared the machine.
-        assert done.stdout.count("It is measured again, alone.") == 2
+        # One measurement of seconds may be the fault of whoever shared the machine.
+        assert done.stdout.count("It is measured again, alone.") == 1
     for name in ALL:
         tiny_book.write(f"chapters/part/{name}.md", page(name, ["1 + 1", f"{name!r}"]))
     assert tiny_book.build().returncode == 0
