@@ -102,13 +102,10 @@ def front_matter(chapter, book):
             f"llm_learn.extras must list extras of pyproject.toml ({sorted(book.extras)}), unknown: "
             + str(unknown if isinstance(meta.get("extras"), list) else meta.get("extras")),
         )
-    if meta.get("exclusive") not in (True, False, "always"):
+    if not isinstance(meta.get("exclusive"), bool):
         yield (
             1,
-            (
-                "set llm_learn.exclusive to true (it publishes times: alone when the book is built), always (it asserts "
-                "something about them: alone in the proof too) or false"
-            ),
+            "set llm_learn.exclusive to true (it publishes times: alone when the book is built) or false",
         )
     if not isinstance(meta.get("excused", {}), dict):
         yield (

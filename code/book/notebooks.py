@@ -48,13 +48,8 @@ class ChapterNotebook:
 
     @property
     def exclusive(self) -> bool:
-        """Whether it publishes times, and therefore runs alone when the book is built."""
+        """Whether it publishes times, and therefore runs alone when the book is built; the proof ignores them."""
         return bool(self.settings.get("exclusive", False))
-
-    @property
-    def proved_alone(self) -> bool:
-        """Whether it asserts something about times, and therefore runs alone in the proof, which ignores them, too."""
-        return self.settings.get("exclusive") == "always"
 
     @property
     def budget(self) -> Budget | None:

@@ -93,7 +93,7 @@ BAD = [
         "budget.cpu_seconds",
     ),
     ("front_matter", ("extras: []", "extras: [everything]"), "everything"),
-    ("front_matter", ("exclusive: false", "exclusive: maybe"), "exclusive"),
+    ("front_matter", ("exclusive: false", "exclusive: always"), "exclusive"),
     *[
         ("anatomy", (f"({role}-attention)=\n", ""), f"({role}-attention)=")
         for role in ROLES
@@ -238,7 +238,7 @@ BAD = [
     ("network", cell('GPT2LMHeadModel.from_pretrained("gpt2")'), "from_pretrained"),
     ("network", cell('hf_hub_download("gpt2", "model.safetensors")'), "hf_hub_download"),
     ("network", cell("MNIST(root, download=True)"), "download=True"),
-    ("escaping_cells", ("watch.seconds / 1000", "len(scores)"), "`seconds`"),
+    ("escaping_cells", ("watch.seconds / 1000", "len(scores)"), "speak of seconds"),
     (
         "escaping_cells",
         ('print(f"{watch.sec', 'assert watch.seconds\nprint(f"{watch.sec'),

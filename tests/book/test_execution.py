@@ -327,19 +327,6 @@ def test_a_budget_is_two_positive_numbers(budget: dict[str, float]) -> None:
     assert "declares no budget" in problem and "used 3.2 CPU-seconds" in problem
 
 
-@pytest.mark.parametrize(
-    ("value", "in_the_build", "in_the_proof"),
-    [(False, False, False), (True, True, False), ("always", True, True)],
-)
-def test_the_proof_ignores_times_that_nothing_is_asserted_of(
-    value: bool | str, in_the_build: bool, in_the_proof: bool
-) -> None:
-    chapter = ChapterNotebook(
-        "chapters/part/x", Path(), nbformat.v4.new_notebook(), {"exclusive": value}
-    )
-    assert (chapter.exclusive, chapter.proved_alone) == (in_the_build, in_the_proof)
-
-
 def test_the_whole_book_has_a_budget() -> None:
     # Half as much again is allowed, as for a chapter.
     assert book_problems([record(900), record(900)]) == []

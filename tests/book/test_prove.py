@@ -29,7 +29,7 @@ def built_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = page("Gamma", ["import os, sys\nprint(os.environ['PYTHONHASHSEED'])"])
     book.write(
         "chapters/part/gamma.md",
-        text.replace("  part: part\n", "  part: part\n  exclusive: always\n"),
+        text.replace("  part: part\n", "  part: part\n  exclusive: true\n"),
     )
     done = book.build()
     assert done.returncode == 0, done.stdout + done.stderr
