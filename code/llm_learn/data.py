@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llm_learn.assets import asset_path
+from llm_learn.attention import causal_mask
 from llm_learn.tokenizers import CharTokenizer
 
 # The plays that no model of this book is trained on, unless a chapter says so.
@@ -96,6 +97,12 @@ def pack_documents(
     ids = torch.cat([ids, ids.new_full((padding,), eos_id)])
     document_ids = torch.cat([document_ids, document_ids.new_full((padding,), -1)])
     return ids.view(-1, context_length), document_ids.view(-1, context_length)
+
+
+def document_mask(document_ids: Tensor) -> Tensor:
+    """Whether a query may read a key: not later, and of the same document. (B, T) -> (B, 1, T, T)"""
+    same = document_ids[:, :, None] == document_ids[:, None, :]
+    return (same & causal_mask(document_ids.shape[1], device=document_ids.device))[:, None]
 
 
 def save_tokens(

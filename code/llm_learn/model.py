@@ -265,6 +265,7 @@ class Llama(nn.Module):
         ids: Tensor,
         caches: list[KVCache] | None = None,
         padding: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """What the output layer reads.
 
@@ -272,6 +273,7 @@ class Llama(nn.Module):
             ids: (B, T), which continue what the caches hold.
             caches: from `new_caches`; `ids` are appended to them.
             padding: (B,) how many of the first positions of each row are no text, and are not read.
+            mask: (T, S) or (B, 1, T, S) bool, which of all keys a position may read; None: those that are not later.
 
         Returns:
             (B, T, C)
@@ -285,15 +287,15 @@ class Llama(nn.Module):
                 f"context_length is {self.config.context_length}"
             )
         positions = torch.arange(num_past, num_keys, device=ids.device)  # (T,)
-        mask = causal_mask(len(positions), num_keys, device=ids.device)  # (T, S)
+        # One position alone, the last, reads everything.
+        if mask is None and (len(positions) > 1 or padding is not None):
+            mask = causal_mask(len(positions), num_keys, device=ids.device)  # (T, S)
         if padding is not None:
             keys = torch.arange(num_keys, device=ids.device)
             mask = mask & (keys >= padding[:, None, None, None])  # (B, 1, T, S)
             # Padding reads itself: a query without any key would have no average.
             mask = mask | (keys == positions[:, None])
             positions = (positions - padding[:, None, None]).clamp(min=0)  # (B, 1, T)
-        elif len(positions) == 1:
-            mask = None  # the last position reads everything
         x = self.token_embedding(ids)  # (B, T, C)
         rope = [table.to(x.dtype) for table in self.rope(positions)]
         for i, block in enumerate(self.blocks):

@@ -11,6 +11,9 @@ from tqdm import tqdm
 from llm_learn.data import get_batch
 from llm_learn.optim import AdamW, cosine_schedule, decay_groups
 
+# The target that cross-entropy leaves out of its mean, in PyTorch and in Hugging Face's models.
+IGNORED = -100
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -107,12 +110,13 @@ def train_step(
     factor: float = 1.0,
     max_grad_norm: float = 1.0,
 ) -> float:
-    """One update of a language model, with the gradient of the mean loss over all tokens of its batches.
+    """One update of a language model, with the gradient of the mean loss over all targets of its batches.
 
     Args:
         model: maps ids (B, T) to logits (B, T, V).
         optimizers: share the model's parameters among them.
-        batches: inputs (B, T) and targets (B, T); only one batch at a time is in memory, with its activations.
+        batches: inputs (B, T) and targets (B, T), of which those of -100 do not count; only one batch at a time is
+            in memory, with its activations.
         factor: on every group's learning rate, from a schedule.
         max_grad_norm: the gradient of the whole model is scaled down to this norm.
 
@@ -125,12 +129,16 @@ def train_step(
         optimizer.zero_grad()
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-    num_targets = sum(y.numel() for _, y in batches)
+    counts = [int((y != IGNORED).sum()) for _, y in batches]
+    if not sum(counts):
+        raise ValueError(f"batches has no target: every one is {IGNORED}")
     total = 0.0
-    for x, y in batches:
+    for (x, y), count in zip(batches, counts, strict=True):
+        if not count:
+            continue
         loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
-        # Gradients add up. Each batch counts by its tokens, so that their sum is that of one large batch.
-        share = loss * (y.numel() / num_targets)
+        # Gradients add up. Each batch counts by its targets, so that their sum is that of one large batch.
+        share = loss * (count / sum(counts))
         share.backward()
         total += share.item()
     nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)

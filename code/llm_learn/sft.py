@@ -1,0 +1,124 @@
+"""Supervised fine-tuning: conversations with a loss mask, batches of them, and the loop over them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from llm_learn.optim import AdamW, decay_groups
+from llm_learn.tokenizers import BPETokenizer, encode_chat
+from llm_learn.train import IGNORED, TrainConfig, train_step
+
+Example = tuple[
+    Sequence[int], Sequence[bool]
+]  # ids, and the loss mask: which of them are learned
+
+
+def encode_conversation(
+    tokenizer: BPETokenizer, messages: Sequence[dict[str, str]]
+) -> Example:
+    """A whole conversation in ChatML, and what of it a model has to learn.
+
+    Args:
+        tokenizer, messages: as for `encode_chat`; the first message is not the assistant's.
+
+    Returns:
+        Ids, and a loss mask of the same length: True for what the assistant says, and for the <|im_end|> that ends it.
+
+    Raises:
+        ValueError: the assistant says nothing, speaks first, or begins an answer with a line break, which would melt
+            into one token with the one before it: when the model writes, they are two.
+    """
+    roles = [message.get("role") for message in messages]
+    if "assistant" not in roles[1:] or roles[0] == "assistant":
+        raise ValueError(
+            f"messages has the roles {roles}: expected another first, then the assistant"
+        )
+    ids = encode_chat(tokenizer, messages, add_generation_prompt=False)
+    loss_mask = [False] * len(ids)
+    for i, role in enumerate(roles):
+        if role != "assistant":
+            continue
+        prompt = encode_chat(tokenizer, messages[:i])
+        said = encode_chat(tokenizer, messages[: i + 1], add_generation_prompt=False)
+        if said[: len(prompt)] != prompt:
+            raise ValueError(
+                f"messages holds {messages[i]}: its first characters melt into one token with the line break before it"
+            )
+        # The last id is the line break after <|im_end|>: nobody needs to say it.
+        loss_mask[len(prompt) : len(said) - 1] = [True] * (len(said) - 1 - len(prompt))
+    return ids, loss_mask
+
+
+def answer_batch(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Examples as inputs and targets of one batch; what is not to be learned is no target.
+
+    Rows are filled on the right, where a causal model never looks: no mask is needed.
+
+    Args:
+        examples: ids and loss mask of each, at least two ids.
+        pad_id: fills the end of the shorter rows.
+
+    Returns:
+        x (B, T), and y (B, T): the next id where the loss mask has it, else `IGNORED`.
+    """
+    if not examples:
+        raise ValueError("examples is empty: a batch needs at least one")
+    for ids, loss_mask in examples:
+        if len(ids) != len(loss_mask) or len(ids) < 2:
+            raise ValueError(
+                f"examples holds {len(ids)} ids with a loss mask of {len(loss_mask)}: expected as many, and two at least"
+            )
+    longest = max(len(ids) for ids, _ in examples)
+    x = torch.full((len(examples), longest - 1), pad_id)
+    y = torch.full_like(x, IGNORED)
+    for row, (ids, loss_mask) in enumerate(examples):
+        ids, counts = torch.tensor(ids), torch.tensor(loss_mask, dtype=torch.bool)
+        x[row, : len(ids) - 1] = ids[:-1]
+        # A target is the id that comes next, so it is the next one's mask that counts.
+        y[row, : len(ids) - 1] = ids[1:].where(counts[1:], IGNORED)
+    return x, y
+
+
+def fine_tune(
+    model: nn.Module,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    *,
+    pad_id: int,
+    generator: torch.Generator,
+) -> list[float]:
+    """Trains what is not frozen on examples, again and again in a new order, with AdamW and a cosine schedule.
+
+    Args:
+        model: maps ids (B, T) to logits (B, T, V); changed in place.
+        examples: ids and loss mask of each.
+        config: the recipe; its `batch_size` counts examples.
+        pad_id: fills the rows of a batch.
+        generator: decides the order.
+
+    Returns:
+        The loss of each update's batch before the update, nats a target.
+    """
+    optimizer = AdamW(
+        decay_groups(model.named_parameters(), config.weight_decay),
+        lr=config.learning_rate,
+        betas=config.betas,
+    )
+    order, losses = [], []
+    model.train()
+    for step in tqdm(range(config.max_steps), desc="fine-tuning", leave=False):
+        while len(order) < config.batch_size:
+            order += torch.randperm(len(examples), generator=generator).tolist()
+        batch, order = order[: config.batch_size], order[config.batch_size :]
+        x, y = answer_batch([examples[i] for i in batch], pad_id)
+        loss = train_step(
+            model,
+            [optimizer],
+            config.micro_batches(x, y),
+            factor=config.factor(step),
+            max_grad_norm=config.max_grad_norm,
+        )
+        losses.append(loss)
+    return losses
