@@ -1,11 +1,12 @@
 """The recorded experiment of the chapter on supervised fine-tuning: what a model is asked, and what it is taught.
 
-`make experiment NAME=sft` runs the chapter's own code in two processes of one thread each, in about a quarter of an hour,
+`make experiment NAME=sft` runs the chapter's own code in two processes of one thread each, in about twenty minutes,
 and rewrites experiments/sft.json, which the chapter prints and draws.
 """
 
 import copy
 import json
+import random
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ SHOTS += [("How much is {}?", "1 plus 7")]
 ALL_LAYERS = {"names": ("qkv", "out", "gate_up", "down"), "rate": 0.0015}
 
 
-def asked() -> dict[str, dict[str, float]]:
+def asked() -> dict[str, dict]:
     """What the untrained model does with three kinds of prompts."""
     torch.set_num_threads(1)
     shots = []
@@ -49,35 +50,38 @@ def asked() -> dict[str, dict[str, float]]:
             chapter.encode_chat(chapter.TOKENIZER, make(text))
             for text, _ in chapter.QUESTIONS
         ]
-        found = chapter.scores(chapter.answers(chapter.SMOLLM2, prompts))
-        rows[name] = numbers(found | {"prompt": np.mean([len(ids) for ids in prompts])})
-        print(name, rows[name], flush=True)
+        said = chapter.answers(chapter.SMOLLM2, prompts, 48)
+        rows[name] = {"said": said, "prompt": float(np.mean([len(ids) for ids in prompts]))}
+        print(name, chapter.scores(said), flush=True)
     return rows
 
 
-def untrained() -> dict[str, float]:
+def untrained() -> dict:
     """What is measured of every model, of the one that was not trained."""
     torch.set_num_threads(1)
-    return numbers(chapter.measured(copy.deepcopy(chapter.SMOLLM2)))
+    return plain(chapter.measured(copy.deepcopy(chapter.SMOLLM2)))
 
 
-def run(name: str, settings: dict, seed: int) -> dict[str, float]:
+def run(name: str, settings: dict, seed: int) -> dict:
     """One model, taught and measured."""
     torch.set_num_threads(1)
     settings = dict(settings)
     examples = chapter.examples_of(settings.pop("kinds", chapter.TRAIN))
+    if settings.pop("fifteen", False):
+        examples = random.Random(seed).sample(examples, 15)
     if change := settings.pop("mask", None):
         examples = [getattr(chapter, change)(example) for example in examples]
     if settings.pop("rehearsal", False):
         examples += [chapter.own_answer(request) for request in chapter.REHEARSED]
     model, losses = chapter.taught(examples, seed=seed, **settings)
-    row = {"last_losses": float(np.mean(losses[-4:]))} | numbers(chapter.measured(model))
-    print(name, seed, row, flush=True)
+    row = {"losses": losses} | plain(chapter.measured(model))
+    print(name, seed, chapter.scores(row["said"]), row["unasked"], row["page"], flush=True)
     return row
 
 
-def numbers(row: dict) -> dict[str, float]:
-    return {name: float(value) for name, value in row.items()}
+def plain(row: dict) -> dict:
+    """With numbers that JSON knows."""
+    return {name: v if isinstance(v, list) else float(v) for name, v in row.items()}
 
 
 if __name__ == "__main__":
@@ -89,9 +93,10 @@ if __name__ == "__main__":
     variants |= {
         "one kind": {"kinds": capitals},
         "one kind, 48 updates": {"kinds": capitals, "updates": 48},
+        "fifteen": {"fifteen": True},
+        "fifteen, 48 updates": {"fifteen": True, "updates": 48},
         "all layers": ALL_LAYERS,
         "all layers, rehearsal": ALL_LAYERS | {"rehearsal": True},
-        "rehearsal": {"rehearsal": True},
     }
     with ProcessPoolExecutor(2) as pool:
         first = [pool.submit(asked), pool.submit(untrained)]

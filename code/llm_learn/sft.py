@@ -101,6 +101,8 @@ def fine_tune(
     Returns:
         The loss of each update's batch before the update, nats a target.
     """
+    if not examples:
+        raise ValueError("examples is empty: there is nothing to learn")
     optimizer = AdamW(
         decay_groups(model.named_parameters(), config.weight_decay),
         lr=config.learning_rate,

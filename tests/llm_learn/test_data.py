@@ -14,6 +14,7 @@ from llm_learn.assets import AssetError
 from llm_learn.data import (
     HELD_OUT,
     TokenLoader,
+    document_mask,
     epoch_order,
     get_batch,
     load_tokens,
@@ -125,6 +126,15 @@ def test_packing_loses_and_repeats_no_token(docs, T):
     assert ids.flatten().tolist() == expected + [EOS] * filling
     assert document_ids.flatten().tolist() == expected_documents + [-1] * filling
     assert ids.dtype == document_ids.dtype == torch.long
+
+
+@given(st.lists(st.lists(st.integers(-1, 3), min_size=5, max_size=5), min_size=1))
+def test_a_document_is_read_up_to_the_present_and_no_other(document_ids):
+    mask = document_mask(torch.tensor(document_ids))
+    assert mask.shape == (len(document_ids), 1, 5, 5)
+    for row, ids in zip(mask[:, 0], document_ids, strict=True):
+        wanted = [[s <= t and ids[s] == ids[t] for s in range(5)] for t in range(5)]
+        assert row.tolist() == wanted
 
 
 def test_packing_takes_tensors_and_tuples():

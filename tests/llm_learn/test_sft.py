@@ -163,14 +163,27 @@ def test_every_example_is_seen_once_before_any_is_seen_again(monkeypatch):
 # Learning
 
 
-def test_learns_the_answers_and_only_what_is_not_frozen():
+def test_learns_the_answers():
+    examples = [([3, i, 2, i], [False, False, False, True]) for i in range(4, 10)]
+    generator = torch.Generator().manual_seed(0)
+    config = recipe(max_steps=200, batch_size=6, learning_rate=0.02, warmup_steps=10)
+    model = small_llama()
+    losses = fine_tune(model, examples, config, pad_id=0, generator=generator)
+    assert len(losses) == 200 and losses[-1] < 0.1 < 1 < losses[0]
+    x, y = answer_batch(examples, 0)
+    predicted = model(x).argmax(-1)
+    assert (predicted == y)[:, -1].all()
+    assert not (predicted == x.roll(-1, 1))[
+        :, :2
+    ].all()  # what does not count is not learned
+
+
+def test_only_what_is_not_frozen_changes():
     model = add_lora(small_llama(), ["qkv", "gate_up"], rank=4, alpha=4)
     before = copy.deepcopy(model.state_dict())
     examples = [([3, i, 2, i], [False, False, False, True]) for i in range(4, 10)]
     generator = torch.Generator().manual_seed(0)
-    config = recipe(max_steps=150, batch_size=6, learning_rate=0.05, warmup_steps=10)
-    losses = fine_tune(model, examples, config, pad_id=0, generator=generator)
-    assert len(losses) == 150 and losses[-1] < 0.2 < losses[0]
+    fine_tune(model, examples, recipe(), pad_id=0, generator=generator)
     learned = set(lora_state(model))
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name]) == (name not in learned), name
@@ -189,7 +202,7 @@ def test_conversations_must_come_to_an_answer(roles):
         encode_conversation(CHATML, messages)
 
 
-@pytest.mark.parametrize("content", ["\nParis", "  Paris"])
+@pytest.mark.parametrize("content", ["\n\nParis", "  Paris", " \nParis"])
 def test_an_answer_must_not_melt_into_what_stands_before_it(content):
     messages = [
         {"role": "user", "content": "Where?"},

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from llm_learn.data import get_batch
 from llm_learn.model import GPT, GPTConfig
 from llm_learn.optim import AdamW
-from llm_learn.train import TrainConfig, evaluate_loss, train, train_step
+from llm_learn.train import IGNORED, TrainConfig, evaluate_loss, train, train_step
 
 RECIPE = {"max_steps": 8, "batch_size": 2, "learning_rate": 1e-2}
 
@@ -120,6 +120,18 @@ def test_a_step_does_not_depend_on_how_its_batch_is_cut(batch_size, data):
     cut = gradients_after(tiny_gpt().double(), parts)
     for a, b in zip(whole, cut, strict=True):
         assert (a - b).abs().max() < 1e-12  # float64: only the order of a sum differs
+
+
+def test_targets_that_do_not_count_are_no_part_of_a_step():
+    x, y = torch.randint(11, (2, 4, 8))
+    counts = torch.rand(4, 8) < torch.tensor([1.0, 0.5, 0.2, 0.0])[:, None]
+    y = y.where(counts, IGNORED)
+    model = tiny_gpt().double()
+    F.cross_entropy(model(x)[counts], y[counts]).backward()
+    parts = list(zip(x, y, strict=True))
+    cut = gradients_after(tiny_gpt().double(), [(a[None], b[None]) for a, b in parts])
+    for a, b in zip(model.parameters(), cut, strict=True):
+        assert (a.grad - b).abs().max() < 1e-12
 
 
 def test_a_step_forgets_the_gradients_that_it_finds():
@@ -400,3 +412,10 @@ def test_evaluation_rejects_a_batch_size_below_one():
 def test_evaluation_rejects_a_text_that_is_no_vector():
     with pytest.raises(ValueError, match=r"ids has shape \(20, 2\)"):
         evaluate_loss(tiny_gpt(), torch.zeros(20, 2, dtype=torch.long))
+
+
+def test_a_step_without_any_target_is_refused():
+    x, y = torch.zeros(2, 1, 4, dtype=torch.long)
+    model = tiny_gpt()
+    with pytest.raises(ValueError, match="batches has no target"):
+        train_step(model, [AdamW(model.parameters(), lr=0.1)], [(x, y + IGNORED)])
