@@ -15,6 +15,7 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from llm_learn.assets import asset_path
+from llm_learn.data import document_mask
 from llm_learn.feedforward import MLP, MixtureOfExperts
 from llm_learn.gguf import GGUF
 from llm_learn.model import (
@@ -450,6 +451,29 @@ def test_padded_rows_have_the_logits_that_they_have_alone(padding, cached, lengt
             # float64, as above.
             assert (logits[row, skipped:] - alone).abs().max() < 1e-10
     assert logits.isfinite().all()
+
+
+@given(lengths=st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_packed_documents_have_the_features_that_they_have_alone(lengths):
+    model = with_large_weights(tiny_llama()).double()
+    documents = [torch.randint(37, (1, n)) for n in lengths]
+    numbers = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None]
+    with torch.no_grad():
+        packed = model.features(torch.cat(documents, 1), mask=document_mask(numbers))
+        alone = torch.cat([model.features(ids) for ids in documents], 1)
+    # float64, but angles are float32, and those of later positions are others.
+    assert (packed - alone).abs().max() < 1e-4
+
+
+def test_a_given_mask_holds_for_a_position_alone_too():
+    model = with_large_weights(tiny_llama()).double()
+    ids = torch.randint(37, (1, 5))
+    caches = model.new_caches(1, 5)
+    model.features(ids[:, :4], caches)
+    only_last = torch.tensor([[False, False, True, True, True]])
+    got = model.features(ids[:, 4:], caches, mask=only_last)
+    model_all = model.features(ids)[:, 4:]
+    assert (got - model_all).abs().max() > 1e-3
 
 
 def test_angles_do_not_lose_digits_with_the_weights():

@@ -133,6 +133,18 @@ def test_a_step_does_not_depend_on_how_targets_fall_into_micro_batches(examples,
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
 
+def test_answers_of_several_turns_count_with_a_real_tokenizer():
+    messages = [
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "\nIn Rome."},  # one line break more does not melt
+        {"role": "user", "content": "When?"},
+        {"role": "assistant", "content": " Now"},
+    ]
+    ids, loss_mask = encode_conversation(SMOLLM2, messages)
+    learned = [i for i, counts in zip(ids, loss_mask, strict=True) if counts]
+    assert SMOLLM2.decode(learned) == "\nIn Rome.<|im_end|> Now<|im_end|>"
+
+
 def test_what_fills_a_row_changes_nothing():
     examples = [([1, 2, 3, 4], [False, False, True, True]), ([5, 6], [False, True])]
     model = small_llama()
@@ -141,6 +153,19 @@ def test_what_fills_a_row_changes_nothing():
         x, y = answer_batch(examples, pad_id)
         losses.append(F.cross_entropy(model(x).flatten(0, 1), y.flatten()))
     assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
+def test_fine_tuning_does_not_depend_on_micro_batches(micro_batch_size):
+    examples = [([1, 2, 3, 4], [False, True, True, True]), ([5, 6], [False, True])] * 2
+    models = []
+    for size in (None, micro_batch_size):
+        models.append(small_llama())
+        config = recipe(batch_size=4, micro_batch_size=size)
+        generator = torch.Generator().manual_seed(0)
+        fine_tune(models[-1], examples, config, pad_id=0, generator=generator)
+    for whole, cut in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(whole, cut, rtol=0, atol=1e-6)
 
 
 def test_every_example_is_seen_once_before_any_is_seen_again(monkeypatch):
@@ -173,9 +198,7 @@ def test_learns_the_answers():
     x, y = answer_batch(examples, 0)
     predicted = model(x).argmax(-1)
     assert (predicted == y)[:, -1].all()
-    assert not (predicted == x.roll(-1, 1))[
-        :, :2
-    ].all()  # what does not count is not learned
+    assert not (predicted[:, 1] == 2).all()  # easy to learn, but it does not count
 
 
 def test_only_what_is_not_frozen_changes():
