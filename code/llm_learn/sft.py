@@ -27,8 +27,8 @@ def encode_conversation(
         Ids, and a loss mask of the same length: True for what the assistant says, and for the <|im_end|> that ends it.
 
     Raises:
-        ValueError: the assistant says nothing, speaks first, or begins an answer with white space that melts into one
-            token with the line break before it: when the model is to answer, that break stands alone.
+        ValueError: no message is the assistant's, the first one is, or one of them begins with white space that melts into
+            one token with the line break before it: when the model is to answer, that break stands alone.
     """
     roles = [message.get("role") for message in messages]
     if "assistant" not in roles[1:] or roles[0] == "assistant":
