@@ -10,9 +10,8 @@ from llm_learn.optim import AdamW, decay_groups
 from llm_learn.tokenizers import BPETokenizer, encode_chat
 from llm_learn.train import IGNORED, TrainConfig, train_step
 
-Example = tuple[
-    Sequence[int], Sequence[bool]
-]  # ids, and the loss mask: which of them are learned
+# Ids, and the loss mask: which of them are learned.
+Example = tuple[Sequence[int], Sequence[bool]]
 
 
 def encode_conversation(

@@ -244,6 +244,7 @@ BAD = [
         ('print(f"{watch.sec', 'assert watch.seconds\nprint(f"{watch.sec'),
         "assert",
     ),
+    ("escaping_cells", cell("assert watch.seconds < 1"), "print a time"),
     (
         "escaping_cells",
         (
