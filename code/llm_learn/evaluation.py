@@ -1,0 +1,25 @@
+"""Scores of a model that answers."""
+
+import math
+
+
+def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
+    """The chance that of k answers, drawn from some without putting back, at least one is right.
+
+    Over questions, its mean estimates without bias how often k answers of the model contain a right one
+    (Chen et al. 2021, arXiv:2107.03374, eq. 1).
+
+    Args:
+        num_samples: n, answers that were given to the question.
+        num_right: c, how many of them are right.
+        k: answers that are drawn, at most n.
+    """
+    if not 0 <= num_right <= num_samples:
+        raise ValueError(
+            f"num_right is {num_right}: of {num_samples} answers, between 0 and {num_samples} can be right"
+        )
+    if not 1 <= k <= num_samples:
+        raise ValueError(
+            f"k is {k}: it must be between 1 and num_samples, which is {num_samples}"
+        )
+    return 1 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
