@@ -22,7 +22,8 @@ def test_pass_at_k_counts_the_draws_with_a_right_answer(right, data):
 def test_pass_at_k_is_unbiased(p, n, data):
     k = data.draw(st.integers(1, n))
     expected = sum(
-        math.comb(n, c) * p**c * (1 - p) ** (n - c) * pass_at_k(n, c, k) for c in range(n + 1)
+        math.comb(n, c) * p**c * (1 - p) ** (n - c) * pass_at_k(n, c, k)
+        for c in range(n + 1)
     )
     assert expected == pytest.approx(1 - (1 - p) ** k, abs=1e-9)
 
