@@ -77,7 +77,7 @@ def run(name: str, start: str, kind: str, seed: int) -> list[dict]:
         elif "solved" in kind:
             learned = examples
         else:
-            if "fresh" in kind and number > 1:
+            if kind.endswith(", fresh") and number > 1:
                 unsolved = chapter.draw_mazes(1000, other, without=chapter.TEST)
             if "once" not in kind or number == 1:
                 check, keep = kind.split(", ")[:2]
