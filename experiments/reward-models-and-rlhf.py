@@ -1,7 +1,7 @@
 """The recorded experiment of the chapter on reward models: how far a score can be raised before the judge disagrees.
 
 `make experiment NAME=reward-models-and-rlhf` runs the chapter's own code in two processes of one thread each, in about
-fifteen minutes, and rewrites experiments/reward-models-and-rlhf.json, which the chapter prints and draws.
+twenty minutes, and rewrites experiments/reward-models-and-rlhf.json, which the chapter prints and draws.
 """
 
 import copy
@@ -48,49 +48,63 @@ def dpo(start: torch.nn.Module, pairs, *, beta: float, seed: int) -> torch.nn.Mo
     return policy
 
 
-def run(seed: int) -> dict:
-    """Everything of one seed: its own language model, pairs and reward models."""
-    torch.set_num_threads(1)
-    start = chapter.language_model(seed)
-    draw = torch.Generator().manual_seed(8)
-    others = chapter.sample(start, chapter.TEST, draw)
-    pairs = chapter.draw_pairs(start, start, 4000, seed=100 + seed)
-    held_out = chapter.draw_pairs(start, start, 1500, seed=200 + seed)
-    rewards = chapter.reward_model_from(start, pairs, pairs, seed)
-    gaps = chapter.points_of(held_out.chosen) - chapter.points_of(held_out.rejected)
-    found = {
-        "agreement": round(chapter.agreement(rewards, held_out), 4),
-        "ceiling": round(float(((gaps > 0) + (gaps == 0) / 2).mean()), 4),
-        "runs": {},
-        "texts": {},
-    }
+class Study:
+    """The language model of a seed, its pairs, its first reward model, and what was found."""
 
-    def follow(name: str, rewards, beta: float = 0.0, ask=chapter.score):
-        policies = chapter.ppo(start, rewards, beta=beta, seed=seed, ask=ask)
-        policy, rows = chapter.followed(policies, ROUNDS, start, rewards, others)
-        keep(name, policy, rows)
+    def __init__(self, seed: int):
+        torch.set_num_threads(1)
+        self.seed = seed
+        self.start = chapter.language_model(seed)
+        draw = torch.Generator().manual_seed(8)
+        self.others = chapter.sample(self.start, chapter.TEST, draw)
+        self.pairs = self.drawn(4000, 100)
+        self.rewards = self.learned(self.pairs)
+        self.found = {"seed": seed, "runs": {}, "texts": {}}
+
+    def drawn(self, number: int, series: int, policy=None):
+        """Judged pairs of the start's answers, or of one by a policy and one by the start."""
+        return chapter.draw_pairs(
+            policy or self.start, self.start, number, seed=series + self.seed
+        )
+
+    def learned(self, pairs):
+        return chapter.reward_model_from(self.start, pairs, self.pairs, self.seed)
+
+    def follow(self, name: str, rewards, beta: float = 0.0, ask=chapter.score):
+        policies = chapter.ppo(self.start, rewards, beta=beta, seed=self.seed, ask=ask)
+        policy, rows = chapter.followed(policies, ROUNDS, self.start, rewards, self.others)
+        self.keep(name, policy, rows)
         return policy
 
-    def keep(name: str, policy, rows: list[dict]) -> None:
-        found["runs"][name] = [
+    def keep(self, name: str, policy, rows: list[dict]) -> None:
+        self.found["runs"][name] = [
             {what: round(value, 4) for what, value in row.items()} for row in rows
         ]
-        answers = chapter.sample(policy, chapter.TEST[:4], torch.Generator().manual_seed(1))
-        found["texts"][name] = [
+        prompts = chapter.TEST[:4]
+        answers = chapter.sample(policy, prompts, torch.Generator().manual_seed(1))
+        self.found["texts"][name] = [
             f"{chapter.text_of(prompt)} | {chapter.text_of(answer)}"
-            for prompt, answer in zip(chapter.TEST[:4], answers, strict=True)
+            for prompt, answer in zip(prompts, answers, strict=True)
         ]
         last = rows[-1]
         print(
-            f"{seed} {name:<16} score {last['score']:.2f} points {last['points']:.2f}",
+            f"{self.seed} {name:<24} score {last['score']:.2f} points {last['points']:.2f}",
             f"KL {last['kl']:.1f}, best points {max(row['points'] for row in rows):.2f}",
             flush=True,
         )
 
+
+def methods(seed: int) -> dict:
+    """One reward model, and all ways to use it; and the pairs without one."""
+    study = Study(seed)
+    held_out = study.drawn(1500, 200)
+    gaps = chapter.points_of(held_out.chosen) - chapter.points_of(held_out.rejected)
+    study.found["agreement"] = round(chapter.agreement(study.rewards, held_out), 4)
+    study.found["ceiling"] = round(float(((gaps > 0) + (gaps == 0) / 2).mean()), 4)
     scores, points = chapter.scored_answers(
-        start, rewards, chapter.TEST[:100], 128, seed=300 + seed
+        study.start, study.rewards, chapter.TEST[:100], 128, seed=300 + seed
     )
-    found["best of n"] = [
+    study.found["best of n"] = [
         {
             "n": n,
             "kl": round(math.log(n) - (n - 1) / n, 4),
@@ -100,38 +114,55 @@ def run(seed: int) -> dict:
         for n in (1, 2, 4, 8, 16, 32, 64, 128)
     ]
     for beta in PENALTIES:
-        policy = follow(f"PPO {beta}", rewards, beta)
-        if not beta:
-            spoiled = policy
-    known = chapter.points_of(torch.cat([pairs.chosen, pairs.rejected]))
-    follow(
+        _ = study.follow(f"PPO {beta}", study.rewards, beta)
+    known = chapter.points_of(torch.cat([study.pairs.chosen, study.pairs.rejected]))
+    _ = study.follow(
         "PPO, the judge",
-        rewards,
+        study.rewards,
         ask=lambda _, prompts, answers: (
             (chapter.points_of(answers) - known.mean()) / known.std()
         ),
     )
     for beta in (0.03, 0.1, 0.3):
-        policy = dpo(start, pairs, beta=beta, seed=seed)
-        keep(f"DPO {beta}", policy, [chapter.measured(policy, start, rewards, others)])
+        policy = dpo(study.start, study.pairs, beta=beta, seed=seed)
+        row = chapter.measured(policy, study.start, study.rewards, study.others)
+        study.keep(f"DPO {beta}", policy, [row])
+    return study.found
 
-    # More pairs of the start's answers, against pairs of what the last policy says and what the start says.
-    more = chapter.draw_pairs(start, start, 12000, seed=400 + seed)
-    for number in (1000, 4000, 12000):
-        added = type(pairs)(*(tensor[:number] for tensor in vars(more).values()))
-        judge = chapter.reward_model_from(start, pairs + added, pairs, seed)
-        follow(f"start +{number}", judge)
-    grown = pairs
-    for turn in range(1, 5):
-        seed_of_turn = 500 + 10 * seed + turn
-        grown = grown + chapter.draw_pairs(spoiled, start, 1000, seed=seed_of_turn)
-        judge = chapter.reward_model_from(start, grown, pairs, seed)
-        spoiled = follow(f"fresh +{1000 * turn}", judge)
-    return found
+
+def more_pairs(seed: int) -> dict:
+    """Reward models from more of the start's answers, or from answers of the last policy."""
+    study = Study(seed)
+    more = study.drawn(12000, 400)
+    for number, penalties in ((4000, (0.0, 0.03, 0.1)), (12000, (0.0, 0.1))):
+        added = type(more)(*(tensor[:number] for tensor in vars(more).values()))
+        rewards = study.learned(study.pairs + added)
+        for beta in penalties:
+            _ = study.follow(f"start +{number}, {beta}", rewards, beta)
+    study.found["learned"] = {}
+    for beta in (0.0, 0.1):
+        # As in the other half of the study, whose policy after the first reward model is needed here again.
+        policy = study.follow(f"fresh +0, {beta}", study.rewards, beta)
+        grown = study.pairs
+        for turn in range(1, 5):
+            name = f"fresh +{1000 * turn}, {beta}"
+            grown = grown + study.drawn(1000, 500 + 100 * turn, policy)
+            rewards = study.learned(grown)
+            before = chapter.measured(policy, study.start, rewards, study.others)
+            study.found["learned"][name] = round(before["agrees"], 4)
+            policy = study.follow(name, rewards, beta)
+    return study.found
 
 
 if __name__ == "__main__":
     with ProcessPoolExecutor(2) as pool:
         record = head("lines of Shakespeare, judged by the chapter's rule", SEEDS)
-        record["each"] = list(pool.map(run, SEEDS))
+        jobs = [(part, seed) for seed in SEEDS for part in (more_pairs, methods)]
+        done = [pool.submit(*job) for job in jobs]
+        for part in (methods, more_pairs):
+            record[part.__name__] = [
+                future.result()
+                for future, job in zip(done, jobs, strict=True)
+                if job[0] is part
+            ]
     write(record, RECORD)
