@@ -154,12 +154,22 @@ def more_pairs(seed: int) -> dict:
     return study.found
 
 
+def longer(seed: int) -> dict:
+    """The first reward model's runs without a penalty and with one, twice as long."""
+    study = Study(seed)
+    for beta in (0.0, 0.1):
+        _ = study.follow(f"PPO {beta}, longer", study.rewards, beta, rounds=2 * ROUNDS)
+    return study.found
+
+
+PARTS = (more_pairs, methods, longer)
+
 if __name__ == "__main__":
     with ProcessPoolExecutor(2) as pool:
         record = head("lines of Shakespeare, judged by the chapter's rule", SEEDS)
-        jobs = [(part, seed) for seed in SEEDS for part in (more_pairs, methods)]
+        jobs = [(part, seed) for seed in SEEDS for part in PARTS]
         done = [pool.submit(*job) for job in jobs]
-        for part in (methods, more_pairs):
+        for part in PARTS:
             record[part.__name__] = [
                 future.result()
                 for future, job in zip(done, jobs, strict=True)
