@@ -70,9 +70,17 @@ class Study:
     def learned(self, pairs):
         return chapter.reward_model_from(self.start, pairs, self.pairs, self.seed)
 
-    def follow(self, name: str, rewards, beta: float = 0.0, ask=chapter.score):
+    def follow(
+        self,
+        name: str,
+        rewards,
+        beta: float = 0.0,
+        *,
+        ask=chapter.score,
+        rounds: int = ROUNDS,
+    ):
         policies = chapter.ppo(self.start, rewards, beta=beta, seed=self.seed, ask=ask)
-        policy, rows = chapter.followed(policies, ROUNDS, self.start, rewards, self.others)
+        policy, rows = chapter.followed(policies, rounds, self.start, rewards, self.others)
         self.keep(name, policy, rows)
         return policy
 
