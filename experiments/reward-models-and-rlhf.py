@@ -1,7 +1,7 @@
 """The recorded experiment of the chapter on reward models: how far a score can be raised before the judge disagrees.
 
 `make experiment NAME=reward-models-and-rlhf` runs the chapter's own code in two processes of one thread each, in about
-twenty minutes, and rewrites experiments/reward-models-and-rlhf.json, which the chapter prints and draws.
+half an hour, and rewrites experiments/reward-models-and-rlhf.json, which the chapter prints and draws.
 """
 
 import copy
@@ -70,17 +70,9 @@ class Study:
     def learned(self, pairs):
         return chapter.reward_model_from(self.start, pairs, self.pairs, self.seed)
 
-    def follow(
-        self,
-        name: str,
-        rewards,
-        beta: float = 0.0,
-        *,
-        ask=chapter.score,
-        rounds: int = ROUNDS,
-    ):
+    def follow(self, name: str, rewards, beta: float = 0.0, ask=chapter.score):
         policies = chapter.ppo(self.start, rewards, beta=beta, seed=self.seed, ask=ask)
-        policy, rows = chapter.followed(policies, rounds, self.start, rewards, self.others)
+        policy, rows = chapter.followed(policies, ROUNDS, self.start, rewards, self.others)
         self.keep(name, policy, rows)
         return policy
 
@@ -162,15 +154,52 @@ def more_pairs(seed: int) -> dict:
     return study.found
 
 
+def within(policy: torch.nn.Module, rewards: torch.nn.Module) -> float:
+    """How often score and points agree on which of two answers of a policy is better, where the points differ."""
+    draw = torch.Generator().manual_seed(9)
+    two = [chapter.sample(policy, chapter.TEST, draw) for _ in range(2)]
+    with torch.no_grad():
+        scores = [chapter.score(rewards, chapter.TEST, answers) for answers in two]
+    gap = chapter.points_of(two[0]) - chapter.points_of(two[1])
+    same = (scores[0] - scores[1]) * gap > 0
+    return round(float(same[gap != 0].float().mean()), 4)
+
+
 def longer(seed: int) -> dict:
-    """The first reward model's runs without a penalty and with one, twice as long."""
+    """The first reward model's runs without a penalty and with one, twice as long, and asked about their own answers."""
     study = Study(seed)
+    study.found["within"] = {}
     for beta in (0.0, 0.1):
-        _ = study.follow(f"PPO {beta}, longer", study.rewards, beta, rounds=2 * ROUNDS)
+        asked = []
+        policies = chapter.ppo(study.start, study.rewards, beta=beta, seed=seed)
+
+        def overheard(policies=policies, asked=asked):
+            for done, policy in enumerate(policies):
+                if done % 10 == 0:
+                    asked.append(within(policy, study.rewards))
+                yield policy
+
+        policy, rows = chapter.followed(
+            overheard(), 2 * ROUNDS, study.start, study.rewards, study.others
+        )
+        study.keep(f"PPO {beta}, longer", policy, rows)
+        study.found["within"][str(beta)] = asked
     return study.found
 
 
-PARTS = (more_pairs, methods, longer)
+def slower(seed: int) -> dict:
+    """The first reward model, a third of the learning rate, three times as many rounds."""
+    study = Study(seed)
+    for beta in (0.0, 0.1, 0.3):
+        policies = chapter.ppo(study.start, study.rewards, beta=beta, seed=seed, rate=0.001)
+        policy, rows = chapter.followed(
+            policies, 3 * ROUNDS, study.start, study.rewards, study.others, every=15
+        )
+        study.keep(f"PPO {beta}, slower", policy, rows)
+    return study.found
+
+
+PARTS = (more_pairs, methods, longer, slower)
 
 if __name__ == "__main__":
     with ProcessPoolExecutor(2) as pool:
