@@ -48,6 +48,12 @@ def dpo(start: torch.nn.Module, pairs, *, beta: float, seed: int) -> torch.nn.Mo
     return policy
 
 
+def together(*pairs):
+    """All pairs as one."""
+    columns = zip(*(vars(each).values() for each in pairs), strict=True)
+    return chapter.Pairs(*(torch.cat(column) for column in columns))
+
+
 class Study:
     """The language model of a seed, its pairs, its first reward model, and what was found."""
 
@@ -135,8 +141,7 @@ def more_pairs(seed: int) -> dict:
     study = Study(seed)
     more = study.drawn(12000, 400)
     for number, penalties in ((4000, (0.0, 0.03, 0.1)), (12000, (0.0, 0.1))):
-        added = type(more)(*(tensor[:number] for tensor in vars(more).values()))
-        rewards = study.learned(study.pairs + added)
+        rewards = study.learned(together(study.pairs, more[:number]))
         for beta in penalties:
             _ = study.follow(f"start +{number}, {beta}", rewards, beta)
     study.found["learned"] = {}
@@ -146,7 +151,7 @@ def more_pairs(seed: int) -> dict:
         grown = study.pairs
         for turn in range(1, 5):
             name = f"fresh +{1000 * turn}, {beta}"
-            grown = grown + study.drawn(1000, 500 + 100 * turn, policy)
+            grown = together(grown, study.drawn(1000, 500 + 100 * turn, policy))
             rewards = study.learned(grown)
             before = chapter.measured(policy, study.start, rewards, study.others)
             study.found["learned"][name] = round(before["agrees"], 4)
