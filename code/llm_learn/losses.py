@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def ppo_clip_loss(
@@ -34,3 +35,69 @@ def ppo_clip_loss(
     ratio = (logps - old_logps).exp()
     clipped = ratio.clamp(1 - clip, 1 + clip)
     return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def sequence_logps(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
+    """The log-probability of each answer: the sum over its ids, in nats.
+
+    Args:
+        logits: (B, T, V), at each position what the model expects there; already shifted.
+        labels: (B, T) the ids that stand there.
+        loss_mask: (B, T), True for the ids of the answer; what stands elsewhere does not count.
+
+    Returns:
+        (B,)
+
+    Raises:
+        ValueError: the shapes do not match, the mask is none, or an answer has no id.
+    """
+    for name, each in (("labels", labels), ("loss_mask", loss_mask)):
+        if each.shape != logits.shape[:-1]:
+            raise ValueError(
+                f"{name} has shape {tuple(each.shape)}: expected {tuple(logits.shape[:-1])}, that of logits without V"
+            )
+    if loss_mask.dtype != torch.bool:
+        raise ValueError(f"loss_mask has type {loss_mask.dtype}: expected torch.bool")
+    if not loss_mask.any(1).all():
+        raise ValueError("loss_mask has a row without True: an answer needs an id")
+    # Padding may hold an id that no vocabulary has, such as -100.
+    ids = labels.masked_fill(~loss_mask, 0).unsqueeze(2)
+    logps = logits.log_softmax(-1).gather(2, ids).squeeze(2)  # (B, T)
+    return logps.masked_fill(~loss_mask, 0).sum(1)
+
+
+def dpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    *,
+    beta: float,
+) -> Tensor:
+    """The loss of direct preference optimization, of each pair (Rafailov et al. 2023, arXiv:2305.18290, eq. 7).
+
+    Args:
+        policy_chosen, policy_rejected: (B,) log-probabilities of the two answers by the policy that learns, in nats.
+        ref_chosen, ref_rejected: (B,) the same by the reference; constants.
+        beta: the price of a nat of distance from the reference, above 0.
+
+    Returns:
+        (B,)
+
+    Raises:
+        ValueError: the shapes differ, `beta` is not above 0, or the reference carries a gradient.
+    """
+    if not beta > 0:
+        raise ValueError(f"beta is {beta}: it must be above 0")
+    references = {"ref_chosen": ref_chosen, "ref_rejected": ref_rejected}
+    for name, each in ({"policy_rejected": policy_rejected} | references).items():
+        if each.shape != policy_chosen.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(each.shape)}: expected {tuple(policy_chosen.shape)}, that of policy_chosen"
+            )
+    for name, constant in references.items():
+        # A reference that follows the policy holds nothing in place.
+        if constant.requires_grad:
+            raise ValueError(f"{name} carries a gradient: expected constants, so detach it")
+    margin = (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)
+    return -F.logsigmoid(beta * margin)

@@ -1,13 +1,21 @@
-"""Our models in the classes of the libraries that they are compared with."""
+"""Our models in the classes of other libraries, and the losses of those libraries on our numbers."""
 
+import os
+from collections import defaultdict
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from llm_learn.model import Llama
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
+
+# TRL warns that its experimental parts may change; the version that we install is pinned.
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 
 def to_hugging_face(model: Llama) -> "LlamaForCausalLM":
@@ -59,3 +67,132 @@ def to_hugging_face(model: Llama) -> "LlamaForCausalLM":
     theirs.load_state_dict(weights, assign=True)
     theirs.model.rotary_emb = LlamaRotaryEmbedding(config)  # its angles are no weights
     return theirs.eval()
+
+
+def _pretend_trainer(**what: object) -> SimpleNamespace:
+    """Stands in for a trainer of TRL on one process, so that a method of it computes its loss without one."""
+    accelerator = SimpleNamespace(
+        device=torch.device("cpu"),
+        gather=lambda x: x,
+        gather_for_metrics=lambda x: x,
+        reduce=lambda x, reduction: x,
+    )
+    return SimpleNamespace(
+        accelerator=accelerator,
+        aux_loss_enabled=False,
+        model=SimpleNamespace(training=True),
+        _metrics={"train": defaultdict(list)},
+        _total_train_tokens=0,
+        _tp_size=1,
+        **what,
+    )
+
+
+def trl_ppo_loss(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, clip: float
+) -> Tensor:
+    """PPO's clipped loss, mean over ids, by the lines of TRL's trainer for GRPO without a KL term. Needs `trl`.
+
+    Args:
+        logps, old_logps, advantages: (B, T), as for `ppo_clip_loss`.
+        mask: (B, T), True for the ids that count.
+        clip: as for `ppo_clip_loss`.
+    """
+    from trl import GRPOTrainer
+
+    nothing = torch.zeros_like(logps)
+    trainer = _pretend_trainer(
+        _get_per_token_logps_and_entropies=lambda *_, **__: (logps, nothing, None),
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        importance_sampling_level="token",
+        beta=0.0,
+        args=SimpleNamespace(delta=None),
+        loss_type="bnpo",  # the mean over all ids of the batch
+        epsilon_low=clip,
+        epsilon_high=clip,
+        use_vllm=False,
+        current_gradient_accumulation_steps=1,
+        _entropy_bonus_enabled=False,
+    )
+    no_prompt = torch.zeros(len(logps), 1, dtype=torch.long)
+    inputs = {
+        "prompt_ids": no_prompt,
+        "prompt_mask": no_prompt,
+        "completion_ids": torch.zeros_like(logps, dtype=torch.long),
+        "completion_mask": mask.long(),
+        "advantages": advantages,
+        "old_per_token_logps": old_logps,
+    }
+    return GRPOTrainer._compute_loss(trainer, None, inputs)
+
+
+def trl_pair_loss(
+    logps: Tensor, ref_logps: Tensor, mask: Tensor, *, beta: float, kind: str
+) -> Tensor:
+    """The loss of pairs, mean over them, by the lines of TRL's trainer for DPO. Needs `trl`.
+
+    Args:
+        logps: (2, B, T) log-probabilities of the ids of the chosen answers, and of the rejected, by the policy.
+        ref_logps: (2, B, T) the same by the reference.
+        mask: (2, B, T), True for the ids of the answers.
+        beta: TRL's option of this name.
+        kind: TRL's `loss_type`: `sigmoid` is DPO, `sigmoid_norm` DPO of means over ids, `ipo` IPO of means over ids.
+    """
+    from trl import DPOTrainer
+
+    rows = logps.where(mask, 0).flatten(0, 1)  # (2B, T)
+    ref_chosen, ref_rejected = ref_logps.where(mask, 0).sum(2)
+    nothing = torch.zeros_like(rows)
+    outputs = SimpleNamespace(
+        log_probs=rows, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool()
+    )
+    trainer = _pretend_trainer(
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_types=[kind],
+        loss_weights=[1.0],
+        beta=beta,
+        use_weighting=False,
+    )
+    # One id stands before the answers, as TRL's log-probabilities begin with the second.
+    counts = F.pad(mask.flatten(0, 1), (1, 0)).long()  # (2B, 1 + T)
+    inputs = {
+        "input_ids": torch.zeros_like(counts),
+        "attention_mask": torch.ones_like(counts),
+        "completion_mask": counts,
+        "ref_chosen_logps": ref_chosen,
+        "ref_rejected_logps": ref_rejected,
+    }
+    return DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
+
+
+def trl_simpo_loss(
+    chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float
+) -> Tensor:
+    """SimPO's loss of each pair, (B,), by the lines of TRL's trainer for CPO. Needs `trl`.
+
+    Args:
+        chosen, rejected: (B,) mean log-probabilities of an id of each answer.
+        beta, gamma: as in the paper (arXiv:2405.14734, eq. 6).
+    """
+    from trl.experimental.cpo import CPOTrainer
+
+    trainer = _pretend_trainer(
+        alpha=0.0, loss_type="simpo", beta=beta, simpo_gamma=gamma, label_smoothing=0.0
+    )
+    return CPOTrainer.cpo_loss(trainer, chosen, rejected)[0]
+
+
+def trl_odds_ratio_loss(chosen: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
+    """What TRL's trainer for ORPO *subtracts* from the loss on the chosen answers, (B,), in float32. Needs `trl`.
+
+    Args:
+        chosen, rejected: (B,) mean log-probabilities of an id of each answer.
+        beta: the weight, lambda in the paper (arXiv:2403.07691, eq. 6).
+    """
+    from trl.experimental.orpo import ORPOTrainer
+
+    trainer = _pretend_trainer(beta=beta)
+    return ORPOTrainer.odds_ratio_loss(trainer, chosen, rejected)[0]

@@ -1,15 +1,15 @@
 """Losses of post-training: against TRL, against gradients by hand, and what must be refused."""
 
-from collections import defaultdict
-from types import SimpleNamespace
+import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from trl import GRPOTrainer
+from torch.nn import functional as F
 
-from llm_learn.losses import ppo_clip_loss
+from llm_learn.losses import dpo_loss, ppo_clip_loss, sequence_logps
+from llm_learn.reference import trl_pair_loss, trl_ppo_loss
 
 # Sums of a few dozen float64 numbers of size one: rounding alone is below 1e-14.
 TOLERANCE = 1e-12
@@ -25,47 +25,11 @@ def answers(seed: int, spread: float = 0.5) -> tuple[torch.Tensor, ...]:
     return logps.requires_grad_(), old, advantages, mask
 
 
-def trl_loss(logps, old, advantages, mask, clip: float) -> torch.Tensor:
-    """TRL's lines for the loss of GRPO without a KL term, on a stand-in for the trainer."""
-    nothing = torch.zeros_like(logps)
-    trainer = SimpleNamespace(
-        aux_loss_enabled=False,
-        _get_per_token_logps_and_entropies=lambda *_, **__: (logps, nothing, None),
-        top_entropy_quantile=1.0,
-        off_policy_mask_threshold=None,
-        importance_sampling_level="token",
-        beta=0.0,
-        args=SimpleNamespace(delta=None),
-        loss_type="bnpo",
-        epsilon_low=clip,
-        epsilon_high=clip,
-        use_vllm=False,
-        model=SimpleNamespace(training=True),
-        current_gradient_accumulation_steps=1,
-        _entropy_bonus_enabled=False,
-        accelerator=SimpleNamespace(
-            gather=lambda x: x,
-            gather_for_metrics=lambda x: x,
-            reduce=lambda x, reduction: x,
-        ),
-        _metrics={"train": defaultdict(list)},
-    )
-    inputs = {
-        "prompt_ids": torch.zeros(3, 1, dtype=torch.long),
-        "prompt_mask": torch.ones(3, 1, dtype=torch.long),
-        "completion_ids": torch.zeros(3, 7, dtype=torch.long),
-        "completion_mask": mask.long(),
-        "advantages": advantages,
-        "old_per_token_logps": old,
-    }
-    return GRPOTrainer._compute_loss(trainer, None, inputs)
-
-
 @pytest.mark.parametrize("clip", [0.1, 0.2, 0.5])
 def test_ppo_clip_loss_and_its_gradient_match_trl(clip):
     logps, old, advantages, mask = answers(0)
     ours = ppo_clip_loss(logps, old, advantages, clip=clip)[mask].mean()
-    theirs = trl_loss(logps, old, advantages, mask, clip)
+    theirs = trl_ppo_loss(logps, old, advantages, mask, clip=clip)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
     gradients = [torch.autograd.grad(loss, logps)[0] for loss in (ours, theirs)]
     torch.testing.assert_close(*gradients, rtol=0, atol=TOLERANCE)
@@ -136,3 +100,141 @@ def test_ppo_clip_loss_refuses_other_shapes():
         ppo_clip_loss(logps, old, advantages[:, 0], clip=0.2)
     with pytest.raises(ValueError, match=r"old_logps has shape \(3, 6\)"):
         ppo_clip_loss(logps, old[:, :6], advantages, clip=0.2)
+
+
+def pairs(
+    seed: int, spread: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the ids of 4 pairs of answers, by two models, and a mask: (2, B, T), float64."""
+    generator = torch.Generator().manual_seed(seed)
+    ref = -torch.rand(2, 4, 7, generator=generator, dtype=torch.float64) * 6
+    moved = spread * torch.randn(2, 4, 7, generator=generator, dtype=torch.float64)
+    lengths = torch.randint(1, 8, (2, 4, 1), generator=generator)
+    return (ref + moved).requires_grad_(), ref, torch.arange(7) < lengths
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.1, 2.0])
+def test_dpo_loss_and_its_gradient_match_trl(beta):
+    logps, ref, mask = pairs(0)
+    sums = [(each * mask).sum(2) for each in (logps, ref)]
+    ours = dpo_loss(*sums[0], *sums[1], beta=beta).mean()
+    theirs = trl_pair_loss(logps, ref, mask, beta=beta, kind="sigmoid")
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
+    gradients = [torch.autograd.grad(loss, logps)[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=TOLERANCE)
+    assert gradients[0][mask].all() and not gradients[0][~mask].any()
+
+
+@given(st.integers(0, 10**6), st.floats(0.01, 5.0))
+def test_dpo_loss_is_the_price_of_a_choice_that_its_own_reward_makes(seed, beta):
+    logps, ref, mask = pairs(seed)
+    (chosen, rejected), (ref_chosen, ref_rejected) = (
+        (each.detach() * mask).sum(2) for each in (logps, ref)
+    )
+    here = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=beta)
+    turned = dpo_loss(rejected, chosen, ref_rejected, ref_chosen, beta=beta)
+    # The probabilities of the two choices: rounding of numbers up to 1.
+    torch.testing.assert_close(
+        (-here).exp() + (-turned).exp(), torch.ones(4, dtype=torch.float64)
+    )
+    assert (here >= 0).all()
+
+
+def test_dpo_loss_begins_with_the_logarithm_of_two_and_pulls_by_half():
+    logps, _, mask = pairs(1)
+    chosen, rejected = (logps.detach() * mask).sum(2).requires_grad_()
+    held = chosen.detach(), rejected.detach()
+    loss = dpo_loss(chosen, rejected, *held, beta=0.3)
+    assert torch.allclose(loss, torch.full_like(loss, math.log(2)), rtol=0, atol=TOLERANCE)
+    slopes = torch.autograd.grad(loss.sum(), (chosen, rejected))
+    for slope, sign in zip(slopes, (-1, 1), strict=True):
+        assert torch.allclose(slope, torch.full_like(slope, sign * 0.3 / 2))
+
+
+def test_dpo_loss_stays_finite_where_a_sigmoid_would_not():
+    far = torch.tensor([-1e5, 1e5], dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros(2, dtype=torch.float64)
+    loss = dpo_loss(far, zero, zero, zero, beta=1.0)
+    assert loss.tolist() == [1e5, 0.0]
+    assert torch.autograd.grad(loss.sum(), far)[0].tolist() == [-1.0, 0.0]
+
+
+def test_dpo_loss_finds_the_best_policy_for_a_reward():
+    reward = torch.tensor([0.0, 1.0, -0.5, 2.0], dtype=torch.float64)
+    start = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()
+    logits = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
+    first, second = torch.cartesian_prod(torch.arange(4), torch.arange(4)).T
+
+    def closure():
+        optimizer.zero_grad()
+        logps = logits.log_softmax(0)
+        wins = (reward[first] - reward[second]).sigmoid()
+        loss = dpo_loss(logps[first], logps[second], start[first], start[second], beta=0.5)
+        (loss * wins).mean().backward()
+        return (loss * wins).mean()
+
+    optimizer.step(closure)
+    best = (start + reward / 0.5).softmax(0)
+    # The optimizer stops at gradients of 1e-7.
+    torch.testing.assert_close(logits.softmax(0).detach(), best, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.0, -0.1, float("nan")])
+def test_dpo_loss_refuses_a_price_that_is_none(beta):
+    with pytest.raises(ValueError, match=r"beta is .* above 0"):
+        dpo_loss(*torch.zeros(4, 3), beta=beta)
+
+
+def test_dpo_loss_refuses_a_reference_that_learns():
+    chosen, rejected, ref_chosen, ref_rejected = torch.zeros(4, 3)
+    with pytest.raises(ValueError, match="ref_rejected carries a gradient"):
+        dpo_loss(chosen, rejected, ref_chosen, ref_rejected.requires_grad_(), beta=0.1)
+
+
+def test_dpo_loss_refuses_other_shapes():
+    two, three = torch.zeros(2), torch.zeros(3)
+    with pytest.raises(ValueError, match=r"ref_chosen has shape \(3,\): expected \(2,\)"):
+        dpo_loss(two, two, three, two, beta=0.1)
+    with pytest.raises(ValueError, match=r"policy_rejected has shape \(3,\)"):
+        dpo_loss(two, three, two, two, beta=0.1)
+
+
+def test_sequence_logps_match_the_cross_entropy_of_torch():
+    logits = torch.randn(3, 5, 11, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(11, (3, 5))
+    mask = torch.arange(5) < torch.tensor([[1], [5], [3]])
+    ours = sequence_logps(logits, labels, mask)
+    theirs = -F.cross_entropy(
+        logits.transpose(1, 2), labels.masked_fill(~mask, -100), reduction="none"
+    ).sum(1)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
+    gradients = [torch.autograd.grad(each.sum(), logits)[0] for each in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=TOLERANCE)
+    assert not gradients[0][~mask].any()
+
+
+@given(st.integers(0, 10**6))
+def test_sequence_logps_do_not_read_what_the_mask_leaves_out(seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 6, 5, generator=generator)
+    labels = torch.randint(5, (2, 6), generator=generator)
+    mask = torch.rand(2, 6, generator=generator) < 0.5
+    mask[:, 2] = True
+    wanted = sequence_logps(logits, labels, mask)
+    logits = logits.masked_fill(~mask.unsqueeze(2), float("-inf"))
+    assert sequence_logps(logits, labels.masked_fill(~mask, -100), mask).equal(wanted)
+
+
+def test_sequence_logps_refuse_what_does_not_fit():
+    logits, labels = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"labels has shape \(2, 2\): expected \(2, 3\)"):
+        sequence_logps(logits, labels[:, 1:], mask)
+    with pytest.raises(ValueError, match=r"loss_mask has shape \(3,\)"):
+        sequence_logps(logits, labels, mask[0])
+    with pytest.raises(ValueError, match=r"loss_mask has type torch.int64"):
+        sequence_logps(logits, labels, mask.long())
+    mask[1] = False
+    with pytest.raises(ValueError, match="loss_mask has a row without True"):
+        sequence_logps(logits, labels, mask)

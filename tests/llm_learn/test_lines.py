@@ -1,0 +1,158 @@
+"""The task of the chapters on preferences: answers that end, a taste counted by hand, a judge that errs as often as said."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from llm_learn import lines
+from llm_learn.lines import (
+    ANSWER,
+    END,
+    LONGEST,
+    PROMPT,
+    SHARPNESS,
+    Pairs,
+    answer_logits,
+    draw_pairs,
+    judge,
+    kl_at_each,
+    marks_and_long_words,
+    points,
+    points_of,
+    sample,
+    text_of,
+    train_and_test,
+    until_end,
+    words_and_lines,
+)
+from llm_learn.model import Llama, LlamaConfig
+
+ANSWERS = st.lists(
+    st.lists(st.integers(END - 3, END), min_size=ANSWER, max_size=ANSWER),
+    min_size=1,
+    max_size=5,
+)
+
+
+def untrained(seed: int) -> Llama:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=END + 1,
+        context_length=PROMPT + ANSWER,
+        d_model=16,
+        d_ff=24,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+    )
+    model = Llama(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def ids_of(*words: str) -> list[int]:
+    return [words_and_lines()[0].index(word) for word in words]
+
+
+def test_lines_hold_known_words_only_and_none_is_both_learned_and_asked():
+    words, all_lines = words_and_lines()
+    learned, asked = train_and_test()
+    assert len(words) == len(set(words)) == END
+    assert len(all_lines) == len(set(all_lines)) > 10_000
+    assert all(5 <= len(line) <= LONGEST and max(line) < END for line in all_lines)
+    kept = all_lines[: len(all_lines) - len(learned)]
+    assert not set(kept) & set(learned) and len(kept) >= len(asked)
+    assert asked.tolist() == [list(line[:PROMPT]) for line in kept[: len(asked)]]
+
+
+def test_text_of_stops_at_the_end_and_sets_marks_without_a_space():
+    assert text_of([*ids_of("my", "lord", "!"), END, *ids_of("no")]) == "my lord!"
+    assert text_of(torch.tensor(ids_of("o", ",", "no"))) == "o, no"
+    assert text_of([END]) == ""
+
+
+@given(ANSWERS)
+def test_until_end_is_every_id_up_to_the_first_end(rows):
+    for row, mask in zip(rows, until_end(torch.tensor(rows)).tolist(), strict=True):
+        length = row.index(END) + 1 if END in row else ANSWER
+        assert mask == [True] * length + [False] * (ANSWER - length)
+
+
+def test_sample_fills_up_with_end_and_depends_on_the_generator_alone():
+    model, prompts = untrained(0), train_and_test()[1][:40]
+    answers = sample(model, prompts, torch.Generator().manual_seed(3))
+    assert answers.shape == (40, ANSWER)
+    assert (answers[~until_end(answers)] == END).all()
+    again = sample(model, prompts, torch.Generator().manual_seed(3))
+    assert answers.equal(again)
+
+
+def test_points_count_different_long_words_and_take_off_what_comes_again():
+    marks, long_words = marks_and_long_words()
+    assert {words_and_lines()[0][i] for i in marks} == set(".,;:!?")
+    assert set(ids_of("master", "father")) <= long_words
+    assert not long_words & set(ids_of("lord", "i'll", "heart"))
+    assert points(ids_of("my", "master", ",", "my", "father", ",")) == 2 - 1
+    assert points(ids_of("master", "master", "master")) == 1 - 2
+    assert points([END] * ANSWER) == 0
+    rows = [ids_of("master", "!"), ids_of("lord", "lord")]
+    assert points_of(torch.tensor(rows)).tolist() == [1.0, -1.0]
+
+
+@pytest.mark.parametrize("lead", [-1, 0, 1])
+def test_judge_prefers_as_often_as_bradley_and_terry_say(lead):
+    better, plain = ids_of("master", "no"), ids_of("lord", "no")
+    first, second = (better, plain) if lead > 0 else (plain, better)
+    first, second = (torch.tensor([row] * 20_000) for row in (first, second))
+    if lead == 0:
+        second = first.flip(1)
+    prompts = torch.zeros(20_000, PROMPT, dtype=torch.long)
+    chosen = judge(prompts, first, second, torch.Generator().manual_seed(0)).chosen
+    share = float((chosen == first).all(1).float().mean())
+    # 20,000 draws: a standard deviation is below .004.
+    assert abs(share - 1 / (1 + math.exp(-SHARPNESS * lead))) < 0.016
+
+
+def test_pairs_are_the_two_answers_in_either_order():
+    models = untrained(0), untrained(1)
+    pairs = draw_pairs(*models, 50, seed=5)
+    prompts = lines.draw_prompts(50, draw := torch.Generator().manual_seed(5))
+    first, second = (sample(model, prompts, draw) for model in models)
+    assert pairs.prompts.equal(prompts)
+    kept = (pairs.chosen == first).all(1) & (pairs.rejected == second).all(1)
+    turned = (pairs.chosen == second).all(1) & (pairs.rejected == first).all(1)
+    assert (kept | turned).all() and kept.any() and turned.any()
+    some = pairs[torch.tensor([3, 1])]
+    assert isinstance(some, Pairs)
+    assert some.rejected.equal(pairs.rejected[[3, 1]])
+
+
+def test_answer_logits_stand_before_the_ids_that_they_expect():
+    model, prompts = untrained(2), train_and_test()[1][:3]
+    answers = sample(model, prompts, torch.Generator().manual_seed(0))
+    logits = answer_logits(model, prompts, answers)
+    assert logits.shape == (3, ANSWER, END + 1)
+    for t in range(ANSWER):
+        alone = model(torch.cat([prompts, answers[:, :t]], dim=1))[:, -1]
+        # float32, one block, logits of size 1.
+        torch.testing.assert_close(logits[:, t], alone, rtol=0, atol=1e-5)
+
+
+def test_kl_at_each_is_torchs_and_nothing_of_a_model_from_itself():
+    policy, reference = untrained(3), untrained(4)
+    prompts = train_and_test()[1][:5]
+    answers = sample(policy, prompts, torch.Generator().manual_seed(0))
+    kl = kl_at_each(policy, reference, prompts, answers)
+    with torch.no_grad():
+        logps, reference_logps = (
+            answer_logits(model, prompts, answers).double().log_softmax(-1)
+            for model in (policy, reference)
+        )
+    wanted = F.kl_div(reference_logps, logps, log_target=True, reduction="none").sum(-1)
+    torch.testing.assert_close(kl.double(), wanted, rtol=1e-4, atol=1e-5)
+    assert (kl > 0).all() and not kl_at_each(policy, policy, prompts, answers).any()
