@@ -22,8 +22,8 @@ def together(*pairs: Pairs) -> Pairs:
     return Pairs(*(torch.cat(column) for column in columns))
 
 
-def balanced(pairs: Pairs) -> Pairs:
-    """The chosen answer is longer by a number of ids in as many pairs as it is shorter by that number; in their order."""
+def balanced(pairs: Pairs, seed: int) -> Pairs:
+    """The chosen answer is longer by a number of ids in as many pairs as it is shorter by that number; at random."""
     chosen, rejected = (
         chapter.until_end(answers).sum(1) for answers in (pairs.chosen, pairs.rejected)
     )
@@ -33,7 +33,9 @@ def balanced(pairs: Pairs) -> Pairs:
         sides = [(longer == sign * number).nonzero().squeeze(1) for sign in (1, -1)]
         fewer = min(len(side) for side in sides)
         kept += [side[:fewer] for side in sides]
-    return pairs[torch.cat(kept).sort().values]
+    rows = torch.cat(kept)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return pairs[rows[order]]
 
 
 class Study:
@@ -104,7 +106,7 @@ def longer(seed: int) -> dict:
 
 
 def data(seed: int) -> dict:
-    """Other numbers of pairs; pairs of the policy's own answers; pairs in which length says nothing."""
+    """Other numbers of pairs, and pairs of the policy's own answers."""
     study = Study(seed)
     loss = chapter.METHODS["DPO 0.1"]
     more = study.drawn(12_000, 400)
@@ -120,7 +122,14 @@ def data(seed: int) -> dict:
             own = study.drawn(size, 500 + 100 * len(grown.prompts) // size, policy)
             grown = together(grown, own)
         _ = study.follow(f"own {size}, {len(grown.prompts)}", grown, loss)
-    even = balanced(more)[:4000]
+    return study.found
+
+
+def lengths(seed: int) -> dict:
+    """Pairs in which length says nothing, beside as many as drawn."""
+    study = Study(seed)
+    more = study.drawn(12_000, 400)
+    even = balanced(more, seed)[:4000]
     study.found["lengths"] = {
         name: [
             round(float(chapter.until_end(answers).sum(1).float().mean()), 3)
@@ -135,7 +144,7 @@ def data(seed: int) -> dict:
     return study.found
 
 
-PARTS = (methods, longer, data)
+PARTS = (methods, longer, data, lengths)
 
 if __name__ == "__main__":
     with ProcessPoolExecutor(2) as pool:

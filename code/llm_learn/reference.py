@@ -196,3 +196,40 @@ def trl_odds_ratio_loss(chosen: Tensor, rejected: Tensor, *, beta: float) -> Ten
 
     trainer = _pretend_trainer(beta=beta)
     return ORPOTrainer.odds_ratio_loss(trainer, chosen, rejected)[0]
+
+
+def trl_kto_loss(log_ratios: Tensor, good: Tensor, kl: Tensor, *, beta: float) -> Tensor:
+    """KTO's loss, mean over answers, by the lines of TRL's trainer for it. Needs `trl`.
+
+    Args:
+        log_ratios: (B,) log-probabilities of answers by the policy, minus those by the reference.
+        good: (B,), True for the answers that are to be given.
+        kl: (B,) estimates of the KL divergence, whose mean counts if it is above 0.
+        beta: as in the paper (arXiv:2402.01306, eq. 7).
+    """
+    from trl.experimental.kto import KTOTrainer
+
+    nothing = torch.zeros(len(log_ratios), 1)
+    outputs = SimpleNamespace(
+        log_probs=log_ratios.unsqueeze(1), entropy=nothing, mean_logits=nothing
+    )
+    trainer = _pretend_trainer(
+        _compute_kl_logps=lambda *_: kl,
+        precompute_ref_logps=True,
+        calculate_KL=True,
+        loss_type="kto",
+        beta=beta,
+        desirable_weight=1.0,
+        undesirable_weight=1.0,
+    )
+    # A prompt of one id, and an answer of one.
+    counts = torch.tensor([[0, 1]]).expand(len(log_ratios), 2)
+    inputs = {
+        "label": good,
+        "input_ids": torch.zeros_like(counts),
+        "attention_mask": torch.ones_like(counts),
+        "completion_mask": counts,
+        "ref_logps": torch.zeros_like(log_ratios),
+        "ref_KL_logps": torch.zeros_like(kl),
+    }
+    return KTOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
