@@ -105,7 +105,7 @@ def longer(seed: int) -> dict:
     return study.found
 
 
-def data(seed: int) -> dict:
+def more_pairs(seed: int) -> dict:
     """Other numbers of pairs, and pairs of the policy's own answers."""
     study = Study(seed)
     loss = chapter.METHODS["DPO 0.1"]
@@ -144,7 +144,7 @@ def lengths(seed: int) -> dict:
     return study.found
 
 
-PARTS = (methods, longer, data, lengths)
+PARTS = (methods, longer, more_pairs, lengths)
 
 if __name__ == "__main__":
     with ProcessPoolExecutor(2) as pool:
