@@ -44,7 +44,7 @@ class Study:
     def __init__(self, seed: int):
         torch.set_num_threads(1)
         self.seed = seed
-        self.start = chapter.language_model(seed)
+        self.start = chapter.model_of_lines(seed)
         self.pairs = self.drawn(4000, 100)
         self.held_out = self.drawn(500, 200)
         self.found = {"seed": seed, "runs": {}, "texts": {}}
@@ -52,7 +52,7 @@ class Study:
     def drawn(self, number: int, series: int, policy=None) -> Pairs:
         """Judged pairs of the start's answers, or of a policy's."""
         policy = policy or self.start
-        return chapter.draw_pairs(policy, policy, number, seed=series + self.seed)
+        return chapter.judged_pairs(policy, policy, number, seed=series + self.seed)
 
     def follow(self, name: str, pairs: Pairs, loss, **how):
         policies = chapter.trained(self.start, pairs, loss, seed=self.seed, **how)
@@ -60,9 +60,9 @@ class Study:
         row = chapter.measured(policy, self.start, self.held_out)
         self.found["runs"][name] = {what: round(value, 4) for what, value in row.items()}
         prompts = chapter.TEST[:4]
-        answers = chapter.sample(policy, prompts, torch.Generator().manual_seed(1))
+        answers = chapter.sample_answers(policy, prompts, torch.Generator().manual_seed(1))
         self.found["texts"][name] = [
-            f"{chapter.text_of(prompt)} | {chapter.text_of(answer)}"
+            f"{chapter.line_text(prompt)} | {chapter.line_text(answer)}"
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
         print(f"{self.seed} {name:<28}{chapter.as_row(row)}", flush=True)

@@ -60,16 +60,16 @@ class Study:
     def __init__(self, seed: int):
         torch.set_num_threads(1)
         self.seed = seed
-        self.start = chapter.language_model(seed)
+        self.start = chapter.model_of_lines(seed)
         draw = torch.Generator().manual_seed(8)
-        self.others = chapter.sample(self.start, chapter.TEST, draw)
+        self.others = chapter.sample_answers(self.start, chapter.TEST, draw)
         self.pairs = self.drawn(4000, 100)
         self.rewards = self.learned(self.pairs)
         self.found = {"seed": seed, "runs": {}, "texts": {}}
 
     def drawn(self, number: int, series: int, policy=None):
         """Judged pairs of the start's answers, or of one by a policy and one by the start."""
-        return chapter.draw_pairs(
+        return chapter.judged_pairs(
             policy or self.start, self.start, number, seed=series + self.seed
         )
 
@@ -87,9 +87,9 @@ class Study:
             {what: round(value, 4) for what, value in row.items()} for row in rows
         ]
         prompts = chapter.TEST[:4]
-        answers = chapter.sample(policy, prompts, torch.Generator().manual_seed(1))
+        answers = chapter.sample_answers(policy, prompts, torch.Generator().manual_seed(1))
         self.found["texts"][name] = [
-            f"{chapter.text_of(prompt)} | {chapter.text_of(answer)}"
+            f"{chapter.line_text(prompt)} | {chapter.line_text(answer)}"
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
         last = rows[-1]
@@ -162,7 +162,7 @@ def more_pairs(seed: int) -> dict:
 def within(policy: torch.nn.Module, rewards: torch.nn.Module) -> float:
     """How often score and points agree on which of two answers of a policy is better, where the points differ."""
     draw = torch.Generator().manual_seed(9)
-    two = [chapter.sample(policy, chapter.TEST, draw) for _ in range(2)]
+    two = [chapter.sample_answers(policy, chapter.TEST, draw) for _ in range(2)]
     with torch.no_grad():
         scores = [chapter.score(rewards, chapter.TEST, answers) for answers in two]
     gap = chapter.points_of(two[0]) - chapter.points_of(two[1])

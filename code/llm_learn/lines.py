@@ -18,10 +18,12 @@ from llm_learn.model import Llama, LlamaConfig
 from llm_learn.sft import fine_tune
 from llm_learn.train import TrainConfig
 
-LONGEST = 11  # words and marks of a line
+LONGEST_LINE = 11  # words and marks of a line
 PROMPT = 2  # of them are given
-ANSWER = LONGEST - PROMPT + 1  # the ids of an answer at most, with the one that ends it
-END = 1000  # comes after the ids of all words and marks
+ANSWER = (
+    LONGEST_LINE - PROMPT + 1
+)  # the ids of an answer at most, with the one that ends it
+LINE_END = 1000  # comes after the ids of all words and marks
 
 
 @cache
@@ -33,19 +35,19 @@ def words_and_lines() -> tuple[list[str], list[tuple[int, ...]]]:
         if line.strip() and line.strip()[0] not in "*#_["  # names, headings, directions
     ]
     counts = Counter(itertools.chain(*all_lines))
-    ids = {word: i for i, (word, _) in enumerate(counts.most_common(END))}
+    ids = {word: i for i, (word, _) in enumerate(counts.most_common(LINE_END))}
     known = {
         tuple(ids[word] for word in line)
         for line in all_lines
-        if 5 <= len(line) <= LONGEST and ids.keys() >= set(line)
+        if 5 <= len(line) <= LONGEST_LINE and ids.keys() >= set(line)
     }
     return list(ids), random.Random(0).sample(sorted(known), len(known))
 
 
-def text_of(ids: Sequence[int]) -> str:
+def line_text(ids: Sequence[int]) -> str:
     """Words and marks as one text; it stops at the end of the line."""
     vocabulary, ids = words_and_lines()[0], [int(i) for i in ids]
-    words = [vocabulary[i] for i in ids[: ids.index(END) if END in ids else None]]
+    words = [vocabulary[i] for i in ids[: ids.index(LINE_END) if LINE_END in ids else None]]
     return re.sub(r" ([.,;:!?])", r"\1", " ".join(words))
 
 
@@ -55,12 +57,12 @@ def train_and_test() -> tuple[list[tuple[int, ...]], Tensor]:
     return lines[1000:], torch.tensor([line[:PROMPT] for line in lines[:300]])
 
 
-def language_model(seed: int) -> Llama:
+def model_of_lines(seed: int) -> Llama:
     """A small Llama that has learned to finish lines."""
     torch.manual_seed(seed)
     model = Llama(
         LlamaConfig(
-            vocab_size=END + 1,
+            vocab_size=LINE_END + 1,
             context_length=PROMPT + ANSWER,
             d_model=64,
             d_ff=168,
@@ -71,23 +73,23 @@ def language_model(seed: int) -> Llama:
     )
     config = TrainConfig(max_steps=300, batch_size=64, learning_rate=0.004, warmup_steps=30)
     examples = [
-        ((*line, END), [False] + [True] * len(line)) for line in train_and_test()[0]
+        ((*line, LINE_END), [False] + [True] * len(line)) for line in train_and_test()[0]
     ]
     order = torch.Generator().manual_seed(seed)
-    _ = fine_tune(model, examples, config, pad_id=END, generator=order)
+    _ = fine_tune(model, examples, config, pad_id=LINE_END, generator=order)
     return model
 
 
 def until_end(answers: Tensor) -> Tensor:
-    """(B, T) -> (B, T), True for every id up to the first END, and for that one."""
-    is_end = answers == END
+    """(B, T) -> (B, T), True for every id up to the first LINE_END, and for that one."""
+    is_end = answers == LINE_END
     return is_end.cumsum(1) - is_end.long() == 0
 
 
-def sample(model: Llama, prompts: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws an answer to each prompt: (B, 2) -> (B, T), filled up with END."""
-    ids = generate(model, prompts, ANSWER, eos_id=END, generator=generator)
-    return F.pad(ids, (0, PROMPT + ANSWER - ids.shape[1]), value=END)[:, PROMPT:]
+def sample_answers(model: Llama, prompts: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws an answer to each prompt: (B, 2) -> (B, T), filled up with LINE_END."""
+    ids = generate(model, prompts, ANSWER, eos_id=LINE_END, generator=generator)
+    return F.pad(ids, (0, PROMPT + ANSWER - ids.shape[1]), value=LINE_END)[:, PROMPT:]
 
 
 @cache
@@ -101,7 +103,7 @@ def marks_and_long_words() -> tuple[frozenset[int], frozenset[int]]:
 def points(answer: Sequence[int]) -> int:
     """The judge's hidden taste: different long words, minus words that come again."""
     marks, long_words = marks_and_long_words()
-    words = [i for i in answer if i != END and i not in marks]
+    words = [i for i in answer if i != LINE_END and i not in marks]
     return len(long_words.intersection(words)) - (len(words) - len(set(words)))
 
 
@@ -142,11 +144,11 @@ def draw_prompts(number: int, generator: torch.Generator) -> Tensor:
     return torch.tensor([lines[i][:PROMPT] for i in some])
 
 
-def draw_pairs(first: Llama, second: Llama, number: int, seed: int) -> Pairs:
+def judged_pairs(first: Llama, second: Llama, number: int, seed: int) -> Pairs:
     """Pairs of an answer by one model and one by another, judged."""
     generator = torch.Generator().manual_seed(seed)
     prompts = draw_prompts(number, generator)
-    answers = [sample(model, prompts, generator) for model in (first, second)]
+    answers = [sample_answers(model, prompts, generator) for model in (first, second)]
     return judge(prompts, *answers, generator)
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_learn.lines import ANSWER, END, PROMPT, Pairs, sample
+from llm_learn.lines import ANSWER, LINE_END, PROMPT, Pairs, sample_answers
 from llm_learn.model import Llama, LlamaConfig
 from llm_learn.reference import trl_odds_ratio_loss, trl_pair_loss, trl_simpo_loss
 
@@ -116,7 +116,7 @@ def tiny(seed: int) -> Llama:
     torch.manual_seed(seed)
     return Llama(
         LlamaConfig(
-            vocab_size=END + 1,
+            vocab_size=LINE_END + 1,
             context_length=PROMPT + ANSWER,
             d_model=16,
             d_ff=24,
@@ -130,8 +130,8 @@ def tiny(seed: int) -> Llama:
 def test_trained_learns_pairs_leaves_the_start_alone_and_takes_all_passes(chapter):
     model, draw = tiny(0), torch.Generator().manual_seed(0)
     before = [parameter.clone() for parameter in model.parameters()]
-    prompts = torch.randint(END, (100, PROMPT), generator=draw)
-    answers = [sample(model, prompts, draw) for _ in range(2)]
+    prompts = torch.randint(LINE_END, (100, PROMPT), generator=draw)
+    answers = [sample_answers(model, prompts, draw) for _ in range(2)]
     some = Pairs(prompts, *answers)
     policies = list(chapter.trained(model, some, chapter.dpo(0.1), seed=0, passes=3))
     assert len(policies) == 1 + math.ceil(300 / 64)

@@ -11,20 +11,20 @@ from torch.nn import functional as F
 from llm_learn import lines
 from llm_learn.lines import (
     ANSWER,
-    END,
-    LONGEST,
+    LINE_END,
+    LONGEST_LINE,
     PROMPT,
     SHARPNESS,
     Pairs,
     answer_logits,
-    draw_pairs,
     judge,
+    judged_pairs,
     kl_at_each,
+    line_text,
     marks_and_long_words,
     points,
     points_of,
-    sample,
-    text_of,
+    sample_answers,
     train_and_test,
     until_end,
     words_and_lines,
@@ -32,7 +32,7 @@ from llm_learn.lines import (
 from llm_learn.model import Llama, LlamaConfig
 
 ANSWERS = st.lists(
-    st.lists(st.integers(END - 3, END), min_size=ANSWER, max_size=ANSWER),
+    st.lists(st.integers(LINE_END - 3, LINE_END), min_size=ANSWER, max_size=ANSWER),
     min_size=1,
     max_size=5,
 )
@@ -41,7 +41,7 @@ ANSWERS = st.lists(
 def untrained(seed: int) -> Llama:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=END + 1,
+        vocab_size=LINE_END + 1,
         context_length=PROMPT + ANSWER,
         d_model=16,
         d_ff=24,
@@ -62,33 +62,35 @@ def ids_of(*words: str) -> list[int]:
 def test_lines_hold_known_words_only_and_none_is_both_learned_and_asked():
     words, all_lines = words_and_lines()
     learned, asked = train_and_test()
-    assert len(words) == len(set(words)) == END
+    assert len(words) == len(set(words)) == LINE_END
     assert len(all_lines) == len(set(all_lines)) > 10_000
-    assert all(5 <= len(line) <= LONGEST and max(line) < END for line in all_lines)
+    assert all(
+        5 <= len(line) <= LONGEST_LINE and max(line) < LINE_END for line in all_lines
+    )
     kept = all_lines[: len(all_lines) - len(learned)]
     assert not set(kept) & set(learned) and len(kept) >= len(asked)
     assert asked.tolist() == [list(line[:PROMPT]) for line in kept[: len(asked)]]
 
 
 def test_text_of_stops_at_the_end_and_sets_marks_without_a_space():
-    assert text_of([*ids_of("my", "lord", "!"), END, *ids_of("no")]) == "my lord!"
-    assert text_of(torch.tensor(ids_of("o", ",", "no"))) == "o, no"
-    assert text_of([END]) == ""
+    assert line_text([*ids_of("my", "lord", "!"), LINE_END, *ids_of("no")]) == "my lord!"
+    assert line_text(torch.tensor(ids_of("o", ",", "no"))) == "o, no"
+    assert line_text([LINE_END]) == ""
 
 
 @given(ANSWERS)
 def test_until_end_is_every_id_up_to_the_first_end(rows):
     for row, mask in zip(rows, until_end(torch.tensor(rows)).tolist(), strict=True):
-        length = row.index(END) + 1 if END in row else ANSWER
+        length = row.index(LINE_END) + 1 if LINE_END in row else ANSWER
         assert mask == [True] * length + [False] * (ANSWER - length)
 
 
 def test_sample_fills_up_with_end_and_depends_on_the_generator_alone():
     model, prompts = untrained(0), train_and_test()[1][:40]
-    answers = sample(model, prompts, torch.Generator().manual_seed(3))
+    answers = sample_answers(model, prompts, torch.Generator().manual_seed(3))
     assert answers.shape == (40, ANSWER)
-    assert (answers[~until_end(answers)] == END).all()
-    again = sample(model, prompts, torch.Generator().manual_seed(3))
+    assert (answers[~until_end(answers)] == LINE_END).all()
+    again = sample_answers(model, prompts, torch.Generator().manual_seed(3))
     assert answers.equal(again)
 
 
@@ -99,7 +101,7 @@ def test_points_count_different_long_words_and_take_off_what_comes_again():
     assert not long_words & set(ids_of("lord", "i'll", "heart"))
     assert points(ids_of("my", "master", ",", "my", "father", ",")) == 2 - 1
     assert points(ids_of("master", "master", "master")) == 1 - 2
-    assert points([END] * ANSWER) == 0
+    assert points([LINE_END] * ANSWER) == 0
     rows = [ids_of("master", "!"), ids_of("lord", "lord")]
     assert points_of(torch.tensor(rows)).tolist() == [1.0, -1.0]
 
@@ -120,9 +122,9 @@ def test_judge_prefers_as_often_as_bradley_and_terry_say(lead):
 
 def test_pairs_are_the_two_answers_in_either_order():
     models = untrained(0), untrained(1)
-    pairs = draw_pairs(*models, 50, seed=5)
+    pairs = judged_pairs(*models, 50, seed=5)
     prompts = lines.draw_prompts(50, draw := torch.Generator().manual_seed(5))
-    first, second = (sample(model, prompts, draw) for model in models)
+    first, second = (sample_answers(model, prompts, draw) for model in models)
     assert pairs.prompts.equal(prompts)
     kept = (pairs.chosen == first).all(1) & (pairs.rejected == second).all(1)
     turned = (pairs.chosen == second).all(1) & (pairs.rejected == first).all(1)
@@ -134,9 +136,9 @@ def test_pairs_are_the_two_answers_in_either_order():
 
 def test_answer_logits_stand_before_the_ids_that_they_expect():
     model, prompts = untrained(2), train_and_test()[1][:3]
-    answers = sample(model, prompts, torch.Generator().manual_seed(0))
+    answers = sample_answers(model, prompts, torch.Generator().manual_seed(0))
     logits = answer_logits(model, prompts, answers)
-    assert logits.shape == (3, ANSWER, END + 1)
+    assert logits.shape == (3, ANSWER, LINE_END + 1)
     for t in range(ANSWER):
         alone = model(torch.cat([prompts, answers[:, :t]], dim=1))[:, -1]
         # float32, one block, logits of size 1.
@@ -146,7 +148,7 @@ def test_answer_logits_stand_before_the_ids_that_they_expect():
 def test_kl_at_each_is_torchs_and_nothing_of_a_model_from_itself():
     policy, reference = untrained(3), untrained(4)
     prompts = train_and_test()[1][:5]
-    answers = sample(policy, prompts, torch.Generator().manual_seed(0))
+    answers = sample_answers(policy, prompts, torch.Generator().manual_seed(0))
     kl = kl_at_each(policy, reference, prompts, answers)
     with torch.no_grad():
         logps, reference_logps = (
