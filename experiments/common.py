@@ -4,6 +4,8 @@ import ast
 import json
 import platform
 import subprocess
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,3 +73,30 @@ def write(record: dict, path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def record_parts(
+    parts: Sequence[Callable[[int], dict]], data: str, seeds: list[int], path: Path
+) -> None:
+    """Runs the parts of an experiment with each seed, in two processes, and writes their record.
+
+    Args:
+        parts: functions of a module, each from a seed to what was found; the record has them by their names.
+        data, seeds: as for `head`.
+        path: the record.
+    """
+    with ProcessPoolExecutor(2) as pool:
+        record = head(data, seeds)
+        if taken := record.keys() & {part.__name__ for part in parts}:
+            raise ValueError(
+                f"parts has {sorted(taken)}, names that the head of a record has already"
+            )
+        done = {part: [] for part in parts}
+        for seed in seeds:
+            for part in parts:
+                done[part].append(pool.submit(part, seed))
+        record |= {
+            part.__name__: [future.result() for future in futures]
+            for part, futures in done.items()
+        }
+    write(record, path)

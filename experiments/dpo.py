@@ -4,11 +4,10 @@
 rewrites experiments/dpo.json, which the chapter prints and draws.
 """
 
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from common import definitions, head, write
+from common import definitions, record_parts
 
 SEEDS = [0, 1, 2, 3, 4]
 RECORD = Path(__file__).with_suffix(".json")
@@ -147,14 +146,4 @@ def lengths(seed: int) -> dict:
 PARTS = (methods, longer, more_pairs, lengths)
 
 if __name__ == "__main__":
-    with ProcessPoolExecutor(2) as pool:
-        record = head("lines of Shakespeare, judged by the chapter's rule", SEEDS)
-        jobs = [(part, seed) for seed in SEEDS for part in PARTS]
-        done = [pool.submit(*job) for job in jobs]
-        for part in PARTS:
-            record[part.__name__] = [
-                future.result()
-                for future, job in zip(done, jobs, strict=True)
-                if job[0] is part
-            ]
-    write(record, RECORD)
+    record_parts(PARTS, "lines of Shakespeare, judged by the chapter's rule", SEEDS, RECORD)

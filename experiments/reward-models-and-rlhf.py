@@ -6,11 +6,10 @@ half an hour, and rewrites experiments/reward-models-and-rlhf.json, which the ch
 
 import copy
 import math
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from common import definitions, head, write
+from common import definitions, record_parts
 from torch.nn import functional as F
 
 SEEDS = [0, 1, 2, 3, 4]
@@ -207,14 +206,4 @@ def slower(seed: int) -> dict:
 PARTS = (more_pairs, methods, longer, slower)
 
 if __name__ == "__main__":
-    with ProcessPoolExecutor(2) as pool:
-        record = head("lines of Shakespeare, judged by the chapter's rule", SEEDS)
-        jobs = [(part, seed) for seed in SEEDS for part in PARTS]
-        done = [pool.submit(*job) for job in jobs]
-        for part in PARTS:
-            record[part.__name__] = [
-                future.result()
-                for future, job in zip(done, jobs, strict=True)
-                if job[0] is part
-            ]
-    write(record, RECORD)
+    record_parts(PARTS, "lines of Shakespeare, judged by the chapter's rule", SEEDS, RECORD)
