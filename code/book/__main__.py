@@ -141,11 +141,31 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
             root, {chapter.docname: chapter.settings.get("budget") for chapter in chapters}
         )
     )
+    if name:
+        for problem in unpublishable(root, pages, page):
+            print(problem, file=sys.stderr)
     print(
         f"\nBuilt in {time.perf_counter() - start:.1f} s. Open {pages / 'html' / f'{page}.html'}",
         flush=True,
     )
     return 0
+
+
+def unpublishable(root: Path, pages: Path, docname: str) -> list[str]:
+    """What the tests of the site would say of a chapter that has just been built alone."""
+    import nbformat
+
+    from book.executed import executed_problems, notebook_path, read_record
+    from book.source import read_source
+    from book.verified import check_problems
+
+    chapter = read_source(root / f"{docname}.md", docname.removeprefix("chapters/"))
+    notebook = nbformat.read(notebook_path(pages, docname), as_version=4)
+    record = read_record(root, chapter.slug) or {}
+    return [
+        *executed_problems(chapter, notebook, record),
+        *check_problems(chapter, notebook, record.get("checks", []), root),
+    ]
 
 
 def prefetch() -> bool:

@@ -111,7 +111,11 @@ def check_labels(chapter: Source, root: Path) -> list[str | None]:
     path = notebook_path(root / "_build", chapter.docname)
     if not path.is_file():
         return []
-    notebook = nbformat.read(path, as_version=4)
+    return labels_of(chapter, nbformat.read(path, as_version=4))
+
+
+def labels_of(chapter: Source, notebook: nbformat.NotebookNode) -> list[str | None]:
+    """The label above each check of an executed notebook, in order."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     return [
         label_above(chapter, source.line)
@@ -176,6 +180,34 @@ def guarding_test(name: str, module: str | None, root: Path) -> str | None:
         if path.is_file() and word.search(path.read_text(encoding="utf-8")):
             return path.relative_to(root).as_posix()
     return None
+
+
+def check_problems(
+    chapter: Source, notebook: nbformat.NotebookNode, checks: list[dict], root: Path
+) -> list[str]:
+    """What the verified table could not place or link of a chapter's checks, each with the remedy."""
+    labels = labels_of(chapter, notebook)
+    if len(labels) != len(checks) or not all(labels):
+        return [
+            f"{chapter.where}: {len(checks)} checks are recorded, and {len(labels)} have a cell; each stands "
+            "below a label of the page: build the book again, or set one above"
+        ]
+    problems = []
+    for check in checks:
+        name = subject(check["name"])[0].partition(".")[0]
+        if not name:
+            continue  # a phrase, which the page links to the chapter
+        module = packaged_module(name, chapter, root)
+        if module and not guarding_test(name, module, root):
+            problems.append(f"tests/llm_learn/test_{module}.py does not test {name}")
+        elif not module and not re.search(
+            rf"^(?:def|class) {re.escape(name)}\b", chapter.text, re.M
+        ):
+            problems.append(
+                f"{check['name']!r}: neither llm_learn nor {chapter.where} defines {name}; begin the name of a "
+                "check with what is verified, as the code calls it, or with a phrase"
+            )
+    return problems
 
 
 def link(text: str, uri: str, *, code: bool = False) -> nodes.reference:

@@ -213,6 +213,8 @@ def test_one_chapter_is_executed_alone_and_leaves_the_book_as_it_was(
         tiny_book.root / "_build" / "preview" / "html" / "chapters" / "part" / "beta.html"
     )
     assert f"Open {preview}" in done.stdout and preview.is_file()
+    # What the tests of the site would say of the page is said at once.
+    assert "beta.md: its record holds no checks" in done.stderr
     assert not (tiny_book.root / "_build" / "html").exists()
 
     assert tiny_book.build().returncode == 0

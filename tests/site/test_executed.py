@@ -1,12 +1,10 @@
 """The executed chapters: outputs everywhere, exercises that work, checks within tolerance and in their place."""
 
-import re
-
 import pytest
 
 from book.executed import executed_problems, load_executed
 from book.source import ROOT, find_sources
-from book.verified import check_labels, guarding_test, packaged_module, subject
+from book.verified import check_problems
 
 CHAPTERS = list(find_sources())
 each_chapter = pytest.mark.parametrize(
@@ -34,19 +32,7 @@ def test_executed_chapter_shows_what_it_must(chapter):
 
 @each_chapter
 def test_every_check_finds_its_place(chapter):
-    checks = executed(chapter)[1]["checks"]
-    labels = check_labels(chapter, ROOT)
-    assert len(labels) == len(checks) > 0 and all(labels)
-    for one in checks:
-        name = subject(one["name"])[0].partition(".")[0]
-        if not name:
-            continue  # a phrase, which the page links to the chapter
-        module = packaged_module(name, chapter, ROOT)
-        defined = re.search(rf"^(?:def|class) {re.escape(name)}\b", chapter.text, re.M)
-        assert module or defined, (
-            f"{one['name']!r}: neither llm_learn nor {chapter.where} defines {name}; begin the name of a "
-            "check with what is verified, as the code calls it, or with a phrase"
-        )
-        if module:
-            test = guarding_test(name, module, ROOT)
-            assert test, f"tests/llm_learn/test_{module}.py does not test {name}"
+    notebook, record = executed(chapter)
+    checks = record["checks"]
+    problems = check_problems(chapter, notebook, checks, ROOT)
+    assert checks and not problems, "\n" + "\n".join(problems)
