@@ -20,9 +20,8 @@ from llm_learn.train import TrainConfig
 
 LONGEST_LINE = 11  # words and marks of a line
 PROMPT = 2  # of them are given
-ANSWER = (
-    LONGEST_LINE - PROMPT + 1
-)  # the ids of an answer at most, with the one that ends it
+# The ids of an answer at most, with the one that ends it.
+ANSWER = LONGEST_LINE - PROMPT + 1
 LINE_END = 1000  # comes after the ids of all words and marks
 
 
@@ -130,7 +129,12 @@ class Pairs:
 def judge(
     prompts: Tensor, first: Tensor, second: Tensor, generator: torch.Generator
 ) -> Pairs:
-    """Lets the judge choose between two answers to each prompt."""
+    """Lets the judge choose between two answers to each prompt, (B, T) each."""
+    if first.shape != second.shape or len(first) != len(prompts):
+        raise ValueError(
+            f"first and second have shapes {tuple(first.shape)} and {tuple(second.shape)}: expected one answer "
+            f"of each for {len(prompts)} prompts"
+        )
     lead = SHARPNESS * (points_of(first) - points_of(second))
     wins = torch.rand(len(lead), generator=generator) < lead.sigmoid()  # (N,)
     chosen = torch.where(wins[:, None], first, second)

@@ -1,9 +1,14 @@
 """Every test runs on one thread, from fixed seeds, and draws figures without a window."""
 
+from collections.abc import Callable
+
 import matplotlib
 import pytest
 import torch
 from hypothesis import settings
+
+from llm_learn.lines import ANSWER, LINE_END, PROMPT
+from llm_learn.model import Llama, LlamaConfig
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
@@ -17,6 +22,29 @@ settings.load_profile("book")
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_model_of_lines() -> Callable[[int], Llama]:
+    """Makes an untrained model of the shape that the chapters on preferences need, from a seed."""
+
+    def make(seed: int) -> Llama:
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=LINE_END + 1,
+            context_length=PROMPT + ANSWER,
+            d_model=16,
+            d_ff=24,
+            num_layers=1,
+            num_heads=2,
+            num_kv_heads=2,
+        )
+        model = Llama(config)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        return model
+
+    return make
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_learn.lines import ANSWER, LINE_END, PROMPT, Pairs, sample_answers
-from llm_learn.model import Llama, LlamaConfig
+from llm_learn.lines import LINE_END, PROMPT, Pairs, sample_answers
 from llm_learn.reference import trl_odds_ratio_loss, trl_pair_loss, trl_simpo_loss
 
 # Sums of a few float64 numbers of size ten, squared where the loss squares them.
@@ -112,23 +111,10 @@ def test_losses_of_a_batch_pull_the_two_answers_apart(chapter, name):
         assert (up < 0).all() and (down > 0).all()
 
 
-def tiny(seed: int) -> Llama:
-    torch.manual_seed(seed)
-    return Llama(
-        LlamaConfig(
-            vocab_size=LINE_END + 1,
-            context_length=PROMPT + ANSWER,
-            d_model=16,
-            d_ff=24,
-            num_layers=1,
-            num_heads=2,
-            num_kv_heads=2,
-        )
-    )
-
-
-def test_trained_learns_pairs_leaves_the_start_alone_and_takes_all_passes(chapter):
-    model, draw = tiny(0), torch.Generator().manual_seed(0)
+def test_trained_learns_pairs_leaves_the_start_alone_and_takes_all_passes(
+    chapter, tiny_model_of_lines
+):
+    model, draw = tiny_model_of_lines(0), torch.Generator().manual_seed(0)
     before = [parameter.clone() for parameter in model.parameters()]
     prompts = torch.randint(LINE_END, (100, PROMPT), generator=draw)
     answers = [sample_answers(model, prompts, draw) for _ in range(2)]

@@ -29,30 +29,12 @@ from llm_learn.lines import (
     until_end,
     words_and_lines,
 )
-from llm_learn.model import Llama, LlamaConfig
 
 ANSWERS = st.lists(
     st.lists(st.integers(LINE_END - 3, LINE_END), min_size=ANSWER, max_size=ANSWER),
     min_size=1,
     max_size=5,
 )
-
-
-def untrained(seed: int) -> Llama:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=LINE_END + 1,
-        context_length=PROMPT + ANSWER,
-        d_model=16,
-        d_ff=24,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=2,
-    )
-    model = Llama(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
 
 
 def ids_of(*words: str) -> list[int]:
@@ -85,8 +67,8 @@ def test_until_end_is_every_id_up_to_the_first_end(rows):
         assert mask == [True] * length + [False] * (ANSWER - length)
 
 
-def test_sample_fills_up_with_end_and_depends_on_the_generator_alone():
-    model, prompts = untrained(0), train_and_test()[1][:40]
+def test_sample_fills_up_with_end_and_depends_on_the_generator_alone(tiny_model_of_lines):
+    model, prompts = tiny_model_of_lines(0), train_and_test()[1][:40]
     answers = sample_answers(model, prompts, torch.Generator().manual_seed(3))
     assert answers.shape == (40, ANSWER)
     assert (answers[~until_end(answers)] == LINE_END).all()
@@ -120,8 +102,17 @@ def test_judge_prefers_as_often_as_bradley_and_terry_say(lead):
     assert abs(share - 1 / (1 + math.exp(-SHARPNESS * lead))) < 0.016
 
 
-def test_pairs_are_the_two_answers_in_either_order():
-    models = untrained(0), untrained(1)
+def test_judge_refuses_answers_that_do_not_belong_together():
+    draw, prompts = torch.Generator(), torch.zeros(3, PROMPT, dtype=torch.long)
+    answers = torch.zeros(3, ANSWER, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"shapes \(3, 10\) and \(2, 10\).* 3 prompts"):
+        judge(prompts, answers, answers[:2], draw)
+    with pytest.raises(ValueError, match="for 2 prompts"):
+        judge(prompts[:2], answers, answers, draw)
+
+
+def test_pairs_are_the_two_answers_in_either_order(tiny_model_of_lines):
+    models = tiny_model_of_lines(0), tiny_model_of_lines(1)
     pairs = judged_pairs(*models, 50, seed=5)
     prompts = lines.draw_prompts(50, draw := torch.Generator().manual_seed(5))
     first, second = (sample_answers(model, prompts, draw) for model in models)
@@ -134,8 +125,8 @@ def test_pairs_are_the_two_answers_in_either_order():
     assert some.rejected.equal(pairs.rejected[[3, 1]])
 
 
-def test_answer_logits_stand_before_the_ids_that_they_expect():
-    model, prompts = untrained(2), train_and_test()[1][:3]
+def test_answer_logits_stand_before_the_ids_that_they_expect(tiny_model_of_lines):
+    model, prompts = tiny_model_of_lines(2), train_and_test()[1][:3]
     answers = sample_answers(model, prompts, torch.Generator().manual_seed(0))
     logits = answer_logits(model, prompts, answers)
     assert logits.shape == (3, ANSWER, LINE_END + 1)
@@ -145,8 +136,8 @@ def test_answer_logits_stand_before_the_ids_that_they_expect():
         torch.testing.assert_close(logits[:, t], alone, rtol=0, atol=1e-5)
 
 
-def test_kl_at_each_is_torchs_and_nothing_of_a_model_from_itself():
-    policy, reference = untrained(3), untrained(4)
+def test_kl_at_each_is_torchs_and_nothing_of_a_model_from_itself(tiny_model_of_lines):
+    policy, reference = tiny_model_of_lines(3), tiny_model_of_lines(4)
     prompts = train_and_test()[1][:5]
     answers = sample_answers(policy, prompts, torch.Generator().manual_seed(0))
     kl = kl_at_each(policy, reference, prompts, answers)
