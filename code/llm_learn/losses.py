@@ -37,6 +37,27 @@ def ppo_clip_loss(
     return -torch.minimum(ratio * advantages, clipped * advantages)
 
 
+def group_advantages(rewards: Tensor) -> Tensor:
+    """How much better each answer is than others to its prompt (Shao et al. 2024, arXiv:2402.03300, section 4.1.2).
+
+    Args:
+        rewards: (prompts, samples), of two or more answers to each prompt.
+
+    Returns:
+        (prompts, samples), with mean 0 in each group, and deviation 1 unless all its rewards are nearly equal.
+
+    Raises:
+        ValueError: the shape is another, or a group has one answer.
+    """
+    if rewards.ndim != 2 or rewards.shape[1] < 2:
+        raise ValueError(
+            f"rewards has shape {tuple(rewards.shape)}: expected (prompts, samples), of two samples or more"
+        )
+    deviation = rewards.std(1, keepdim=True)
+    # As in TRL: a group whose rewards are equal gets zeros.
+    return (rewards - rewards.mean(1, keepdim=True)) / (deviation + 1e-4)
+
+
 def sequence_logps(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
     """The log-probability of each answer: the sum over its ids, in nats.
 

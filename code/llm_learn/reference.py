@@ -76,11 +76,12 @@ def _pretend_trainer(**what: object) -> SimpleNamespace:
         gather=lambda x: x,
         gather_for_metrics=lambda x: x,
         reduce=lambda x, reduction: x,
+        process_index=0,
     )
     return SimpleNamespace(
         accelerator=accelerator,
         aux_loss_enabled=False,
-        model=SimpleNamespace(training=True),
+        model=SimpleNamespace(training=True, is_gradient_checkpointing=False),
         _metrics={"train": defaultdict(list)},
         _total_train_tokens=0,
         _tp_size=1,
@@ -91,12 +92,38 @@ def _pretend_trainer(**what: object) -> SimpleNamespace:
 def trl_ppo_loss(
     logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, clip: float
 ) -> Tensor:
-    """PPO's clipped loss, mean over ids, by the lines of TRL's trainer for GRPO without a KL term. Needs `trl`.
+    """PPO's clipped loss, mean over ids: `trl_grpo_loss` with one range to both sides. Needs `trl`."""
+    return trl_grpo_loss(
+        logps, old_logps, advantages, mask, low=clip, high=clip, kind="bnpo"
+    )
+
+
+def trl_grpo_loss(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    low: float,
+    high: float,
+    kind: str,
+    level: str = "token",
+    ref_logps: Tensor | None = None,
+    beta: float = 0.0,
+    weigh_kl: bool = False,
+) -> Tensor:
+    """The loss of a batch of answers, by the lines of TRL's trainer for GRPO. Needs `trl`.
 
     Args:
         logps, old_logps, advantages: (B, T), as for `ppo_clip_loss`.
-        mask: (B, T), True for the ids that count.
-        clip: as for `ppo_clip_loss`.
+        mask: (B, T), True for the ids that count; T is the longest that an answer may be.
+        low, high: how far a ratio may leave 1 to each side.
+        kind: TRL's `loss_type`: `grpo` is the mean of the answers' means, `bnpo` the mean over all ids, `dr_grpo` the
+            sum over all ids, divided by B times T.
+        level: TRL's `importance_sampling_level`: a ratio of each `token`, or of each `sequence`, as in GSPO.
+        ref_logps: (B, T), log-probabilities by the reference.
+        beta: the weight of the term k3; 0 for none.
+        weigh_kl: TRL's `use_bias_correction_kl`, which multiplies k3 by the ratio.
     """
     from trl import GRPOTrainer
 
@@ -105,12 +132,13 @@ def trl_ppo_loss(
         _get_per_token_logps_and_entropies=lambda *_, **__: (logps, nothing, None),
         top_entropy_quantile=1.0,
         off_policy_mask_threshold=None,
-        importance_sampling_level="token",
-        beta=0.0,
-        args=SimpleNamespace(delta=None),
-        loss_type="bnpo",  # the mean over all ids of the batch
-        epsilon_low=clip,
-        epsilon_high=clip,
+        importance_sampling_level=level,
+        beta=beta,
+        args=SimpleNamespace(delta=None, use_bias_correction_kl=weigh_kl),
+        loss_type=kind,
+        epsilon_low=low,
+        epsilon_high=high,
+        max_completion_length=logps.shape[1],
         use_vllm=False,
         current_gradient_accumulation_steps=1,
         _entropy_bonus_enabled=False,
@@ -123,8 +151,57 @@ def trl_ppo_loss(
         "completion_mask": mask.long(),
         "advantages": advantages,
         "old_per_token_logps": old_logps,
+        "ref_per_token_logps": ref_logps,
     }
     return GRPOTrainer._compute_loss(trainer, None, inputs)
+
+
+def trl_group_advantages(rewards: Tensor, *, scale: str = "group") -> Tensor:
+    """Advantages of answers, by the lines of TRL's trainer for GRPO that score them, in float32. Needs `trl`.
+
+    Args:
+        rewards: (prompts, samples)
+        scale: TRL's `scale_rewards`: by the deviation of each `group`, of the whole `batch`, or `none`.
+
+    Returns:
+        (prompts, samples)
+    """
+    from trl import GRPOTrainer
+
+    number, samples = rewards.numel(), rewards.shape[1]
+    ids = [[0]] * number
+    trainer = _pretend_trainer(
+        _generate=lambda _: (ids, ids, None, ids, None, {}, None, None),
+        _calculate_rewards=lambda *_: rewards.reshape(-1, 1),
+        _tokenizer=SimpleNamespace(pad_token_id=0),
+        _logs=defaultdict(list, rewards=defaultdict(list)),
+        _pending_extra_logs={},
+        _pending_metrics={},
+        environment_factories=None,
+        environments=None,
+        tools=None,
+        pad_to_multiple_of=None,
+        mask_truncated_completions=False,
+        args=SimpleNamespace(
+            per_device_train_batch_size=number,
+            gradient_checkpointing_kwargs=None,
+            steps_per_generation=1,
+            gradient_accumulation_steps=1,
+        ),
+        num_iterations=1,
+        num_generations=samples,
+        use_vllm=False,
+        beta=0.0,
+        reward_funcs=[None],
+        reward_func_names=["reward"],
+        reward_weights=torch.ones(1),
+        multi_objective_aggregation="sum_then_normalize",
+        scale_rewards=scale,
+        log_multimodal=False,
+    )
+    prompts = [{"prompt": ""}] * number
+    scored = GRPOTrainer._generate_and_score_completions(trainer, prompts)
+    return scored["advantages"].view_as(rewards)
 
 
 def trl_pair_loss(
