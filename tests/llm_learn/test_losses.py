@@ -8,8 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from llm_learn.losses import dpo_loss, ppo_clip_loss, sequence_logps
-from llm_learn.reference import trl_pair_loss, trl_ppo_loss
+from llm_learn.losses import (
+    dpo_loss,
+    group_advantages,
+    ppo_clip_loss,
+    sequence_logps,
+)
+from llm_learn.reference import trl_group_advantages, trl_pair_loss, trl_ppo_loss
 
 # Sums of a few dozen float64 numbers of size one: rounding alone is below 1e-14.
 TOLERANCE = 1e-12
@@ -100,6 +105,38 @@ def test_ppo_clip_loss_refuses_other_shapes():
         ppo_clip_loss(logps, old, advantages[:, 0], clip=0.2)
     with pytest.raises(ValueError, match=r"old_logps has shape \(3, 6\)"):
         ppo_clip_loss(logps, old[:, :6], advantages, clip=0.2)
+
+
+def test_group_advantages_match_trl():
+    rewards = torch.rand(5, 6, generator=torch.Generator().manual_seed(0))
+    rewards[1] = 1.0
+    theirs = trl_group_advantages(rewards)
+    # TRL computes in float32, as we do here.
+    torch.testing.assert_close(group_advantages(rewards), theirs, rtol=0, atol=1e-6)
+    assert (theirs[1] == 0).all()
+
+
+@given(st.integers(0, 10**6), st.integers(2, 9), st.floats(-5, 5), st.floats(0.5, 20))
+def test_group_advantages_forget_the_size_and_the_zero_of_rewards(seed, group, zero, size):
+    generator = torch.Generator().manual_seed(seed)
+    rewards = torch.randn(3, group, generator=generator, dtype=torch.float64)
+    rewards[:, 0] += 3  # deviations far above the 1e-4 that is added to them
+    ours = group_advantages(rewards)
+    torch.testing.assert_close(ours.mean(1), torch.zeros(3).double(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(ours.std(1), torch.ones(3).double(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        group_advantages(zero + size * rewards), ours, rtol=0, atol=1e-3
+    )
+    order = torch.randperm(group, generator=generator)
+    torch.testing.assert_close(
+        group_advantages(rewards[:, order]), ours[:, order], rtol=0, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 0), (2, 2, 2)])
+def test_group_advantages_refuse_what_is_no_group(shape):
+    with pytest.raises(ValueError, match=r"rewards has shape .* two samples or more"):
+        group_advantages(torch.zeros(shape))
 
 
 def pairs(
