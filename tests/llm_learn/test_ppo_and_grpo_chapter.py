@@ -169,7 +169,8 @@ def test_the_best_share_is_where_gain_and_penalty_balance(start, gain, beta, for
     p, q = (share, torch.tensor(start).double())[:: 1 - 2 * forward]
     kl = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
     (slope,) = torch.autograd.grad(gain * share - beta * kl, share)
-    assert start <= float(share.detach()) < 1
+    share = share.detach()
+    assert start <= float(share) < 1
     # By the log-odds, whose slope stays finite near a share of 1.
     assert float(slope * share * (1 - share)) == pytest.approx(0, abs=1e-6)
 
