@@ -17,14 +17,7 @@ from torch import Tensor, nn
 SEEDS = [0, 1, 2, 3, 4]
 RECORD = Path(__file__).with_suffix(".json")
 chapter = definitions("post-training/ppo-and-grpo")
-Method = chapter.Method
-GRPO = Method()
-DR_GRPO = Method(advantages=chapter.centred, reduce=chapter.by_longest)
-
-
-def batch_centred(rewards: Tensor) -> Tensor:
-    """Rewards minus the mean of all of a round."""
-    return rewards - rewards.mean()
+GRPO, DR_GRPO = (chapter.ONE_STEP[name] for name in ("GRPO", "Dr. GRPO"))
 
 
 class Study:
@@ -43,7 +36,7 @@ class Study:
         last = " ".join(f"{what} {value:.2f}" for what, value in rows[-1].items())
         print(f"{self.seed} {name:<32}{last}", flush=True)
 
-    def follow(self, name: str, method: Method, rounds: int = 40, every: int = 4, **how):
+    def follow(self, name: str, method, rounds: int = 40, every: int = 4, **how):
         policies = chapter.reinforced(self.start, method, self.seed, **how)
         policy, rows = chapter.followed(policies, rounds, self.start, every=every)
         self.keep(name, rows)
@@ -90,15 +83,7 @@ def with_value_function(start, seed: int) -> Iterator[tuple]:
 def ingredients(seed: int) -> dict:
     """One step with each answer: baselines, scaling, and what a mean is taken over."""
     study = Study(seed)
-    for name, method in {
-        "no baseline": replace(GRPO, advantages=lambda rewards: rewards),
-        "mean of the round": replace(GRPO, advantages=batch_centred),
-        "mean of the group": replace(GRPO, advantages=chapter.centred),
-        "GRPO": GRPO,
-        "GRPO, mean of ids": replace(GRPO, reduce=chapter.mean_of_ids),
-        "Dr. GRPO": DR_GRPO,
-        "DAPO": replace(GRPO, reduce=chapter.mean_of_ids, high=0.28, mixed_only=True),
-    }.items():
+    for name, method in chapter.ONE_STEP.items():
         study.follow(name, method)
     policies = with_value_function(study.start, seed)
     study.keep("PPO", chapter.followed(policies, 40, study.start)[1])
@@ -109,15 +94,7 @@ def ingredients(seed: int) -> dict:
 def several_steps(seed: int) -> dict:
     """Four steps with each answer: what a clipped ratio is good for."""
     study = Study(seed)
-    four = replace(GRPO, passes=4)
-    for name, method in {
-        "no clip": replace(four, low=0.999, high=1e6),
-        "clip 0.2": four,
-        "clip 0.2, 0.28": replace(four, high=0.28),
-        "clip 0.05": replace(four, low=0.05, high=0.05),
-        "answers, clip 0.2": replace(four, ratio=chapter.of_answers),
-        "answers, clip 0.02": replace(four, ratio=chapter.of_answers, low=0.02, high=0.02),
-    }.items():
+    for name, method in chapter.FOUR_STEPS.items():
         study.follow(name, method)
     return study.found
 
