@@ -1,8 +1,10 @@
 """What the chapter on PPO and GRPO defines: against TRL, against sums over all answers, and its loop."""
 
+import copy
 import importlib.util
 import itertools
 import math
+import random
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +16,7 @@ from hypothesis import given
 
 from llm_learn.losses import group_advantages
 from llm_learn.model import Llama, LlamaConfig
+from llm_learn.optim import AdamW
 from llm_learn.reference import trl_grpo_loss
 
 # Sums of a few dozen float64 numbers of size one: rounding alone is below 1e-14.
@@ -235,3 +238,58 @@ def test_the_loop_stands_still_where_all_rewards_are_equal(chapter, untrained):
     policy, _ = next(itertools.islice(rounds, 3, 4))
     for ours, first in zip(policy.parameters(), untrained.parameters(), strict=True):
         assert torch.equal(ours, first)
+
+
+@pytest.mark.parametrize("in_loss", [False, True])
+def test_the_loop_takes_the_steps_of_reinforce(chapter, untrained, in_loss):
+    """Two rounds of one step, against the policy gradient written out, with the penalty in either place."""
+    method = chapter.Method(
+        advantages=chapter.centred,
+        reduce=chapter.mean_of_ids,
+        prompts=3,
+        samples=4,
+        beta=0.2,
+        kl_loss=chapter.k2_of if in_loss else None,
+        rate=0.01,
+    )
+
+    def short(problems, answers):
+        return 1 / chapter.until_done(answers).sum(1)
+
+    rounds = chapter.reinforced(untrained, method, 5, reward=short)
+    theirs, _ = next(itertools.islice(rounds, 2, 3))
+
+    policy = copy.deepcopy(untrained)
+    optimizer = AdamW(policy.parameters(), lr=0.01, betas=(0.9, 0.95))
+    generator, draw = torch.Generator().manual_seed(5), random.Random(5)
+    for _ in range(2):
+        problems = [p for p in draw.choices(chapter.TRAIN, k=3) for _ in range(4)]
+        answers = chapter.sample(policy, problems, generator)
+        both = torch.cat([torch.tensor(problems), answers], dim=1)
+        logps, start_logps = (
+            -torch.nn.functional.cross_entropy(
+                model(both[:, :-1]).mT, both[:, 1:], reduction="none"
+            )[:, chapter.PROMPT - 1 :]
+            for model in (policy, untrained)
+        )
+        mask = chapter.until_done(answers)
+        log_ratio = (logps - start_logps) * mask
+        rewards = short(problems, answers)
+        if not in_loss:
+            rewards = rewards - 0.2 * log_ratio.detach().sum(1)
+        advantages = rewards - rewards.view(3, 4).mean(1).repeat_interleave(4)
+        losses = -advantages.unsqueeze(1) * logps
+        if in_loss:
+            losses = losses + 0.2 * log_ratio.square() / 2
+        optimizer.zero_grad()
+        (losses * mask).sum().div(mask.sum()).backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+    moved = 0.0
+    for ours, other, first in zip(
+        policy.parameters(), theirs.parameters(), untrained.parameters(), strict=True
+    ):
+        # AdamW's first steps are of size 0.01 each, whatever rounding does to tiny gradients.
+        torch.testing.assert_close(ours, other, rtol=0, atol=1e-4)
+        moved = max(moved, float((ours - first).detach().abs().max()))
+    assert moved > 0.01
