@@ -100,7 +100,7 @@ def several_steps(seed: int) -> dict:
 
 
 def controls(seed: int) -> dict:
-    """Rewards by lot, and starts that cannot think: never with steps, or with wrong ones."""
+    """Rewards by lot, and starts that hardly ever write steps."""
     study = Study(seed)
     lots = torch.Generator().manual_seed(1000 + seed)
 

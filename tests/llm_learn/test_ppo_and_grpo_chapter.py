@@ -241,7 +241,8 @@ def test_the_loop_stands_still_where_all_rewards_are_equal(chapter, untrained):
 
 
 @pytest.mark.parametrize("in_loss", [False, True])
-def test_the_loop_takes_the_steps_of_reinforce(chapter, untrained, in_loss):
+@pytest.mark.parametrize("mixed_only", [False, True])
+def test_the_loop_takes_the_steps_of_reinforce(chapter, untrained, in_loss, mixed_only):
     """Two rounds of one step, against the policy gradient written out, with the penalty in either place."""
     method = chapter.Method(
         advantages=chapter.centred,
@@ -249,12 +250,14 @@ def test_the_loop_takes_the_steps_of_reinforce(chapter, untrained, in_loss):
         prompts=3,
         samples=4,
         beta=0.2,
-        kl_loss=chapter.k2_of if in_loss else None,
+        kl_loss=chapter.k3_of if in_loss else None,
+        mixed_only=mixed_only,
         rate=0.01,
     )
 
     def short(problems, answers):
-        return 1 / chapter.until_done(answers).sum(1)
+        """Nothing for the first group, and less for longer answers for the others."""
+        return (torch.arange(12) >= 4) / chapter.until_done(answers).sum(1)
 
     rounds = chapter.reinforced(untrained, method, 5, reward=short)
     theirs, _ = next(itertools.islice(rounds, 2, 3))
@@ -280,7 +283,12 @@ def test_the_loop_takes_the_steps_of_reinforce(chapter, untrained, in_loss):
         advantages = rewards - rewards.view(3, 4).mean(1).repeat_interleave(4)
         losses = -advantages.unsqueeze(1) * logps
         if in_loss:
-            losses = losses + 0.2 * log_ratio.square() / 2
+            losses = losses + 0.2 * ((-log_ratio).exp() - 1 + log_ratio)
+        if (
+            mixed_only
+        ):  # with the penalty in the rewards, all groups are from the second round on
+            mixed = [len(set(group)) > 1 for group in rewards.view(3, 4).tolist()]
+            mask = mask & torch.tensor(mixed).repeat_interleave(4).unsqueeze(1)
         optimizer.zero_grad()
         (losses * mask).sum().div(mask.sum()).backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
