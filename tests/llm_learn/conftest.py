@@ -1,6 +1,10 @@
 """Every test runs on one thread, from fixed seeds, and draws figures without a window."""
 
+import importlib.util
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import pytest
@@ -22,6 +26,16 @@ settings.load_profile("book")
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def definitions_of() -> Callable[[str], SimpleNamespace]:
+    """What a chapter imports and defines, by its slug, as the recorded experiments get it."""
+    path = Path(__file__).parents[2] / "experiments" / "common.py"
+    spec = importlib.util.spec_from_file_location("experiments_common", path)
+    common = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(common)
+    return cache(common.definitions)
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """What the chapter on DPO defines for itself: the losses of IPO, SimPO and ORPO are TRL's, its loop and its bound do what they say."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,12 +15,8 @@ TOLERANCE = 1e-9
 
 
 @pytest.fixture(scope="module")
-def chapter():
-    path = Path(__file__).parents[2] / "experiments" / "common.py"
-    spec = importlib.util.spec_from_file_location("experiments_common", path)
-    common = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(common)
-    return common.definitions("post-training/dpo")
+def chapter(definitions_of):
+    return definitions_of("post-training/dpo")
 
 
 def pairs(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
