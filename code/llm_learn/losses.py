@@ -122,3 +122,40 @@ def dpo_loss(
             raise ValueError(f"{name} carries a gradient: expected constants, so detach it")
     margin = (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)
     return -F.logsigmoid(beta * margin)
+
+
+def distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float
+) -> Tensor:
+    """How far a student is from its teacher at each position (Hinton et al. 2015, arXiv:1503.02531, section 2).
+
+    KL divergence of the student's distribution from the teacher's, both with a temperature, times its square: so the
+    gradient keeps its size, whatever the temperature.
+
+    Args:
+        student_logits: (..., V)
+        teacher_logits: (..., V), constants, of the same vocabulary.
+        temperature: what both are divided by, above 0.
+
+    Returns:
+        (...), in nats.
+
+    Raises:
+        ValueError: the shapes differ, `temperature` is not above 0, or the teacher carries a gradient.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}: it must be above 0")
+    if teacher_logits.shape != student_logits.shape:
+        raise ValueError(
+            f"teacher_logits has shape {tuple(teacher_logits.shape)}: expected {tuple(student_logits.shape)}, "
+            "that of student_logits"
+        )
+    # A teacher that can be moved comes to meet the student.
+    if teacher_logits.requires_grad:
+        raise ValueError(
+            "teacher_logits carries a gradient: expected constants, so detach it"
+        )
+    student_logps = (student_logits / temperature).log_softmax(-1)
+    teacher_logps = (teacher_logits / temperature).log_softmax(-1)
+    kl = teacher_logps.exp() * (teacher_logps - student_logps)
+    return temperature**2 * kl.sum(-1)

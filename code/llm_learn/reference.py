@@ -310,3 +310,24 @@ def trl_kto_loss(log_ratios: Tensor, good: Tensor, kl: Tensor, *, beta: float) -
         "ref_KL_logps": torch.zeros_like(kl),
     }
     return KTOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
+
+
+def trl_jsd(
+    student_logits: Tensor, teacher_logits: Tensor, *, beta: float, temperature: float
+) -> Tensor:
+    """The divergence by which TRL's trainer for on-policy distillation compares logits. Needs `trl`.
+
+    Args:
+        student_logits, teacher_logits: (..., V)
+        beta: from KL(teacher || student) at 0 to KL(student || teacher) at 1.
+        temperature: what both are divided by.
+
+    Returns:
+        (...)
+    """
+    from trl.experimental.gkd import GKDTrainer
+
+    each = GKDTrainer.generalized_jsd_loss(
+        student_logits, teacher_logits, beta=beta, temperature=temperature, reduction="none"
+    )
+    return each.sum(-1)

@@ -1,0 +1,285 @@
+"""The recorded experiment of the chapter on distillation: what a teacher is worth, and what of it.
+
+`make experiment NAME=distillation` runs the chapter's own code in two processes of one thread each, in about half an hour,
+and rewrites experiments/distillation.json, which the chapter prints and draws.
+"""
+
+import copy
+import functools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from common import definitions, record_parts
+from torch import Tensor
+
+SEEDS = [0, 1, 2, 3, 4]
+RECORD = Path(__file__).with_suffix(".json")
+chapter = definitions("post-training/distillation")
+FEW = chapter.ONE_PLAY[:400]
+UPDATES = chapter.STUDENT_UPDATES
+
+
+@functools.lru_cache(maxsize=1)
+def teacher_of(seed: int):
+    """The teacher, its logits for the play, and the CPU-seconds that it took."""
+    torch.set_num_threads(1)
+    begun = time.process_time()
+    teacher = chapter.trained_teacher(seed)
+    seconds = time.process_time() - begun
+    return teacher, chapter.logits_of(teacher, chapter.ONE_PLAY), seconds
+
+
+def asked_anew(teacher, rows: Tensor, seed: int) -> Iterator:
+    """Windows for which nothing is stored: the teacher reads each batch."""
+    for ids, _ in chapter.from_text(rows, seed):
+        yield ids, chapter.logits_of(teacher, ids)
+
+
+def written_anew(teacher, rows: Tensor, seed: int) -> Iterator:
+    """The teacher continues windows, and says what it would have expected; four batches at a time."""
+    return chapter.from_own_texts(teacher, teacher, rows, seed)
+
+
+def kept(seed: int, name: str, **found: float) -> dict[str, float]:
+    row = {what: round(value, 4) for what, value in found.items()}
+    print(seed, name, row, flush=True)
+    return row
+
+
+# --- Losses ---
+
+
+def with_temperature(tau: float, squared: bool = True):
+    def loss(logits: Tensor, targets: Tensor, teacher_logits: Tensor) -> Tensor:
+        losses = chapter.distillation_loss(logits, teacher_logits, temperature=tau)
+        return losses if squared else losses / tau**2
+
+    return loss
+
+
+def half_and_half(loss):
+    def mixed(logits: Tensor, targets: Tensor, teacher_logits: Tensor) -> Tensor:
+        of_text = chapter.hard(logits, targets, teacher_logits)
+        return (of_text + loss(logits, targets, teacher_logits)) / 2
+
+    return mixed
+
+
+def smoothed(logits: Tensor, targets: Tensor, teacher_logits: Tensor | None) -> Tensor:
+    """Cross-entropy with a tenth of the probability spread over all characters."""
+    return torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), targets, reduction="none", label_smoothing=0.1
+    )
+
+
+def shuffled_others(
+    teacher_logits: Tensor, targets: Tensor, generator: torch.Generator
+) -> Tensor:
+    """The teacher's logits, (..., V), with those of all characters but the one of the text, (...), in random order."""
+    target = targets.unsqueeze(-1)
+    noise = torch.rand(teacher_logits.shape, generator=generator).scatter(-1, target, -1.0)
+    others = torch.arange(teacher_logits.shape[-1]).expand_as(teacher_logits)
+    others = others.scatter(-1, target, -1)  # the target comes first in both orders
+    given = teacher_logits.gather(-1, others.argsort(-1))
+    return torch.empty_like(teacher_logits).scatter(-1, noise.argsort(-1), given)
+
+
+# --- Parts ---
+
+
+def texts(seed: int) -> dict:
+    """With and without a teacher: few windows, one play, all plays; and controls."""
+    teacher, stored, teacher_seconds = teacher_of(seed)
+    play, everything = chapter.ONE_PLAY, chapter.ALL_PLAYS
+    found = {"seed": seed, "teacher": round(chapter.loss_on(teacher), 4), "runs": {}}
+
+    def run(name: str, batches: Iterator, loss, updates: int = UPDATES) -> float:
+        begun = time.process_time()
+        student = chapter.trained_student(seed, batches, loss, updates)
+        seconds = time.process_time() - begun
+        found["runs"][name] = kept(
+            seed, name, loss=chapter.loss_on(student), seconds=seconds, updates=updates
+        )
+        return seconds
+
+    hard, soft, from_text = chapter.hard, chapter.soft, chapter.from_text
+    for name, rows in (("few windows", FEW), ("one play", play), ("all plays", everything)):
+        alone = run(f"{name}, alone", from_text(rows, seed), hard)
+        batches = (
+            asked_anew(teacher, rows, seed)
+            if rows is everything
+            else from_text(rows, seed, stored[: len(rows)])
+        )
+        taught = run(f"{name}, taught", batches, soft)
+    # As much time as the student with a teacher that reads each batch; and as both together.
+    for name, seconds in (
+        ("as long", taught),
+        ("as long as both", taught + teacher_seconds),
+    ):
+        updates = round(UPDATES * seconds / alone)
+        run(f"all plays, alone, {name}", from_text(everything, seed), hard, updates)
+    for times in (2, 4):
+        more = times * UPDATES
+        run(f"one play, alone, {times} times", from_text(play, seed), hard, more)
+        run(f"one play, taught, {times} times", from_text(play, seed, stored), soft, more)
+    run("all plays, alone, 4 times", from_text(everything, seed), hard, 4 * UPDATES)
+    run(
+        "all plays, taught, 4 times",
+        asked_anew(teacher, everything, seed),
+        soft,
+        4 * UPDATES,
+    )
+    draw = torch.Generator().manual_seed(seed)
+    shuffled = shuffled_others(stored, play[:, 1:], draw)
+    run("one play, shuffled", from_text(play, seed, shuffled), soft)
+    run("one play, smoothed", from_text(play, seed), smoothed)
+    for tau in (2, 4):
+        batches = from_text(play, seed, stored)
+        run(f"one play, temperature {tau}", batches, with_temperature(tau))
+    for tau, squared in ((1, True), (4, True), (4, False)):
+        name = f"one play, half, temperature {tau}" + ("" if squared else ", not squared")
+        loss = half_and_half(with_temperature(tau, squared))
+        run(name, from_text(play, seed, stored), loss)
+    for rate in (0.005, 0.02):
+        for name, batches, loss in (
+            ("alone", from_text(play, seed), hard),
+            ("taught", from_text(play, seed, stored), soft),
+        ):
+            student = chapter.new_model(chapter.STUDENT_WIDTH, seed)
+            chapter.learn(student, batches, loss, updates=UPDATES, rate=rate)
+            name = f"one play, {name}, rate {rate}"
+            found["runs"][name] = kept(seed, name, loss=chapter.loss_on(student))
+    # Without anything else to balance, the square is a factor on all gradients.
+    run(
+        "one play, temperature 4, not squared",
+        from_text(play, seed, stored),
+        with_temperature(4, squared=False),
+    )
+    return found
+
+
+def teachers(seed: int) -> dict:
+    """Teachers that were trained for shorter and for longer, and a student of each."""
+    found = {"seed": seed, "runs": {}}
+    for updates in (70, 140, 280, 560, 1120):
+        teacher = chapter.trained_teacher(seed, updates)
+        stored = chapter.logits_of(teacher, chapter.ONE_PLAY)
+        batches = chapter.from_text(chapter.ONE_PLAY, seed, stored)
+        student = chapter.trained_student(seed, batches, chapter.soft)
+        found["runs"][str(updates)] = kept(
+            seed,
+            f"teacher {updates}",
+            teacher=chapter.loss_on(teacher),
+            student=chapter.loss_on(student),
+        )
+    return found
+
+
+def sequences(seed: int) -> dict:
+    """Students of texts that the teacher wrote, with hard and with soft targets."""
+    teacher, stored, _ = teacher_of(seed)
+    found = {"seed": seed, "runs": {"teacher": chapter.measured(teacher, teacher)}}
+
+    def run(name: str, batches: Iterator, loss) -> None:
+        student = chapter.trained_student(seed, batches, loss)
+        found["runs"][name] = kept(seed, name, **chapter.measured(student, teacher))
+
+    draw = torch.Generator().manual_seed(seed)
+    play = chapter.ONE_PLAY
+    run("play, hard", chapter.from_text(play, seed), chapter.hard)
+    run("play, soft", chapter.from_text(play, seed, stored), chapter.soft)
+    for name, times, temperature in (
+        ("written", 1, 1.0),
+        ("four times written", 4, 1.0),
+        ("written at 0.5", 1, 0.5),
+    ):
+        rows = torch.cat(
+            [chapter.written(teacher, play, draw, temperature) for _ in range(times)]
+        )
+        run(f"{name}, hard", chapter.from_text(rows, seed), chapter.hard)
+        if times == 1:
+            asked = chapter.logits_of(teacher, rows)
+            run(f"{name}, soft", chapter.from_text(rows, seed, asked), chapter.soft)
+    return found
+
+
+def own_texts(seed: int) -> dict:
+    """A taught student goes on: whose texts, and which divergence."""
+    teacher, stored, _ = teacher_of(seed)
+    play = chapter.ONE_PLAY
+    taught = chapter.trained_student(
+        seed, chapter.from_text(play, seed, stored), chapter.soft
+    )
+    runs = {"taught": chapter.measured(taught, teacher)}
+
+    def halfway(logits: Tensor, targets: Tensor, teacher_logits: Tensor) -> Tensor:
+        return chapter.generalized_jsd(logits, teacher_logits, 0.5)
+
+    for loss_name, loss in (
+        ("forward", chapter.soft),
+        ("reverse", chapter.reverse),
+        ("halfway", halfway),
+    ):
+        for source in ("the play", "other plays", "teacher's texts", "own texts"):
+            if loss_name == "halfway" and source != "own texts":
+                continue
+            student, more = copy.deepcopy(taught), seed + 100
+            batches = {
+                "the play": lambda more=more: chapter.from_text(play, more, stored),
+                "other plays": lambda more=more: asked_anew(
+                    teacher, chapter.ALL_PLAYS, more
+                ),
+                "teacher's texts": lambda more=more: written_anew(teacher, play, more),
+                "own texts": lambda more=more, student=student: chapter.from_own_texts(
+                    student, teacher, play, more
+                ),
+            }[source]()
+            begun = time.process_time()
+            chapter.more_lessons(student, batches, loss)
+            seconds = time.process_time() - begun
+            name = f"{source}, {loss_name}"
+            found = chapter.measured(student, teacher)
+            runs[name] = kept(seed, name, **found, seconds=seconds)
+    return {"seed": seed, "runs": runs}
+
+
+def sizes(seed: int) -> dict:
+    """Students of several widths, with and without a teacher, on all plays; and how fast they write."""
+    teacher, _, _ = teacher_of(seed)
+    runs = {}
+    for width in (24, 48, 72, 96):
+        row = {}
+        alone = chapter.from_text(chapter.ALL_PLAYS, seed)
+        taught = asked_anew(teacher, chapter.ALL_PLAYS, seed)
+        for name, batches, loss in (
+            ("alone", alone, chapter.hard),
+            ("taught", taught, chapter.soft),
+        ):
+            student = chapter.new_model(width, seed)
+            chapter.learn(student, batches, loss, updates=UPDATES, rate=0.01)
+            row[name] = chapter.loss_on(student)
+        times = []
+        for _ in range(5):
+            begun = time.process_time()
+            rows = chapter.written(
+                student, chapter.TEST[:256], torch.Generator().manual_seed(0)
+            )
+            times.append(time.process_time() - begun)
+        characters = 256 * (rows.shape[1] - chapter.PROMPT)
+        row |= {
+            "weights": chapter.num_weights(student),
+            "characters a second": characters / min(times),
+        }
+        runs[str(width)] = kept(seed, f"width {width}", **row)
+    return {"seed": seed, "runs": runs}
+
+
+if __name__ == "__main__":
+    record_parts(
+        [texts, teachers, sequences, own_texts, sizes],
+        "Shakespeare's plays (llm_learn.assets), in characters",
+        SEEDS,
+        RECORD,
+    )
