@@ -67,25 +67,6 @@ def half_and_half(loss):
     return mixed
 
 
-def smoothed(logits: Tensor, targets: Tensor, teacher_logits: Tensor | None) -> Tensor:
-    """Cross-entropy with a tenth of the probability spread over all characters."""
-    return torch.nn.functional.cross_entropy(
-        logits.transpose(1, 2), targets, reduction="none", label_smoothing=0.1
-    )
-
-
-def shuffled_others(
-    teacher_logits: Tensor, targets: Tensor, generator: torch.Generator
-) -> Tensor:
-    """The teacher's logits, (..., V), with those of all characters but the one of the text, (...), in random order."""
-    target = targets.unsqueeze(-1)
-    noise = torch.rand(teacher_logits.shape, generator=generator).scatter(-1, target, -1.0)
-    others = torch.arange(teacher_logits.shape[-1]).expand_as(teacher_logits)
-    others = others.scatter(-1, target, -1)  # the target comes first in both orders
-    given = teacher_logits.gather(-1, others.argsort(-1))
-    return torch.empty_like(teacher_logits).scatter(-1, noise.argsort(-1), given)
-
-
 # --- Parts ---
 
 
@@ -100,7 +81,12 @@ def texts(seed: int) -> dict:
         student = chapter.trained_student(seed, batches, loss, updates)
         seconds = time.process_time() - begun
         found["runs"][name] = kept(
-            seed, name, loss=chapter.loss_on(student), seconds=seconds, updates=updates
+            seed,
+            name,
+            loss=chapter.loss_on(student),
+            right=chapter.share_right(student),
+            seconds=seconds,
+            updates=updates,
         )
         return seconds
 
@@ -132,9 +118,10 @@ def texts(seed: int) -> dict:
         4 * UPDATES,
     )
     draw = torch.Generator().manual_seed(seed)
-    shuffled = shuffled_others(stored, play[:, 1:], draw)
+    shuffled = chapter.shuffled_others(stored, play[:, 1:], draw)
     run("one play, shuffled", from_text(play, seed, shuffled), soft)
-    run("one play, smoothed", from_text(play, seed), smoothed)
+    run("one play, smoothed", from_text(play, seed), chapter.smoothed)
+    run("one play, weighted", from_text(play, seed, stored), chapter.weighted)
     for tau in (2, 4):
         batches = from_text(play, seed, stored)
         run(f"one play, temperature {tau}", batches, with_temperature(tau))

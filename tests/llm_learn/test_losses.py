@@ -9,12 +9,18 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from llm_learn.losses import (
+    distillation_loss,
     dpo_loss,
     group_advantages,
     ppo_clip_loss,
     sequence_logps,
 )
-from llm_learn.reference import trl_group_advantages, trl_pair_loss, trl_ppo_loss
+from llm_learn.reference import (
+    trl_group_advantages,
+    trl_jsd,
+    trl_pair_loss,
+    trl_ppo_loss,
+)
 
 # Sums of a few dozen float64 numbers of size one: rounding alone is below 1e-14.
 TOLERANCE = 1e-12
@@ -275,3 +281,111 @@ def test_sequence_logps_refuse_what_does_not_fit():
     mask[1] = False
     with pytest.raises(ValueError, match="loss_mask has a row without True"):
         sequence_logps(logits, labels, mask)
+
+
+def logits(seed: int, shape: tuple[int, ...] = (3, 5, 11)) -> tuple[torch.Tensor, ...]:
+    """Logits of a student, which carry a gradient, and of a teacher, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = 2 * torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+    return student.requires_grad_(), teacher
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_distillation_loss_and_its_gradient_match_torch(temperature):
+    student, teacher = logits(0)
+    ours = distillation_loss(student, teacher, temperature=temperature)
+    theirs = temperature**2 * F.kl_div(
+        (student / temperature).log_softmax(-1),
+        (teacher / temperature).log_softmax(-1),
+        reduction="none",
+        log_target=True,
+    ).sum(-1)
+    assert ours.shape == (3, 5)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
+    (slope,) = torch.autograd.grad(ours.sum(), student)
+    softened = [(each / temperature).softmax(-1) for each in (student, teacher)]
+    torch.testing.assert_close(
+        slope, temperature * (softened[0] - softened[1]), rtol=0, atol=TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_distillation_loss_is_the_divergence_at_an_end_of_trls(kind):
+    student, teacher = logits(1)
+    # TRL has no square of the temperature; and its other end has the two exchanged.
+    one, other = (student, teacher) if kind == 0 else (teacher, student.detach())
+    ours = distillation_loss(one, other, temperature=3.0) / 9
+    theirs = trl_jsd(student, teacher, beta=kind, temperature=3.0)
+    torch.testing.assert_close(
+        ours, theirs.detach() if kind else theirs, rtol=0, atol=TOLERANCE
+    )
+
+
+@given(st.integers(0, 10**6), st.floats(0.2, 20.0), st.floats(-50.0, 50.0))
+def test_distillation_loss_is_nought_at_the_teacher_only(seed, temperature, shift):
+    student, teacher = logits(seed, (2, 6))
+    losses = distillation_loss(student.detach(), teacher, temperature=temperature)
+    assert (losses > 0).all()
+    # Logits that differ by a constant are the same distribution.
+    same = distillation_loss(teacher + shift, teacher, temperature=temperature)
+    assert (same.abs() < 1e-9 * (1 + temperature**2)).all()
+
+
+def test_distillation_loss_copies_logits_where_the_temperature_is_high():
+    student, teacher = logits(2)
+    loss = distillation_loss(student, teacher, temperature=1e4).sum()
+    (slope,) = torch.autograd.grad(loss, student)
+    centred = [each - each.mean(-1, keepdim=True) for each in (student, teacher)]
+    wanted = (centred[0] - centred[1]) / 11
+    # What is left out is of the order of a logit divided by the temperature.
+    assert (slope - wanted).abs().max() < 1e-3 * wanted.abs().max()
+
+
+def test_distillation_loss_is_what_drawn_targets_cost_on_average():
+    student, teacher = logits(3, (4, 7))
+    chances = teacher.softmax(-1)
+    soft = distillation_loss(student, teacher, temperature=1.0).sum()
+    hard = -(chances * student.log_softmax(-1)).sum()
+    slopes = [torch.autograd.grad(loss, student)[0] for loss in (soft, hard)]
+    torch.testing.assert_close(*slopes, rtol=0, atol=TOLERANCE)
+    entropy = -(chances * teacher.log_softmax(-1)).sum()
+    torch.testing.assert_close(hard - soft, entropy, rtol=0, atol=TOLERANCE)
+
+
+def test_distillation_loss_teaches_a_student_its_teacher():
+    student, teacher = logits(4, (2, 5))
+    start = student.detach().clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([start], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = distillation_loss(start, teacher, temperature=2.0).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    torch.testing.assert_close(
+        start.detach().softmax(-1), teacher.softmax(-1), rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": 0.0}, "temperature is 0.0: it must be above 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        (
+            {"teacher": torch.zeros(3, 5, 10)},
+            r"teacher_logits has shape \(3, 5, 10\): expected \(3, 5, 11\)",
+        ),
+        (
+            {"teacher": torch.zeros(3, 5, 11, requires_grad=True)},
+            "teacher_logits carries a gradient",
+        ),
+    ],
+)
+def test_distillation_loss_refuses_what_cannot_be_learned(change, message):
+    student, teacher = logits(0)
+    teacher = change.get("teacher", teacher)
+    with pytest.raises(ValueError, match=message):
+        distillation_loss(student, teacher, temperature=change.get("temperature", 1.0))
