@@ -118,7 +118,7 @@ def texts(seed: int) -> dict:
         4 * UPDATES,
     )
     draw = torch.Generator().manual_seed(seed)
-    shuffled = chapter.shuffled_others(stored, play[:, 1:], draw)
+    shuffled = chapter.shuffled_others(stored, draw)
     run("one play, shuffled", from_text(play, seed, shuffled), soft)
     run("one play, smoothed", from_text(play, seed), chapter.smoothed)
     run("one play, weighted", from_text(play, seed, stored), chapter.weighted)
@@ -254,7 +254,7 @@ def sizes(seed: int) -> dict:
                 student, chapter.TEST[:256], torch.Generator().manual_seed(0)
             )
             times.append(time.process_time() - begun)
-        characters = 256 * (rows.shape[1] - chapter.PROMPT)
+        characters = 256 * (rows.shape[1] - chapter.GIVEN)
         row |= {
             "weights": chapter.num_weights(student),
             "characters a second": characters / min(times),

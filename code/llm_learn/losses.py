@@ -130,11 +130,11 @@ def distillation_loss(
     """How far a student is from its teacher at each position (Hinton et al. 2015, arXiv:1503.02531, section 2).
 
     KL divergence of the student's distribution from the teacher's, both with a temperature, times its square: so the
-    gradient keeps its size, whatever the temperature.
+    gradient keeps about its size.
 
     Args:
         student_logits: (..., V)
-        teacher_logits: (..., V), constants, of the same vocabulary.
+        teacher_logits: (..., V), constants, finite, of the same vocabulary.
         temperature: what both are divided by, above 0.
 
     Returns:

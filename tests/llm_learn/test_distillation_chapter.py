@@ -114,8 +114,8 @@ def test_own_texts_begin_as_given_and_are_the_students(chapter):
     for _ in range(5):  # into the second round of texts
         ids, asked = next(batches)
         assert ids.shape == (chapter.BATCH, chapter.CONTEXT + 1)
-        starts = {tuple(row[: chapter.PROMPT]) for row in ids.tolist()}
-        assert starts <= {tuple(row[: chapter.PROMPT]) for row in prompts.tolist()}
+        starts = {tuple(row[: chapter.GIVEN]) for row in ids.tolist()}
+        assert starts <= {tuple(row[: chapter.GIVEN]) for row in prompts.tolist()}
         assert torch.equal(asked, chapter.logits_of(teacher, ids))
         assert not asked.requires_grad
 
@@ -132,14 +132,22 @@ def test_places_of_the_tree_are_what_was_written_before(chapter):
     assert abs(float(chances.sum()) - 1) < TOLERANCE
 
 
-def test_shuffled_others_keep_the_character_of_the_text(chapter):
+def test_shuffled_others_keep_what_the_teacher_finds_most_likely(chapter):
     generator = torch.Generator().manual_seed(0)
     before = torch.randn(20, 6, 9, generator=generator)
-    targets = torch.randint(9, (20, 6), generator=generator)
-    after = chapter.shuffled_others(before, targets, generator)
-    picked = targets.unsqueeze(-1)
-    assert torch.equal(after.gather(-1, picked), before.gather(-1, picked))
+    after = chapter.shuffled_others(before, generator)
+    assert torch.equal(after.argmax(-1), before.argmax(-1))
     assert torch.equal(after.sort(-1).values, before.sort(-1).values)
     # One in eight of the others stays by chance.
-    same = (after == before).float().mean()
+    same = (after == before).double().mean()
     assert 1 / 9 < same < 1 / 3
+
+
+def test_weights_are_how_sure_the_teacher_is(chapter):
+    student, teacher = (each.detach()[None] for each in logits(3))
+    targets = torch.zeros(1, 4, dtype=torch.long)
+    before = chapter.hard(student, targets, None)
+    trust = chapter.weighted(student, targets, teacher) / before
+    torch.testing.assert_close(trust.mean(), torch.tensor(1.0).double())
+    sure = teacher.softmax(-1).amax(-1)
+    torch.testing.assert_close(trust, sure / sure.mean())
