@@ -17,18 +17,17 @@ from torch import Tensor
 SEEDS = [0, 1, 2, 3, 4]
 RECORD = Path(__file__).with_suffix(".json")
 chapter = definitions("post-training/distillation")
+STUDENT = 1000  # added to a teacher's seed
 FEW = chapter.ONE_PLAY[:400]
 UPDATES = chapter.STUDENT_UPDATES
 
 
 @functools.lru_cache(maxsize=1)
 def teacher_of(seed: int):
-    """The teacher, its logits for the play, and the CPU-seconds that it took."""
+    """The teacher, and its logits for the play."""
     torch.set_num_threads(1)
-    begun = time.process_time()
     teacher = chapter.trained_teacher(seed)
-    seconds = time.process_time() - begun
-    return teacher, chapter.logits_of(teacher, chapter.ONE_PLAY), seconds
+    return teacher, chapter.logits_of(teacher, chapter.ONE_PLAY)
 
 
 def asked_anew(teacher, rows: Tensor, seed: int) -> Iterator:
@@ -40,6 +39,24 @@ def asked_anew(teacher, rows: Tensor, seed: int) -> Iterator:
 def written_anew(teacher, rows: Tensor, seed: int) -> Iterator:
     """The teacher continues windows, and says what it would have expected; four batches at a time."""
     return chapter.from_own_texts(teacher, teacher, rows, seed)
+
+
+def own_anew(teacher, rows: Tensor, seed: int) -> Iterator:
+    """What a fresh student writes, with the teacher's logits."""
+    return chapter.from_own_texts(
+        chapter.new_model(chapter.STUDENT_WIDTH, seed), teacher, rows, seed
+    )
+
+
+def update_seconds(width: int, batches: Iterator, loss) -> float:
+    """CPU-seconds of an update: the fastest of five short runs, since what disturbs a run only makes it longer."""
+    times, updates = [], 24
+    for _ in range(5):
+        model = chapter.new_model(width, 0)
+        begun = time.process_time()
+        chapter.learn(model, batches, loss, updates=updates, rate=0.01)
+        times.append((time.process_time() - begun) / updates)
+    return min(times)
 
 
 def kept(seed: int, name: str, **found: float) -> dict[str, float]:
@@ -72,78 +89,87 @@ def half_and_half(loss):
 
 def texts(seed: int) -> dict:
     """With and without a teacher: few windows, one play, all plays; and controls."""
-    teacher, stored, teacher_seconds = teacher_of(seed)
+    teacher, stored = teacher_of(seed)
     play, everything = chapter.ONE_PLAY, chapter.ALL_PLAYS
+    own = seed + STUDENT  # neither the teacher's first weights nor its windows
+    hard, soft, from_text = chapter.hard, chapter.soft, chapter.from_text
     found = {"seed": seed, "teacher": round(chapter.loss_on(teacher), 4), "runs": {}}
 
-    def run(name: str, batches: Iterator, loss, updates: int = UPDATES) -> float:
-        begun = time.process_time()
-        student = chapter.trained_student(seed, batches, loss, updates)
-        seconds = time.process_time() - begun
+    def run(name: str, batches: Iterator, loss, updates: int = UPDATES) -> None:
+        student = chapter.trained_student(own, batches, loss, updates)
         found["runs"][name] = kept(
             seed,
             name,
             loss=chapter.loss_on(student),
             right=chapter.share_right(student),
-            seconds=seconds,
             updates=updates,
         )
-        return seconds
 
-    hard, soft, from_text = chapter.hard, chapter.soft, chapter.from_text
+    seconds = {
+        "alone": update_seconds(chapter.STUDENT_WIDTH, from_text(play, own), hard),
+        "stored": update_seconds(chapter.STUDENT_WIDTH, from_text(play, own, stored), soft),
+        "read along": update_seconds(
+            chapter.STUDENT_WIDTH, asked_anew(teacher, play, own), soft
+        ),
+        "own texts": update_seconds(
+            chapter.STUDENT_WIDTH, own_anew(teacher, play, own), soft
+        ),
+        "teacher": update_seconds(chapter.TEACHER_WIDTH, from_text(play, own), hard),
+    }
+    found["costs"] = kept(
+        seed, "costs", **{what: value / seconds["alone"] for what, value in seconds.items()}
+    )
     for name, rows in (("few windows", FEW), ("one play", play), ("all plays", everything)):
-        alone = run(f"{name}, alone", from_text(rows, seed), hard)
+        run(f"{name}, alone", from_text(rows, own), hard)
         batches = (
-            asked_anew(teacher, rows, seed)
+            asked_anew(teacher, rows, own)
             if rows is everything
-            else from_text(rows, seed, stored[: len(rows)])
+            else from_text(rows, own, stored[: len(rows)])
         )
-        taught = run(f"{name}, taught", batches, soft)
+        run(f"{name}, taught", batches, soft)
     # As much time as the student with a teacher that reads each batch; and as both together.
-    for name, seconds in (
-        ("as long", taught),
-        ("as long as both", taught + teacher_seconds),
-    ):
-        updates = round(UPDATES * seconds / alone)
-        run(f"all plays, alone, {name}", from_text(everything, seed), hard, updates)
+    long = UPDATES * found["costs"]["read along"]
+    both = long + chapter.TEACHER_UPDATES * found["costs"]["teacher"]
+    for name, updates in (("as long", long), ("as long as both", both)):
+        run(f"all plays, alone, {name}", from_text(everything, own), hard, round(updates))
     for times in (2, 4):
         more = times * UPDATES
-        run(f"one play, alone, {times} times", from_text(play, seed), hard, more)
-        run(f"one play, taught, {times} times", from_text(play, seed, stored), soft, more)
-    run("all plays, alone, 4 times", from_text(everything, seed), hard, 4 * UPDATES)
-    run(
-        "all plays, taught, 4 times",
-        asked_anew(teacher, everything, seed),
-        soft,
-        4 * UPDATES,
-    )
-    draw = torch.Generator().manual_seed(seed)
-    shuffled = chapter.shuffled_others(stored, draw)
-    run("one play, shuffled", from_text(play, seed, shuffled), soft)
-    run("one play, smoothed", from_text(play, seed), chapter.smoothed)
-    run("one play, weighted", from_text(play, seed, stored), chapter.weighted)
+        run(f"one play, alone, {times} times", from_text(play, own), hard, more)
+        run(f"one play, taught, {times} times", from_text(play, own, stored), soft, more)
+    more = 4 * UPDATES
+    for name, batches, loss in (
+        ("alone", from_text(everything, own), hard),
+        ("taught", asked_anew(teacher, everything, own), soft),
+        ("half", asked_anew(teacher, everything, own), half_and_half(soft)),
+    ):
+        run(f"all plays, {name}, 4 times", batches, loss, more)
+    shuffled = chapter.shuffled_others(stored, torch.Generator().manual_seed(seed))
+    run("one play, shuffled", from_text(play, own, shuffled), soft)
+    run("one play, evened", from_text(play, own, chapter.evened_others(stored)), soft)
+    run("one play, smoothed", from_text(play, own), chapter.smoothed)
+    run("one play, weighted", from_text(play, own, stored), chapter.weighted)
     for tau in (2, 4):
-        batches = from_text(play, seed, stored)
+        batches = from_text(play, own, stored)
         run(f"one play, temperature {tau}", batches, with_temperature(tau))
     for tau, squared in ((1, True), (4, True), (4, False)):
         name = f"one play, half, temperature {tau}" + ("" if squared else ", not squared")
         loss = half_and_half(with_temperature(tau, squared))
-        run(name, from_text(play, seed, stored), loss)
-    for rate in (0.005, 0.02):
-        for name, batches, loss in (
-            ("alone", from_text(play, seed), hard),
-            ("taught", from_text(play, seed, stored), soft),
-        ):
-            student = chapter.new_model(chapter.STUDENT_WIDTH, seed)
-            chapter.learn(student, batches, loss, updates=UPDATES, rate=rate)
-            name = f"one play, {name}, rate {rate}"
-            found["runs"][name] = kept(seed, name, loss=chapter.loss_on(student))
+        run(name, from_text(play, own, stored), loss)
     # Without anything else to balance, the square is a factor on all gradients.
     run(
         "one play, temperature 4, not squared",
-        from_text(play, seed, stored),
+        from_text(play, own, stored),
         with_temperature(4, squared=False),
     )
+    for rate in (0.005, 0.02):
+        for name, batches, loss in (
+            ("alone", from_text(play, own), hard),
+            ("taught", from_text(play, own, stored), soft),
+        ):
+            student = chapter.new_model(chapter.STUDENT_WIDTH, own)
+            chapter.learn(student, batches, loss, updates=UPDATES, rate=rate)
+            name = f"one play, {name}, rate {rate}"
+            found["runs"][name] = kept(seed, name, loss=chapter.loss_on(student))
     return found
 
 
@@ -153,8 +179,8 @@ def teachers(seed: int) -> dict:
     for updates in (70, 140, 280, 560, 1120):
         teacher = chapter.trained_teacher(seed, updates)
         stored = chapter.logits_of(teacher, chapter.ONE_PLAY)
-        batches = chapter.from_text(chapter.ONE_PLAY, seed, stored)
-        student = chapter.trained_student(seed, batches, chapter.soft)
+        batches = chapter.from_text(chapter.ONE_PLAY, seed + STUDENT, stored)
+        student = chapter.trained_student(seed + STUDENT, batches, chapter.soft)
         found["runs"][str(updates)] = kept(
             seed,
             f"teacher {updates}",
@@ -166,17 +192,19 @@ def teachers(seed: int) -> dict:
 
 def sequences(seed: int) -> dict:
     """Students of texts that the teacher wrote, with hard and with soft targets."""
-    teacher, stored, _ = teacher_of(seed)
+    teacher, stored = teacher_of(seed)
     found = {"seed": seed, "runs": {"teacher": chapter.measured(teacher, teacher)}}
 
     def run(name: str, batches: Iterator, loss) -> None:
-        student = chapter.trained_student(seed, batches, loss)
+        student = chapter.new_model(chapter.STUDENT_WIDTH, own)
+        begin = chapter.GIVEN - 1  # what the teacher did not write is not learned
+        chapter.learn(student, batches, loss, updates=UPDATES, rate=0.01, begin=begin)
         found["runs"][name] = kept(seed, name, **chapter.measured(student, teacher))
 
     draw = torch.Generator().manual_seed(seed)
-    play = chapter.ONE_PLAY
-    run("play, hard", chapter.from_text(play, seed), chapter.hard)
-    run("play, soft", chapter.from_text(play, seed, stored), chapter.soft)
+    play, own = chapter.ONE_PLAY, seed + STUDENT
+    run("play, hard", chapter.from_text(play, own), chapter.hard)
+    run("play, soft", chapter.from_text(play, own, stored), chapter.soft)
     for name, times, temperature in (
         ("written", 1, 1.0),
         ("four times written", 4, 1.0),
@@ -185,19 +213,20 @@ def sequences(seed: int) -> dict:
         rows = torch.cat(
             [chapter.written(teacher, play, draw, temperature) for _ in range(times)]
         )
-        run(f"{name}, hard", chapter.from_text(rows, seed), chapter.hard)
+        run(f"{name}, hard", chapter.from_text(rows, own), chapter.hard)
         if times == 1:
             asked = chapter.logits_of(teacher, rows)
-            run(f"{name}, soft", chapter.from_text(rows, seed, asked), chapter.soft)
+            run(f"{name}, soft", chapter.from_text(rows, own, asked), chapter.soft)
     return found
 
 
 def own_texts(seed: int) -> dict:
     """A taught student goes on: whose texts, and which divergence."""
-    teacher, stored, _ = teacher_of(seed)
+    teacher, stored = teacher_of(seed)
     play = chapter.ONE_PLAY
+    own = seed + STUDENT
     taught = chapter.trained_student(
-        seed, chapter.from_text(play, seed, stored), chapter.soft
+        own, chapter.from_text(play, own, stored), chapter.soft
     )
     runs = {"taught": chapter.measured(taught, teacher)}
 
@@ -210,9 +239,7 @@ def own_texts(seed: int) -> dict:
         ("halfway", halfway),
     ):
         for source in ("the play", "other plays", "teacher's texts", "own texts"):
-            if loss_name == "halfway" and source != "own texts":
-                continue
-            student, more = copy.deepcopy(taught), seed + 100
+            student, more = copy.deepcopy(taught), own + 100
             batches = {
                 "the play": lambda more=more: chapter.from_text(play, more, stored),
                 "other plays": lambda more=more: asked_anew(
@@ -223,28 +250,26 @@ def own_texts(seed: int) -> dict:
                     student, teacher, play, more
                 ),
             }[source]()
-            begun = time.process_time()
             chapter.more_lessons(student, batches, loss)
-            seconds = time.process_time() - begun
             name = f"{source}, {loss_name}"
             found = chapter.measured(student, teacher)
-            runs[name] = kept(seed, name, **found, seconds=seconds)
+            runs[name] = kept(seed, name, **found)
     return {"seed": seed, "runs": runs}
 
 
 def sizes(seed: int) -> dict:
     """Students of several widths, with and without a teacher, on all plays; and how fast they write."""
-    teacher, _, _ = teacher_of(seed)
+    teacher, _ = teacher_of(seed)
     runs = {}
     for width in (24, 48, 72, 96):
         row = {}
-        alone = chapter.from_text(chapter.ALL_PLAYS, seed)
-        taught = asked_anew(teacher, chapter.ALL_PLAYS, seed)
+        alone = chapter.from_text(chapter.ALL_PLAYS, seed + STUDENT)
+        taught = asked_anew(teacher, chapter.ALL_PLAYS, seed + STUDENT)
         for name, batches, loss in (
             ("alone", alone, chapter.hard),
             ("taught", taught, chapter.soft),
         ):
-            student = chapter.new_model(width, seed)
+            student = chapter.new_model(width, seed + STUDENT)
             chapter.learn(student, batches, loss, updates=UPDATES, rate=0.01)
             row[name] = chapter.loss_on(student)
         times = []
