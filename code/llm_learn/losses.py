@@ -129,8 +129,8 @@ def distillation_loss(
 ) -> Tensor:
     """How far a student is from its teacher at each position (Hinton et al. 2015, arXiv:1503.02531, section 2).
 
-    KL divergence of the student's distribution from the teacher's, both with a temperature, times its square: so the
-    gradient keeps about its size.
+    KL(p || q) for the teacher's distribution p and the student's q, both at the temperature, times the square of it:
+    without the square the gradient would vanish as the temperature rises.
 
     Args:
         student_logits: (..., V)
@@ -150,7 +150,7 @@ def distillation_loss(
             f"teacher_logits has shape {tuple(teacher_logits.shape)}: expected {tuple(student_logits.shape)}, "
             "that of student_logits"
         )
-    # A teacher that can be moved comes to meet the student.
+    # Else the loss would also fall by moving the teacher towards the student.
     if teacher_logits.requires_grad:
         raise ValueError(
             "teacher_logits carries a gradient: expected constants, so detach it"
