@@ -77,9 +77,10 @@ def test_nothing_of_the_test_is_learned(chapter):
 
 def test_learn_takes_no_loss_before_its_beginning(chapter):
     rows = chapter.ONE_PLAY[:32]
-    seen = []
+    seen, drawn = [], []
 
     def loss(logits, targets, teacher_logits):
+        drawn.append(targets)
         each = chapter.hard(logits, targets, teacher_logits)
         each = each * torch.ones_like(each)
         each.register_hook(seen.append)
@@ -91,6 +92,9 @@ def test_learn_takes_no_loss_before_its_beginning(chapter):
         student, chapter.from_text(rows, 0), loss, updates=21, rate=0.01, begin=15
     )
     assert len(losses) == 21 and losses[-1] < losses[0]
+    # Targets are the characters that follow: each row's, from its second to its last.
+    following = {tuple(row) for row in rows[:, 1:].tolist()}
+    assert {tuple(row) for batch in drawn for row in batch.tolist()} <= following
     for gradient in seen:
         assert not gradient[:, :15].any() and gradient[:, 15:].all()
     assert not any(
@@ -109,6 +113,8 @@ def test_stored_logits_stay_beside_their_windows(chapter):
 
 def test_own_texts_begin_as_given_and_are_the_students(chapter):
     student, teacher = chapter.new_model(24, 0), chapter.new_model(24, 1)
+    for model in (student, teacher):  # begins at zero, where all models say the same
+        torch.nn.init.normal_(model.output.weight)
     prompts = chapter.ONE_PLAY[:8]
     batches = chapter.from_own_texts(student, teacher, prompts, 0)
     for _ in range(5):  # into the second round of texts
