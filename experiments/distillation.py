@@ -233,27 +233,23 @@ def own_texts(seed: int) -> dict:
     def halfway(logits: Tensor, targets: Tensor, teacher_logits: Tensor) -> Tensor:
         return chapter.generalized_jsd(logits, teacher_logits, 0.5)
 
+    more = own + 100
+    sources = {
+        "the play": lambda _: chapter.from_text(play, more, stored),
+        "other plays": lambda _: asked_anew(teacher, chapter.ALL_PLAYS, more),
+        "teacher's texts": lambda _: written_anew(teacher, play, more),
+        "own texts": lambda student: chapter.from_own_texts(student, teacher, play, more),
+    }
     for loss_name, loss in (
         ("forward", chapter.soft),
         ("reverse", chapter.reverse),
         ("halfway", halfway),
     ):
-        for source in ("the play", "other plays", "teacher's texts", "own texts"):
-            student, more = copy.deepcopy(taught), own + 100
-            batches = {
-                "the play": lambda more=more: chapter.from_text(play, more, stored),
-                "other plays": lambda more=more: asked_anew(
-                    teacher, chapter.ALL_PLAYS, more
-                ),
-                "teacher's texts": lambda more=more: written_anew(teacher, play, more),
-                "own texts": lambda more=more, student=student: chapter.from_own_texts(
-                    student, teacher, play, more
-                ),
-            }[source]()
-            chapter.more_lessons(student, batches, loss)
+        for source, batches_for in sources.items():
+            student = copy.deepcopy(taught)
+            chapter.more_lessons(student, batches_for(student), loss)
             name = f"{source}, {loss_name}"
-            found = chapter.measured(student, teacher)
-            runs[name] = kept(seed, name, **found)
+            runs[name] = kept(seed, name, **chapter.measured(student, teacher))
     return {"seed": seed, "runs": runs}
 
 
