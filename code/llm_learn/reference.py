@@ -1,5 +1,6 @@
 """Our models in the classes of other libraries, and the losses of those libraries on our numbers."""
 
+import logging
 import os
 from collections import defaultdict
 from types import SimpleNamespace
@@ -331,3 +332,24 @@ def trl_jsd(
         student_logits, teacher_logits, beta=beta, temperature=temperature, reduction="none"
     )
     return each.sum(-1)
+
+
+def bitsandbytes_nf4(weight: Tensor, *, group: int) -> tuple[Tensor, Tensor]:
+    """The levels of bitsandbytes' NF4, and a matrix that it rounded to them and read back.
+
+    Needs `bitsandbytes`, which works on a CPU too.
+
+    Args:
+        weight: (M, N) float32
+        group: neighbours that share a scale, one of the sizes that bitsandbytes accepts.
+
+    Returns:
+        (16,) levels in order; (M, N)
+    """
+    # It warns where optional kernels for CPUs are missing; results are the same without.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from bitsandbytes import functional
+
+    codes, state = functional.quantize_4bit(weight, blocksize=group, quant_type="nf4")
+    levels = functional.get_4bit_type("nf4", device="cpu")
+    return levels, functional.dequantize_4bit(codes, state)

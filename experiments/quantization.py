@@ -1,0 +1,139 @@
+"""The recorded experiment of the chapter on quantization: what each way of rounding SmolLM2's matrices costs.
+
+`make experiment NAME=quantization` runs the chapter's own code in two processes of one thread each, in about half an hour,
+and rewrites experiments/quantization.json, which the chapter prints and draws. A seed stands for a play of the test and
+for a set of windows to calibrate on; no two seeds share either.
+"""
+
+from pathlib import Path
+
+import torch
+from common import definitions, record_parts
+
+SEEDS = [0, 1, 2, 3]
+RECORD = Path(__file__).with_suffix(".json")
+chapter = definitions("post-training/quantization")
+torch.set_grad_enabled(False)
+
+
+def measured(seed: int, name: str, model, bits: float | None = None) -> dict:
+    """The loss of each window of the play, and the bits of a weight where a way of rounding has its own."""
+    row = {} if bits is None else {"bits": round(bits, 4)}
+    losses = chapter.loss_of(model, chapter.TEST[seed])
+    row["losses"] = [round(loss, 5) for loss in losses.tolist()]
+    print(seed, name, row.get("bits", ""), f"{losses.mean():.3f}", flush=True)
+    return row
+
+
+def rounding(seed: int) -> dict:
+    """Ways that look at the weights only."""
+    torch.set_num_threads(1)
+    ways = {
+        f"absmax, {bits} bits, {group}": chapter.by_absmax(bits, group)
+        for bits, groups in (
+            (8, ("tensor", "channel", 32)),
+            (6, ("tensor", "channel", 32)),
+            (4, ("tensor", "channel", 64, 32, 16)),
+            (3, ("channel", 64, 32, 16)),
+        )
+        for group in groups
+    }
+    ways |= {
+        "offset, 4 bits, 64": chapter.by_offset(4, 64),
+        "offset, 3 bits, 64": chapter.by_offset(3, 64),
+        "offset, 3 bits, 32": chapter.by_offset(3, 32),
+        "NF4, 64": chapter.by_normal_levels(64),
+        "NF4, 32": chapter.by_normal_levels(32),
+        "MXFP4": chapter.by_mxfp4,
+        "NVFP4": chapter.by_nvfp4,
+        "largest kept, 4 bits, tensor": chapter.but_the_largest(4, "tensor"),
+        "largest kept, 4 bits, channel": chapter.but_the_largest(4, "channel"),
+        "largest kept, 4 bits, 32": chapter.but_the_largest(4, 32),
+    }
+    found = {"as shipped": measured(seed, "as shipped", chapter.SMOLLM2)}
+    for name, way in ways.items():
+        found[name] = measured(seed, name, *chapter.rounded(chapter.SMOLLM2, way))
+    return found
+
+
+def weights_alone(weight: torch.Tensor) -> torch.nn.Linear:
+    """A layer with weights of eight bits and inputs as they are."""
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight.copy_(chapter.by_absmax(8, "channel")(weight)[0])
+    return layer
+
+
+def inputs(seed: int) -> dict:
+    """Weights and the embedding in eight bits by row, and inputs rounded in several ways."""
+    torch.set_num_threads(1)
+    layers = {
+        "a scale for each token": chapter.Int8Linear,
+        "one scale for all tokens": chapter.OneScaleLinear,
+        "not rounded": weights_alone,
+    }
+    found = {
+        name: measured(seed, name, chapter.with_layers(chapter.SMOLLM2, layer))
+        for name, layer in layers.items()
+    }
+    model = chapter.with_layers(chapter.SMOLLM2, chapter.Int8Linear)
+    for block, original in zip(model.blocks, chapter.SMOLLM2.blocks, strict=True):
+        block.mlp.down = weights_alone(original.mlp.down.weight)
+    name = "a scale for each token, not rounded before down"
+    return found | {name: measured(seed, name, model)}
+
+
+def calibrated(seed: int) -> dict:
+    """Ways that look at inputs, on texts of several kinds and lengths."""
+    torch.set_num_threads(1)
+    ids = chapter.CALIBRATION[seed]
+    test = chapter.TEST[seed][:, :-1]
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randint(
+        chapter.SMOLLM2.config.vocab_size, ids.shape, generator=generator
+    )
+    ways = {
+        "GPTQ, 4 bits, 32": (ids, chapter.by_gptq(4, 32)),
+        "GPTQ, 4 bits, channel": (ids, chapter.by_gptq(4, "channel")),
+        "GPTQ, 3 bits, 32": (ids, chapter.by_gptq(3, 32)),
+        "AWQ, 4 bits, 32": (ids, chapter.by_awq(4, 32)),
+        "AWQ, 3 bits, 32": (ids, chapter.by_awq(3, 32)),
+        "GPTQ, 4 bits, 32, on as many tokens as the test": (
+            ids[: len(test)],
+            chapter.by_gptq(4, 32),
+        ),
+        "GPTQ, 4 bits, 32, on the test": (test, chapter.by_gptq(4, 32)),
+        "GPTQ, 3 bits, 32, on as many tokens as the test": (
+            ids[: len(test)],
+            chapter.by_gptq(3, 32),
+        ),
+        "GPTQ, 3 bits, 32, on the test": (test, chapter.by_gptq(3, 32)),
+        "AWQ, 4 bits, 32, on as many tokens as the test": (
+            ids[: len(test)],
+            chapter.by_awq(4, 32),
+        ),
+        "AWQ, 4 bits, 32, on the test": (test, chapter.by_awq(4, 32)),
+        "GPTQ, 4 bits, 32, on random tokens": (noise, chapter.by_gptq(4, 32)),
+        "AWQ, 4 bits, 32, on random tokens": (noise, chapter.by_awq(4, 32)),
+    }
+    found = {
+        name: measured(seed, name, chapter.treated(chapter.SMOLLM2, text, treat))
+        for name, (text, treat) in ways.items()
+    }
+    # The blocks listen to the model as it is, not to what is rounded before them.
+    name = "GPTQ, 4 bits, 32, each block alone"
+    model = chapter.copied(chapter.SMOLLM2)
+    x = chapter.SMOLLM2.token_embedding(ids)
+    for block, original in zip(model.blocks, chapter.SMOLLM2.blocks, strict=True):
+        chapter.by_gptq(4, 32)(block, chapter.read_inputs(original, x))
+        x = chapter.run_block(original, x)
+    return found | {name: measured(seed, name, model)}
+
+
+if __name__ == "__main__":
+    record_parts(
+        [calibrated, rounding, inputs],
+        data="SmolLM2-135M-Instruct, and plays of Shakespeare: eight windows of 256 tokens of each of four held-out "
+        "plays for the test, one window of each of 17 others to calibrate on",
+        seeds=SEEDS,
+        path=RECORD,
+    )
