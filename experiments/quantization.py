@@ -25,6 +25,23 @@ def measured(seed: int, name: str, model, bits: float | None = None) -> dict:
     return row
 
 
+def without_zero(bits: int, group: int):
+    """A grid around zero that lacks zero: an odd number of half steps, the outermost the largest weight."""
+
+    def way(weight: torch.Tensor) -> tuple[torch.Tensor, float]:
+        rows = weight.reshape(-1, group)
+        scales = rows.abs().amax(1, keepdim=True).clamp(min=1e-12) / (
+            2 ** (bits - 1) - 0.5
+        )
+        levels = (
+            (rows / scales - 0.5).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        )
+        value = (levels + 0.5) * chapter.stored(scales)
+        return value.view_as(weight), bits + 16 / group
+
+    return way
+
+
 def rounding(seed: int) -> dict:
     """Ways that look at the weights only."""
     torch.set_num_threads(1)
@@ -42,6 +59,12 @@ def rounding(seed: int) -> dict:
         "offset, 4 bits, 64": chapter.by_offset(4, 64),
         "offset, 3 bits, 64": chapter.by_offset(3, 64),
         "offset, 3 bits, 32": chapter.by_offset(3, 32),
+        "zero point, 4 bits, 64": chapter.by_zero_point(4, 64),
+        "zero point, 4 bits, 32": chapter.by_zero_point(4, 32),
+        "zero point, 3 bits, 64": chapter.by_zero_point(3, 64),
+        "zero point, 3 bits, 32": chapter.by_zero_point(3, 32),
+        "no zero, 4 bits, 32": without_zero(4, 32),
+        "no zero, 3 bits, 32": without_zero(3, 32),
         "NF4, 64": chapter.by_normal_levels(64),
         "NF4, 32": chapter.by_normal_levels(32),
         "MXFP4": chapter.by_mxfp4,

@@ -1,0 +1,392 @@
+"""What the chapter on quantization defines: against brute force, float64, and themselves."""
+
+import copy
+
+import gguf
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+
+from llm_learn.model import Llama, LlamaConfig
+from llm_learn.reference import bitsandbytes_nf4
+
+SLUG = "post-training/quantization"
+E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+
+
+@pytest.fixture(scope="module")
+def chapter(definitions_of):
+    return definitions_of(SLUG)
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def numbers(*shape: int, seed: int = 0, scale: float = 0.05) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(*shape, generator=generator)
+
+
+def inputs_of(chapter, x: torch.Tensor):
+    return chapter.Inputs(products=x.T @ x / len(x), sizes=x.abs().mean(0))
+
+
+@pytest.fixture
+def tiny(chapter) -> Llama:
+    """A Llama whose widths hold groups of 32, with SmolLM2's head_dim, and norms that differ by column."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50,
+        context_length=chapter.LENGTH,
+        d_model=128,
+        d_ff=96,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+    )
+    model = Llama(config)
+    for parameter in model.parameters():
+        parameter.copy_(0.1 * torch.randn_like(parameter) + (parameter.ndim == 1))
+    return model
+
+
+# --- Grids ---
+
+
+@given(st.integers(0, 10**6), st.integers(2, 8), st.sampled_from([1, 4, 16, 64]))
+def test_absmax_is_never_off_by_more_than_half_a_step(definitions_of, seed, bits, group):
+    weight = numbers(8, 64, seed=seed)
+    levels, scales = definitions_of(SLUG).absmax(weight, bits, group)
+    most = 2 ** (bits - 1) - 1
+    assert levels.shape == (512 // group, group) and scales.shape == (512 // group, 1)
+    assert torch.equal(levels, levels.round())
+    assert (levels.abs().amax(1) == most).all()
+    off = (levels * scales - weight.view(-1, group)).abs()
+    assert (off <= scales * 0.5001).all()
+
+
+def test_a_group_of_zeros_stays_zero_everywhere(chapter):
+    weight = numbers(4, 64)
+    weight[1] = 0
+    ways = (
+        chapter.by_absmax(4, 32),
+        chapter.by_absmax(4, "channel"),
+        chapter.by_offset(4, 32),
+        chapter.by_zero_point(4, 32),
+        chapter.by_normal_levels(64),
+        chapter.by_mxfp4,
+        chapter.by_nvfp4,
+    )
+    for way in ways:
+        value, _ = way(weight)
+        assert value.isfinite().all() and (value[1] == 0).all()
+    value = chapter.gptq(weight, torch.eye(64), 4, 32)
+    assert value.isfinite().all() and (value[1] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("way", "bits"),
+    [
+        (lambda c: c.by_absmax(8, "channel"), 8 + 16 / 64),
+        (lambda c: c.by_absmax(4, "tensor"), 4 + 16 / 512),
+        (lambda c: c.by_absmax(3, 32), 3.5),
+        (lambda c: c.by_offset(4, 32), 5),
+        (lambda c: c.by_zero_point(4, 32), 4.625),
+        (lambda c: c.by_normal_levels(64), 4.25),
+        (lambda c: c.by_mxfp4, 4.25),
+        (lambda c: c.by_nvfp4, 4.5),
+        (lambda c: c.but_the_largest(4, 32, share=1 / 64), 4.5 + 32 / 64),
+    ],
+)
+def test_bits_of_a_weight_are_those_that_are_stored(chapter, way, bits):
+    weight = numbers(8, 64)
+    value, taken = way(chapter)(weight)
+    assert taken == pytest.approx(bits)
+    assert value.shape == weight.shape and not torch.equal(value, weight)
+
+
+def test_an_offset_gives_back_what_lies_on_its_grid(chapter):
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(16, (6, 32), generator=generator)
+    levels[:, 0], levels[:, 1] = 0, 15
+    steps = (torch.rand(6, 1, generator=generator) + 0.1).half().float()
+    lows = torch.randn(6, 1, generator=generator).half().float()
+    weight = levels * steps + lows
+    assert torch.equal(chapter.by_offset(4, 32)(weight)[0], weight)
+    assert not torch.equal(chapter.by_offset(3, 32)(weight)[0], weight)
+
+
+@given(st.integers(0, 10**6), st.floats(-3, 3), st.integers(2, 8))
+def test_a_zero_point_keeps_zero_and_is_off_by_a_step_at_most(
+    definitions_of, seed, shift, bits
+):
+    weight = numbers(8, 32, seed=seed) + shift
+    weight[:, 5] = 0
+    value, _ = definitions_of(SLUG).by_zero_point(bits, 32)(weight)
+    assert (value[:, 5] == 0).all()
+    reach = weight.amax(1).clamp(min=0) - weight.amin(1).clamp(max=0)
+    step = (reach / (2**bits - 1))[:, None]
+    # Half a step of the levels, half of the zero point, and the scale's sixteen bits.
+    assert ((value - weight).abs() <= step + 6e-4 * reach[:, None]).all()
+
+
+@given(st.integers(0, 10**6))
+def test_nearest_finds_what_trying_all_levels_finds(definitions_of, seed):
+    chapter = definitions_of(SLUG)
+    x = numbers(200, seed=seed, scale=0.6)
+    tried = (x[:, None] - chapter.NF4).abs().argmin(1)
+    assert torch.equal(chapter.nearest(x, chapter.NF4), tried)
+
+
+def test_normal_levels_are_used_equally_often(chapter):
+    # By construction midpoints of levels are about quantiles: no level has twice its share.
+    x = torch.randn(400_000, generator=torch.Generator().manual_seed(0))
+    top = torch.special.ndtri(torch.tensor(1 - (1 / 30 + 1 / 32) / 2))
+    used = chapter.nearest(x / top, chapter.NF4).bincount(minlength=16) / len(x)
+    assert len(chapter.NF4) == 16 and chapter.NF4[7] == 0
+    assert used.min() > 0.5 / 16 and used.max() < 1.5 / 16
+
+
+def test_nf4_is_that_of_bitsandbytes(chapter):
+    weight = numbers(16, 128)
+    table, read = bitsandbytes_nf4(weight, group=64)
+    torch.testing.assert_close(chapter.NF4, table, rtol=0, atol=1e-6)
+    value, _ = chapter.by_normal_levels(64)(weight)
+    # Ours stores the largest weight of a group in 16 bits, theirs in 32.
+    torch.testing.assert_close(value, read, rtol=6e-4, atol=1e-7)
+
+
+# --- Floats of four bits ---
+
+
+@given(st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=20))
+def test_to_float4_finds_the_nearest_of_fifteen_numbers(definitions_of, values):
+    chapter = definitions_of(SLUG)
+    x = torch.tensor(values)
+    found = chapter.from_float4(chapter.to_float4(x))
+    every = torch.tensor([*E2M1, *(-size for size in E2M1[1:])])
+    least = (x[:, None] - every).abs().amin(1)
+    assert torch.equal((x - found).abs(), least)
+
+
+def test_float4_codes_have_their_sign_first(chapter):
+    codes = torch.arange(16, dtype=torch.uint8)
+    assert chapter.from_float4(codes).tolist() == [*E2M1, *(-size for size in E2M1)]
+    assert chapter.to_float4(torch.tensor([6.0, -6.0, -0.1, 0.25])).tolist() == [
+        7,
+        15,
+        0,
+        0,
+    ]
+
+
+@given(st.integers(0, 10**6), st.integers(-20, 20))
+def test_mxfp4_scales_by_a_power_of_two(definitions_of, seed, power):
+    chapter = definitions_of(SLUG)
+    weight = numbers(3, 64, seed=seed)
+    value, _ = chapter.by_mxfp4(weight)
+    assert torch.equal(chapter.by_mxfp4(weight * 2.0**power)[0], value * 2.0**power)
+    _, exponent = chapter.mxfp4(weight)
+    scaled = torch.ldexp(weight.view(-1, 32), -exponent).abs().amax(1)
+    assert (scaled >= 4).all() and (scaled < 8).all()
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_nvfp4_reaches_the_largest_weight_of_each_block(chapter, scale):
+    weight = numbers(64, 64, scale=scale)
+    # Only with one more scale for the matrix do all others fit into eight bits.
+    weight[0] *= 50
+    codes, scales, whole = chapter.nvfp4(weight)
+    assert ((codes & 7).amax(1) == 7).all()
+    # E4M3 has three bits after the point: half a step is a sixteenth.
+    exact = weight.view(-1, 16).abs().amax(1, keepdim=True) / 6
+    torch.testing.assert_close(scales.float() * whole, exact, rtol=1 / 16, atol=0)
+
+
+# --- Bytes ---
+
+
+@given(st.integers(1, 5), st.integers(1, 20), st.integers(0, 10**6))
+def test_pack_loses_nothing(definitions_of, rows, half, seed):
+    chapter = definitions_of(SLUG)
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(16, (rows, 2 * half), generator=generator).to(torch.uint8)
+    packed = chapter.pack(codes)
+    assert packed.shape == (rows, half) and packed.dtype == torch.uint8
+    assert torch.equal(chapter.unpack(packed), codes)
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_1", "MXFP4"])
+@pytest.mark.parametrize("seed", range(5))
+def test_bytes_are_those_of_gguf(chapter, name, seed):
+    weight = numbers(32, 64, seed=seed, scale=10.0 ** (seed - 3))
+    weight[3] = 0
+    theirs = gguf.quants.quantize(weight.numpy(), gguf.GGMLQuantizationType[name])
+    ours = getattr(chapter, f"encode_{name.lower()}")(weight)
+    assert torch.equal(ours.view(32, -1), torch.from_numpy(theirs))
+
+
+# --- Layers ---
+
+
+def test_int8_linear_is_the_product_of_what_its_levels_stand_for(chapter):
+    weight, x = numbers(40, 64), numbers(3, 5, 64, seed=1, scale=2.0)
+    layer = chapter.Int8Linear(weight)
+    levels, scales = chapter.rounded_inputs(x)
+    exact = (levels * scales).double() @ (layer.levels * layer.scales.T).double().T
+    torch.testing.assert_close(layer(x).double(), exact, rtol=0, atol=1e-5)
+    assert (levels.abs().amax(-1) == 127).all()
+    # Rounding moves a product by 0.007 at one deviation.
+    torch.testing.assert_close(layer(x), x @ weight.T, rtol=0, atol=0.05)
+
+
+def test_a_token_with_an_outlier_leaves_other_tokens_alone_with_a_scale_for_each(chapter):
+    weight, x = numbers(40, 64), numbers(5, 64, seed=1, scale=1.0)
+    spoiled = x.clone()
+    spoiled[0, 3] = 3000.0
+    for kind, same in ((chapter.Int8Linear, True), (chapter.OneScaleLinear, False)):
+        layer = kind(weight)
+        assert torch.equal(layer(spoiled)[1:], layer(x)[1:]) == same
+    assert (chapter.OneScaleLinear(weight)(spoiled)[1:] == 0).all()
+
+
+def test_int4_linear_reads_back_what_absmax_rounds(chapter):
+    weight, x = numbers(40, 64), numbers(5, 64, seed=1)
+    layer = chapter.Int4Linear(weight)
+    value, bits = chapter.by_absmax(4, 32)(weight)
+    assert torch.equal(layer.weight(), value)
+    assert 8 * chapter.bytes_of(layer) == bits * weight.numel()
+    torch.testing.assert_close(layer(x), x @ value.T)
+
+
+def test_with_layers_keeps_the_model_and_shrinks_it(chapter, tiny):
+    ids = torch.randint(50, (2, 9))
+    before, logits = copy.deepcopy(tiny.state_dict()), tiny(ids)
+    small = chapter.with_layers(tiny, chapter.Int8Linear)
+    assert chapter.bytes_of(small) < 0.4 * chapter.bytes_of(tiny)
+    near = small(ids)
+    assert (near - logits).norm() < 0.1 * logits.norm() and not torch.equal(near, logits)
+    rows = small.token_embedding(ids)
+    assert torch.equal(rows, small.token_embedding.weight[ids])
+    assert all(torch.equal(tiny.state_dict()[name], before[name]) for name in before)
+
+
+# --- With inputs in view ---
+
+
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (3, 32), (2, 96), (4, 16)])
+def test_gptq_is_a_least_squares_problem_for_each_column(chapter, bits, group):
+    weight = numbers(10, 96).double()
+    x = numbers(300, 96, seed=1, scale=1.0) @ numbers(96, 96, seed=2, scale=1.0)
+    h = (x.T @ x).double()
+    damped = h + 0.01 * h.diagonal().mean() * torch.eye(96).double()
+    ours = chapter.gptq(weight, h, bits, group)
+    solved = chapter.by_solving(weight, damped, bits, group)
+    torch.testing.assert_close(ours, solved, rtol=0, atol=1e-9)
+
+
+def test_gptq_with_inputs_that_go_together_in_nothing_is_the_nearest_level(chapter):
+    weight = numbers(10, 96)
+    value, _ = chapter.by_absmax(4, 32)(weight)
+    torch.testing.assert_close(chapter.gptq(weight, torch.eye(96), 4, 32), value)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("group", [32, "channel"])
+def test_gptq_and_awq_move_the_outputs_less(chapter, seed, group):
+    weight = numbers(24, 96, seed=seed)
+    sizes = numbers(96, seed=seed + 50, scale=1.5).exp()
+    mixed = numbers(400, 20, seed=seed + 9, scale=1.0) @ numbers(
+        20, 96, seed=7, scale=1.0
+    )
+    inputs = inputs_of(chapter, (mixed + numbers(400, 96, seed=seed + 20)) * sizes)
+    near, _ = chapter.by_absmax(4, group)(weight)
+    plain = chapter.moved_by(near, weight, inputs)
+    value = chapter.gptq(weight, inputs.products, 4, group)
+    assert chapter.moved_by(value, weight, inputs) < 0.8 * plain
+    scales = chapter.awq_scales(weight, inputs, 4, group)
+    value = chapter.by_absmax(4, group)(weight * scales)[0] / scales
+    assert chapter.moved_by(value, weight, inputs) < 0.95 * plain
+
+
+def test_moved_by_is_the_share_of_the_outputs(chapter):
+    weight, x = numbers(12, 32), numbers(50, 32, seed=1, scale=1.0)
+    value, _ = chapter.by_absmax(3, 32)(weight)
+    share = (x @ (value - weight).T).square().sum() / (x @ weight.T).square().sum()
+    found = chapter.moved_by(value, weight, inputs_of(chapter, x))
+    assert found == pytest.approx(share.item(), rel=1e-4)
+
+
+def test_read_inputs_sees_what_each_matrix_reads(chapter, tiny):
+    x = tiny.token_embedding(torch.randint(50, (6, chapter.LENGTH)))
+    block = tiny.blocks[0]
+    seen = chapter.read_inputs(block, x)
+    first = block.norm_1(x)
+    attended = x + block.attention(first, chapter.MASK, chapter.ROPE)
+    for name, rows in (
+        ("attention.qkv", first),
+        ("mlp.gate_up", block.norm_2(attended)),
+    ):
+        rows = rows.flatten(0, 1)
+        products = rows.T @ rows / len(rows)
+        torch.testing.assert_close(seen[name].products, products, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(seen[name].sizes, rows.abs().mean(0))
+    assert seen["mlp.down"].sizes.shape == (96,)
+    assert not block.mlp.down._forward_pre_hooks
+
+
+def test_treated_shows_each_block_what_the_rounded_ones_before_it_give(chapter, tiny):
+    ids = torch.randint(50, (5, chapter.LENGTH))
+    before, shown = copy.deepcopy(tiny.state_dict()), []
+
+    def treat(block, inputs):
+        shown.append(inputs["attention.qkv"].products)
+        chapter.by_gptq(3, 32)(block, inputs)
+
+    small = chapter.treated(tiny, ids, treat)
+    x = small.token_embedding(ids)
+    for block, products in zip(small.blocks, shown, strict=True):
+        rows = block.norm_1(x).flatten(0, 1)
+        torch.testing.assert_close(
+            products, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-4
+        )
+        x = chapter.run_block(block, x)
+    assert all(torch.equal(tiny.state_dict()[name], before[name]) for name in before)
+
+
+def test_scaling_columns_changes_no_output(chapter, tiny):
+    block = copy.deepcopy(tiny.blocks[0])
+    for name in chapter.SCALED:
+        columns = block.get_submodule(name).in_features
+        chapter.scale_columns(block, name, numbers(columns, scale=0.7).exp())
+    ids = torch.randint(50, (2, 12))
+    scaled = copy.deepcopy(tiny)
+    scaled.blocks[0] = block
+    torch.testing.assert_close(scaled(ids), tiny(ids), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(block.norm_1.weight, tiny.blocks[0].norm_1.weight)
+
+
+def test_rounded_leaves_its_model_alone_and_everything_outside_of_the_matrices(
+    chapter, tiny
+):
+    before = copy.deepcopy(tiny.state_dict())
+    small, bits = chapter.rounded(tiny, chapter.by_absmax(3, 32))
+    assert bits == pytest.approx(3.5)
+    for name, value in small.state_dict().items():
+        assert torch.equal(tiny.state_dict()[name], before[name])
+        inside = name.removesuffix(".weight").split(".", 2)[-1] in chapter.MATRICES
+        assert torch.equal(value, before[name]) != inside
+
+
+# --- The record ---
+
+
+def test_the_calibration_shares_no_play_with_the_test(chapter):
+    assert not set(chapter.OTHERS) & set(chapter.HELD_OUT)
+    rows = {tuple(row.tolist()) for row in chapter.CALIBRATION.flatten(0, 1)}
+    assert len(rows) == chapter.CALIBRATION.shape[0] * chapter.CALIBRATION.shape[1]
+    assert not rows & {tuple(row[:-1].tolist()) for row in chapter.TEST.flatten(0, 1)}
