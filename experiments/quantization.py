@@ -115,28 +115,43 @@ def calibrated(seed: int) -> dict:
         chapter.SMOLLM2.config.vocab_size, ids.shape, generator=generator
     )
     ways = {
-        "GPTQ, 4 bits, 32": (ids, chapter.by_gptq(4, 32)),
-        "GPTQ, 4 bits, channel": (ids, chapter.by_gptq(4, "channel")),
-        "GPTQ, 3 bits, 32": (ids, chapter.by_gptq(3, 32)),
-        "AWQ, 4 bits, 32": (ids, chapter.by_awq(4, 32)),
-        "AWQ, 3 bits, 32": (ids, chapter.by_awq(3, 32)),
+        "GPTQ, 4 bits, 32": (ids, chapter.by_gptq(chapter.absmax_grid(4), 32)),
+        "GPTQ, 4 bits, channel": (
+            ids,
+            chapter.by_gptq(chapter.absmax_grid(4), "channel"),
+        ),
+        "GPTQ, 3 bits, 32": (ids, chapter.by_gptq(chapter.absmax_grid(3), 32)),
+        "AWQ, 4 bits, 32": (ids, chapter.by_awq(chapter.by_absmax(4, 32))),
+        "AWQ, 3 bits, 32": (ids, chapter.by_awq(chapter.by_absmax(3, 32))),
         "GPTQ, 4 bits, 32, on as many tokens as the test": (
             ids[: len(test)],
-            chapter.by_gptq(4, 32),
+            chapter.by_gptq(chapter.absmax_grid(4), 32),
         ),
-        "GPTQ, 4 bits, 32, on the test": (test, chapter.by_gptq(4, 32)),
+        "GPTQ, 4 bits, 32, on the test": (
+            test,
+            chapter.by_gptq(chapter.absmax_grid(4), 32),
+        ),
         "GPTQ, 3 bits, 32, on as many tokens as the test": (
             ids[: len(test)],
-            chapter.by_gptq(3, 32),
+            chapter.by_gptq(chapter.absmax_grid(3), 32),
         ),
-        "GPTQ, 3 bits, 32, on the test": (test, chapter.by_gptq(3, 32)),
+        "GPTQ, 3 bits, 32, on the test": (
+            test,
+            chapter.by_gptq(chapter.absmax_grid(3), 32),
+        ),
         "AWQ, 4 bits, 32, on as many tokens as the test": (
             ids[: len(test)],
-            chapter.by_awq(4, 32),
+            chapter.by_awq(chapter.by_absmax(4, 32)),
         ),
-        "AWQ, 4 bits, 32, on the test": (test, chapter.by_awq(4, 32)),
-        "GPTQ, 4 bits, 32, on random tokens": (noise, chapter.by_gptq(4, 32)),
-        "AWQ, 4 bits, 32, on random tokens": (noise, chapter.by_awq(4, 32)),
+        "AWQ, 4 bits, 32, on the test": (test, chapter.by_awq(chapter.by_absmax(4, 32))),
+        "GPTQ, 4 bits, 32, on random tokens": (
+            noise,
+            chapter.by_gptq(chapter.absmax_grid(4), 32),
+        ),
+        "AWQ, 4 bits, 32, on random tokens": (
+            noise,
+            chapter.by_awq(chapter.by_absmax(4, 32)),
+        ),
     }
     found = {
         name: measured(seed, name, chapter.treated(chapter.SMOLLM2, text, treat))
@@ -147,14 +162,60 @@ def calibrated(seed: int) -> dict:
     model = chapter.copied(chapter.SMOLLM2)
     x = chapter.SMOLLM2.token_embedding(ids)
     for block, original in zip(model.blocks, chapter.SMOLLM2.blocks, strict=True):
-        chapter.by_gptq(4, 32)(block, chapter.read_inputs(original, x))
+        chapter.by_gptq(chapter.absmax_grid(4), 32)(
+            block, chapter.read_inputs(original, x)
+        )
         x = chapter.run_block(original, x)
     return found | {name: measured(seed, name, model)}
 
 
+def controls(seed: int) -> dict:
+    """What the other parts leave open: other neighbours, another grid, the first tokens, and the play."""
+    torch.set_num_threads(1)
+    found = {}
+    for bits in (4, 3):
+        for name, way in (
+            ("absmax", chapter.by_absmax),
+            ("offset", chapter.by_offset),
+            ("zero point", chapter.by_zero_point),
+        ):
+            name = f"{name}, {bits} bits, 32, shuffled"
+            model, taken = chapter.rounded(
+                chapter.SMOLLM2, chapter.shuffled(way(bits, 32))
+            )
+            found[name] = measured(seed, name, model, taken)
+    ids = chapter.CALIBRATION[seed]
+    test = {tuple(row.tolist()) for row in chapter.TEST[seed]}
+    same = chapter.windows(chapter.HELD_OUT[seed], 24)
+    same = torch.stack([row for row in same if tuple(row.tolist()) not in test])[
+        : len(test), :-1
+    ]
+    absmax = chapter.by_gptq(chapter.absmax_grid(4), 32)
+    absmax_3 = chapter.by_gptq(chapter.absmax_grid(3), 32)
+    ways = {
+        "GPTQ, zero point, 3 bits, 32": (
+            ids,
+            chapter.by_gptq(chapter.zero_point_grid(3), 32),
+            0,
+        ),
+        "AWQ, zero point, 3 bits, 32": (
+            ids,
+            chapter.by_awq(chapter.by_zero_point(3, 32)),
+            0,
+        ),
+        "GPTQ, 4 bits, 32, without first tokens": (ids, absmax, 1),
+        "GPTQ, 4 bits, 32, on the same play": (same, absmax, 0),
+        "GPTQ, 3 bits, 32, on the same play": (same, absmax_3, 0),
+    }
+    return found | {
+        name: measured(seed, name, chapter.treated(chapter.SMOLLM2, text, treat, first))
+        for name, (text, treat, first) in ways.items()
+    }
+
+
 if __name__ == "__main__":
     record_parts(
-        [calibrated, rounding, inputs],
+        [calibrated, controls, rounding, inputs],
         data="SmolLM2-135M-Instruct, and plays of Shakespeare: eight windows of 256 tokens of each of four held-out "
         "plays for the test, one window of each of 17 others to calibrate on",
         seeds=SEEDS,

@@ -84,7 +84,7 @@ def test_a_group_of_zeros_stays_zero_everywhere(chapter):
     for way in ways:
         value, _ = way(weight)
         assert value.isfinite().all() and (value[1] == 0).all()
-    value = chapter.gptq(weight, torch.eye(64), 4, 32)
+    value = chapter.gptq(weight, torch.eye(64), chapter.absmax_grid(4), 32)
     assert value.isfinite().all() and (value[1] == 0).all()
 
 
@@ -278,21 +278,46 @@ def test_with_layers_keeps_the_model_and_shrinks_it(chapter, tiny):
 # --- With inputs in view ---
 
 
-@pytest.mark.parametrize(("bits", "group"), [(4, 32), (3, 32), (2, 96), (4, 16)])
-def test_gptq_is_a_least_squares_problem_for_each_column(chapter, bits, group):
-    weight = numbers(10, 96).double()
-    x = numbers(300, 96, seed=1, scale=1.0) @ numbers(96, 96, seed=2, scale=1.0)
+@pytest.mark.parametrize("grid", ["absmax_grid", "zero_point_grid"])
+@pytest.mark.parametrize(
+    ("bits", "columns", "group"),
+    [(4, 96, 32), (3, 96, 32), (2, 96, 96), (4, 96, 16), (4, 192, 96), (3, 192, 48)],
+)
+def test_gptq_is_a_least_squares_problem_for_each_column(
+    chapter, grid, bits, columns, group
+):
+    weight = numbers(10, columns).double()
+    x = numbers(300, columns, seed=1, scale=1.0)
+    x = x @ numbers(columns, columns, seed=2, scale=1.0)
     h = (x.T @ x).double()
-    damped = h + 0.01 * h.diagonal().mean() * torch.eye(96).double()
-    ours = chapter.gptq(weight, h, bits, group)
-    solved = chapter.by_solving(weight, damped, bits, group)
+    damped = h + 0.01 * h.diagonal().mean() * torch.eye(columns).double()
+    fit = getattr(chapter, grid)(bits)
+    ours = chapter.gptq(weight, h, fit, group)
+    solved = chapter.by_solving(weight, damped, fit, group)
     torch.testing.assert_close(ours, solved, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_grids_are_those_of_the_ways_without_data(chapter, bits):
+    weight = numbers(10, 32)
+    for grid, way in (
+        (chapter.absmax_grid, chapter.by_absmax),
+        (chapter.zero_point_grid, chapter.by_zero_point),
+    ):
+        rounds = grid(bits)(weight)
+        value = torch.stack([rounds(column) for column in weight.T], dim=1)
+        other, _ = way(bits, 32)(weight)
+        # Levels are found with stored scales here, and with exact ones there: a few near the middle differ.
+        same = torch.isclose(value, other, rtol=1e-3, atol=1e-6)
+        assert same.double().mean() > 0.98
 
 
 def test_gptq_with_inputs_that_go_together_in_nothing_is_the_nearest_level(chapter):
     weight = numbers(10, 96)
     value, _ = chapter.by_absmax(4, 32)(weight)
-    torch.testing.assert_close(chapter.gptq(weight, torch.eye(96), 4, 32), value)
+    torch.testing.assert_close(
+        chapter.gptq(weight, torch.eye(96), chapter.absmax_grid(4), 32), value
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -305,19 +330,19 @@ def test_gptq_and_awq_move_the_outputs_less(chapter, seed, group):
     )
     inputs = inputs_of(chapter, (mixed + numbers(400, 96, seed=seed + 20)) * sizes)
     near, _ = chapter.by_absmax(4, group)(weight)
-    plain = chapter.moved_by(near, weight, inputs)
-    value = chapter.gptq(weight, inputs.products, 4, group)
-    assert chapter.moved_by(value, weight, inputs) < 0.8 * plain
-    scales = chapter.awq_scales(weight, inputs, 4, group)
+    plain = chapter.moved_by(weight, near, inputs)
+    value = chapter.gptq(weight, inputs.products, chapter.absmax_grid(4), group)
+    assert chapter.moved_by(weight, value, inputs) < 0.8 * plain
+    scales = chapter.awq_scales(weight, inputs, chapter.by_absmax(4, group))
     value = chapter.by_absmax(4, group)(weight * scales)[0] / scales
-    assert chapter.moved_by(value, weight, inputs) < 0.95 * plain
+    assert chapter.moved_by(weight, value, inputs) < 0.95 * plain
 
 
 def test_moved_by_is_the_share_of_the_outputs(chapter):
     weight, x = numbers(12, 32), numbers(50, 32, seed=1, scale=1.0)
     value, _ = chapter.by_absmax(3, 32)(weight)
     share = (x @ (value - weight).T).square().sum() / (x @ weight.T).square().sum()
-    found = chapter.moved_by(value, weight, inputs_of(chapter, x))
+    found = chapter.moved_by(weight, value, inputs_of(chapter, x))
     assert found == pytest.approx(share.item(), rel=1e-4)
 
 
@@ -345,7 +370,7 @@ def test_treated_shows_each_block_what_the_rounded_ones_before_it_give(chapter, 
 
     def treat(block, inputs):
         shown.append(inputs["attention.qkv"].products)
-        chapter.by_gptq(3, 32)(block, inputs)
+        chapter.by_gptq(chapter.absmax_grid(3), 32)(block, inputs)
 
     small = chapter.treated(tiny, ids, treat)
     x = small.token_embedding(ids)
