@@ -30,9 +30,7 @@ def without_zero(bits: int, group: int):
 
     def way(weight: torch.Tensor) -> tuple[torch.Tensor, float]:
         rows = weight.reshape(-1, group)
-        scales = rows.abs().amax(1, keepdim=True).clamp(min=1e-12) / (
-            2 ** (bits - 1) - 0.5
-        )
+        scales = rows.abs().amax(1, keepdim=True).clamp(min=1e-12) / (2 ** (bits - 1) - 0.5)
         levels = (
             (rows / scales - 0.5).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
         )
@@ -111,9 +109,7 @@ def calibrated(seed: int) -> dict:
     ids = chapter.CALIBRATION[seed]
     test = chapter.TEST[seed][:, :-1]
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randint(
-        chapter.SMOLLM2.config.vocab_size, ids.shape, generator=generator
-    )
+    noise = torch.randint(chapter.SMOLLM2.config.vocab_size, ids.shape, generator=generator)
     ways = {
         "GPTQ, 4 bits, 32": (ids, chapter.by_gptq(chapter.absmax_grid(4), 32)),
         "GPTQ, 4 bits, channel": (
@@ -162,9 +158,7 @@ def calibrated(seed: int) -> dict:
     model = chapter.copied(chapter.SMOLLM2)
     x = chapter.SMOLLM2.token_embedding(ids)
     for block, original in zip(model.blocks, chapter.SMOLLM2.blocks, strict=True):
-        chapter.by_gptq(chapter.absmax_grid(4), 32)(
-            block, chapter.read_inputs(original, x)
-        )
+        chapter.by_gptq(chapter.absmax_grid(4), 32)(block, chapter.read_inputs(original, x))
         x = chapter.run_block(original, x)
     return found | {name: measured(seed, name, model)}
 
@@ -180,9 +174,7 @@ def controls(seed: int) -> dict:
             ("zero point", chapter.by_zero_point),
         ):
             name = f"{name}, {bits} bits, 32, shuffled"
-            model, taken = chapter.rounded(
-                chapter.SMOLLM2, chapter.shuffled(way(bits, 32))
-            )
+            model, taken = chapter.rounded(chapter.SMOLLM2, chapter.shuffled(way(bits, 32)))
             found[name] = measured(seed, name, model, taken)
     ids = chapter.CALIBRATION[seed]
     test = {tuple(row.tolist()) for row in chapter.TEST[seed]}
