@@ -135,6 +135,25 @@ def test_a_zero_point_keeps_zero_and_is_off_by_half_a_step_at_most(
     assert all(len(row.unique()) <= 2**bits for row in value)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_zero_point_is_a_level_even_where_all_weights_have_one_sign(chapter, sign):
+    weight = sign * torch.linspace(1.05, 1.2, 32).view(1, 32)
+    value, _ = chapter.by_zero_point(2, 32)(weight)
+    # The levels are 0, 0.4, 0.8 and 1.2: one of them has to be 0.
+    torch.testing.assert_close(value, sign * torch.full((1, 32), 1.2), rtol=1e-3, atol=0)
+
+
+def test_what_is_read_back_has_scales_of_sixteen_bits(chapter):
+    weight = 0.1 * torch.arange(-7, 9).repeat(2).float().view(1, 32)
+    step, low, largest = (torch.tensor(x).half().float() for x in (0.1, -0.7, 0.8))
+    k = torch.arange(-7, 9).repeat(2)
+    assert torch.equal(chapter.by_zero_point(4, 32)(weight)[0][0], k * step)
+    assert torch.equal(chapter.by_offset(4, 32)(weight)[0][0], (k + 7) * step + low)
+    assert chapter.by_normal_levels(32)(weight)[0].max() == largest
+    absmax = chapter.by_absmax(4, 32)(weight)[0]
+    assert absmax.max() == 7 * torch.tensor(0.8 / 7).half().float()
+
+
 @given(st.integers(0, 10**6))
 def test_nearest_finds_what_trying_all_levels_finds(definitions_of, seed):
     chapter = definitions_of(SLUG)
@@ -203,6 +222,7 @@ def test_nvfp4_reaches_the_largest_weight_of_each_block(chapter, scale):
     weight[0] *= 50
     codes, scales, whole = chapter.nvfp4(weight)
     assert ((codes & 7).amax(1) == 7).all()
+    assert scales.float().max() == 448  # the largest number of E4M3 is used
     # E4M3 has three bits after the point: half a step is a sixteenth.
     exact = weight.view(-1, 16).abs().amax(1, keepdim=True) / 6
     torch.testing.assert_close(scales.float() * whole, exact, rtol=1 / 16, atol=0)
