@@ -275,12 +275,13 @@ def test_a_token_with_an_outlier_leaves_other_tokens_alone_with_a_scale_for_each
     assert (chapter.OneScaleLinear(weight)(spoiled)[1:] == 0).all()
 
 
-def test_the_fused_layer_is_ours_for_a_single_token(chapter):
-    weight, x = numbers(40, 64), numbers(1, 64, seed=1, scale=2.0)
-    ours, fused = chapter.Int8Linear(weight)(x), chapter.FusedInt8Linear(weight)(x)
-    # Two roundings of the inputs: each moves a product by 0.006 at one deviation.
-    torch.testing.assert_close(fused, ours, rtol=0, atol=0.05)
-    assert (ours - x @ weight.T).norm() < 0.02 * ours.norm()
+def test_the_fused_layer_is_as_exact_as_ours_for_a_single_token(chapter):
+    weight, x = numbers(400, 576), numbers(1, 576, seed=1, scale=2.0)
+    exact = x @ weight.T
+    for kind in (chapter.Int8Linear, chapter.FusedInt8Linear):
+        off = (kind(weight)(x) - exact).norm() / exact.norm()
+        # With inputs of seven bits, a flag away, it would be above 0.014.
+        assert 0.003 < off < 0.012
 
 
 def test_int4_linear_reads_back_what_absmax_rounds(chapter):
@@ -339,6 +340,12 @@ def test_grids_are_those_of_the_ways_without_data(chapter, bits):
         # Levels are found with stored scales here, and with exact ones there: a few near the middle differ.
         same = torch.isclose(value, other, rtol=1e-3, atol=1e-6)
         assert same.double().mean() > 0.98
+        if grid is chapter.absmax_grid:
+            step = weight.abs().amax(1) / (2 ** (bits - 1) - 1)
+        else:
+            step = (weight.amax(1) - weight.amin(1)) / (2**bits - 1)
+        off = (value - weight).abs().amax(1)
+        assert (off <= 0.52 * step).all()
 
 
 def test_gptq_with_inputs_that_go_together_in_nothing_is_the_nearest_level(chapter):
@@ -463,10 +470,10 @@ def test_read_inputs_sees_what_each_matrix_reads(chapter, tiny, first):
     for name, read in rows.items():
         read = read[:, first:].flatten(0, 1)
         products = read.T @ read / len(read)
-        torch.testing.assert_close(seen[name].products, products, rtol=1e-2, atol=1e-4)
-        torch.testing.assert_close(
-            seen[name].sizes, read.abs().mean(0), rtol=1e-2, atol=1e-4
-        )
+        # The inverse of a matrix costs digits; one token of 256 is 0.4 %.
+        tolerance = {"rtol": 1e-2 if name == "attention.out" else 1e-3, "atol": 1e-4}
+        torch.testing.assert_close(seen[name].products, products, **tolerance)
+        torch.testing.assert_close(seen[name].sizes, read.abs().mean(0), **tolerance)
     assert not block.mlp.down._forward_pre_hooks
 
 
