@@ -1,6 +1,6 @@
 """The recorded experiment of the chapter on quantization: what each way of rounding SmolLM2's matrices costs.
 
-`make experiment NAME=quantization` runs the chapter's own code in two processes of one thread each, in about half an hour,
+`make experiment NAME=quantization` runs the chapter's own code in two processes of one thread each, in about an hour,
 and rewrites experiments/quantization.json, which the chapter prints and draws. A seed stands for a play of the test and
 for a set of windows to calibrate on; no two seeds share either.
 """
