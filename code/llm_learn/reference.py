@@ -1,7 +1,7 @@
 """Our models in the classes of other libraries, and the losses of those libraries on our numbers."""
 
-import logging
 import os
+import warnings
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -346,10 +346,10 @@ def bitsandbytes_nf4(weight: Tensor, *, group: int) -> tuple[Tensor, Tensor]:
     Returns:
         (16,) levels in order; (M, N)
     """
-    # It warns where optional kernels for CPUs are missing; results are the same without.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from bitsandbytes import functional
 
-    codes, state = functional.quantize_4bit(weight, blocksize=group, quant_type="nf4")
-    levels = functional.get_4bit_type("nf4", device="cpu")
-    return levels, functional.dequantize_4bit(codes, state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, about what it calls
+        codes, state = functional.quantize_4bit(weight, blocksize=group, quant_type="nf4")
+        read = functional.dequantize_4bit(codes, state)
+    return functional.get_4bit_type("nf4", device="cpu"), read
