@@ -1,6 +1,7 @@
 """What every notebook does around its subject: start, time, glue, verify."""
 
 import json
+import logging
 import os
 import random
 import time
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 
 from llm_learn.plotting import use_book_style
+
+# Where it is installed, PEFT and TRL import it, and it warns of optional kernels; nothing here would use them.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def start(seed: int = 0) -> torch.Generator:

@@ -1,7 +1,6 @@
 """Our models in the classes of other libraries, and the losses of those libraries on our numbers."""
 
 import os
-import warnings
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -348,8 +347,6 @@ def bitsandbytes_nf4(weight: Tensor, *, group: int) -> tuple[Tensor, Tensor]:
     """
     from bitsandbytes import functional
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, about what it calls
-        codes, state = functional.quantize_4bit(weight, blocksize=group, quant_type="nf4")
-        read = functional.dequantize_4bit(codes, state)
-    return functional.get_4bit_type("nf4", device="cpu"), read
+    codes, state = functional.quantize_4bit(weight, blocksize=group, quant_type="nf4")
+    levels = functional.get_4bit_type("nf4", device="cpu")
+    return levels, functional.dequantize_4bit(codes, state)
