@@ -110,44 +110,24 @@ def calibrated(seed: int) -> dict:
     test = chapter.TEST[seed][:, :-1]
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randint(chapter.SMOLLM2.config.vocab_size, ids.shape, generator=generator)
+    gptq_4, gptq_3 = (chapter.by_gptq(chapter.absmax_grid(bits), 32) for bits in (4, 3))
+    awq_4, awq_3 = (chapter.by_awq(chapter.by_absmax(bits, 32)) for bits in (4, 3))
+    few = ids[: len(test)]
+    by_row = chapter.by_gptq(chapter.absmax_grid(4), "channel")
     ways = {
-        "GPTQ, 4 bits, 32": (ids, chapter.by_gptq(chapter.absmax_grid(4), 32)),
-        "GPTQ, 4 bits, channel": (
-            ids,
-            chapter.by_gptq(chapter.absmax_grid(4), "channel"),
-        ),
-        "GPTQ, 3 bits, 32": (ids, chapter.by_gptq(chapter.absmax_grid(3), 32)),
-        "AWQ, 4 bits, 32": (ids, chapter.by_awq(chapter.by_absmax(4, 32))),
-        "AWQ, 3 bits, 32": (ids, chapter.by_awq(chapter.by_absmax(3, 32))),
-        "GPTQ, 4 bits, 32, on as many tokens as the test": (
-            ids[: len(test)],
-            chapter.by_gptq(chapter.absmax_grid(4), 32),
-        ),
-        "GPTQ, 4 bits, 32, on the test": (
-            test,
-            chapter.by_gptq(chapter.absmax_grid(4), 32),
-        ),
-        "GPTQ, 3 bits, 32, on as many tokens as the test": (
-            ids[: len(test)],
-            chapter.by_gptq(chapter.absmax_grid(3), 32),
-        ),
-        "GPTQ, 3 bits, 32, on the test": (
-            test,
-            chapter.by_gptq(chapter.absmax_grid(3), 32),
-        ),
-        "AWQ, 4 bits, 32, on as many tokens as the test": (
-            ids[: len(test)],
-            chapter.by_awq(chapter.by_absmax(4, 32)),
-        ),
-        "AWQ, 4 bits, 32, on the test": (test, chapter.by_awq(chapter.by_absmax(4, 32))),
-        "GPTQ, 4 bits, 32, on random tokens": (
-            noise,
-            chapter.by_gptq(chapter.absmax_grid(4), 32),
-        ),
-        "AWQ, 4 bits, 32, on random tokens": (
-            noise,
-            chapter.by_awq(chapter.by_absmax(4, 32)),
-        ),
+        "GPTQ, 4 bits, 32": (ids, gptq_4),
+        "GPTQ, 4 bits, channel": (ids, by_row),
+        "GPTQ, 3 bits, 32": (ids, gptq_3),
+        "AWQ, 4 bits, 32": (ids, awq_4),
+        "AWQ, 3 bits, 32": (ids, awq_3),
+        "GPTQ, 4 bits, 32, on as many tokens as the test": (few, gptq_4),
+        "GPTQ, 4 bits, 32, on the test": (test, gptq_4),
+        "GPTQ, 3 bits, 32, on as many tokens as the test": (few, gptq_3),
+        "GPTQ, 3 bits, 32, on the test": (test, gptq_3),
+        "AWQ, 4 bits, 32, on as many tokens as the test": (few, awq_4),
+        "AWQ, 4 bits, 32, on the test": (test, awq_4),
+        "GPTQ, 4 bits, 32, on random tokens": (noise, gptq_4),
+        "AWQ, 4 bits, 32, on random tokens": (noise, awq_4),
     }
     found = {
         name: measured(seed, name, chapter.treated(chapter.SMOLLM2, text, treat))
@@ -158,7 +138,7 @@ def calibrated(seed: int) -> dict:
     model = chapter.copied(chapter.SMOLLM2)
     x = chapter.SMOLLM2.token_embedding(ids)
     for block, original in zip(model.blocks, chapter.SMOLLM2.blocks, strict=True):
-        chapter.by_gptq(chapter.absmax_grid(4), 32)(block, chapter.read_inputs(original, x))
+        gptq_4(block, chapter.read_inputs(original, x))
         x = chapter.run_block(original, x)
     return found | {name: measured(seed, name, model)}
 
@@ -182,22 +162,15 @@ def controls(seed: int) -> dict:
     same = torch.stack([row for row in same if tuple(row.tolist()) not in test])[
         : len(test), :-1
     ]
-    absmax = chapter.by_gptq(chapter.absmax_grid(4), 32)
-    absmax_3 = chapter.by_gptq(chapter.absmax_grid(3), 32)
+    gptq_4, gptq_3 = (chapter.by_gptq(chapter.absmax_grid(bits), 32) for bits in (4, 3))
+    gptq_zero = chapter.by_gptq(chapter.zero_point_grid(3), 32)
+    awq_zero = chapter.by_awq(chapter.by_zero_point(3, 32))
     ways = {
-        "GPTQ, zero point, 3 bits, 32": (
-            ids,
-            chapter.by_gptq(chapter.zero_point_grid(3), 32),
-            0,
-        ),
-        "AWQ, zero point, 3 bits, 32": (
-            ids,
-            chapter.by_awq(chapter.by_zero_point(3, 32)),
-            0,
-        ),
-        "GPTQ, 4 bits, 32, without first tokens": (ids, absmax, 1),
-        "GPTQ, 4 bits, 32, on the same play": (same, absmax, 0),
-        "GPTQ, 3 bits, 32, on the same play": (same, absmax_3, 0),
+        "GPTQ, zero point, 3 bits, 32": (ids, gptq_zero, 0),
+        "AWQ, zero point, 3 bits, 32": (ids, awq_zero, 0),
+        "GPTQ, 4 bits, 32, without first tokens": (ids, gptq_4, 1),
+        "GPTQ, 4 bits, 32, on the same play": (same, gptq_4, 0),
+        "GPTQ, 3 bits, 32, on the same play": (same, gptq_3, 0),
     }
     return found | {
         name: measured(seed, name, chapter.treated(chapter.SMOLLM2, text, treat, first))

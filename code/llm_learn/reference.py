@@ -1,4 +1,4 @@
-"""Our models in the classes of other libraries, and the losses of those libraries on our numbers."""
+"""Our models in the classes of other libraries, and what those libraries make of our numbers."""
 
 import os
 from collections import defaultdict
