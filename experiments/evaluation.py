@@ -1,0 +1,130 @@
+"""The recorded experiment of the chapter on evaluation: four models, eight formats, judges, and leaked tests.
+
+`make experiment NAME=evaluation` runs the chapter's own code in two processes of one thread each, in about half an hour,
+and rewrites experiments/evaluation.json, which the chapter prints and draws.
+"""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import definitions, record_parts
+
+SEEDS = [0, 1, 2]  # draws of the wrong answers, and what is leaked
+RECORD = Path(__file__).with_suffix(".json")
+BITS = (8, 5, 4, 3)
+LONG = ("letters", "chat")  # formats for two of the models only
+chapter = definitions("post-training/evaluation")
+
+
+@functools.lru_cache(maxsize=1)
+def models() -> dict:
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    rounded = {f"{bits} bits": chapter.with_bits(chapter.SMOLLM2, bits) for bits in BITS}
+    return {"shipped": chapter.SMOLLM2, **rounded}
+
+
+def marks(right: np.ndarray) -> str:
+    """One character a question: 1 is right."""
+    return "".join(map(str, right.astype(int)))
+
+
+def packed(values: np.ndarray) -> str:
+    """Numbers in one line, to a hundredth of a nat."""
+    return " ".join(f"{value:.2f}" for value in values.flatten())
+
+
+def formats(seed: int) -> dict:
+    """All models in all formats: which questions are right by which rule, and some of the log-probabilities."""
+    questions = chapter.draw_questions(chapter.PLACES, seed)
+    right = np.array([question.right for question in questions])
+    runs = {}
+    for name, model in models().items():
+        for format_name, (form, encode) in chapter.FORMATS.items():
+            if (name == "8 bits" and format_name != "question") or (
+                format_name in LONG and name not in ("shipped", "4 bits")
+            ):
+                continue
+            sums = chapter.sums_for(model, form, questions, encode)
+            ruled = {"sum": sums}
+            if encode is chapter.encode_pair and format_name not in (
+                "letters",
+                "no article",
+            ):
+                ruled = chapter.by_rules(model, sums, questions)
+            row = {rule: marks(s.argmax(1) == right) for rule, s in ruled.items()}
+            log_shares = torch.tensor(sums).log_softmax(1)[range(len(right)), right]
+            row["loss"] = round(-log_shares.mean().item(), 4)
+            row["answers"] = np.bincount(sums.argmax(1), minlength=4).tolist()
+            if name == "shipped" or format_name == "question":
+                row["sums"] = packed(sums)
+            runs[f"{name}, {format_name}"] = row
+            print(seed, name, format_name, row["sum"].count("1"), row["loss"], flush=True)
+    return {"seed": seed, "runs": runs}
+
+
+def judges(seed: int) -> dict:
+    """The shipped model judges answers to every second question, in both orders."""
+    questions = chapter.draw_questions(chapter.PLACES, seed)[::2]
+    model, runs = models()["shipped"], {}
+    for kind, pairs, names in (
+        ("right or wrong", chapter.one_wrong(questions), list(chapter.JUDGES)),
+        (
+            "right or longer",
+            chapter.same_but_longer(questions),
+            ["letters", "letters, chat"],
+        ),
+        (
+            "right or wrong and longer",
+            chapter.wrong_but_longer(questions),
+            ["letters", "letters, chat"],
+        ),
+    ):
+        for name in names:
+            margins = chapter.verdicts(model, *chapter.JUDGES[name], pairs)
+            runs[f"{kind}, {name}"] = packed(margins)
+            print(seed, kind, name, (margins > 0).mean(0), flush=True)
+    return {"seed": seed, "runs": runs}
+
+
+def leaks(seed: int) -> dict:
+    """Half of the test's questions are learned by heart; then all are asked in several formats.
+
+    They are learned as questions, as statements, and as questions whose answers have changed places with others of the
+    continent among those learned, which teaches the form and the countries, and no city.
+    """
+    questions = chapter.draw_questions(chapter.PLACES, seed)
+    right = np.array([question.right for question in questions])
+    generator = torch.Generator().manual_seed(seed)
+    leaked = sorted(
+        torch.randperm(len(questions), generator=generator)[: len(questions) // 2].tolist()
+    )
+    runs, model = {}, models()["shipped"]
+    for leak in ("question", "statement", "mixed up"):
+        form = chapter.FORMATS["statement" if leak == "statement" else "question"][0]
+        texts = [chapter.solved(form, questions[i]) for i in leaked]
+        if leak == "mixed up":
+            texts = chapter.mixed_up(form, chapter.PLACES, questions, leaked, seed)
+        student = chapter.crammed(model, texts, seed)
+        for asked in ("question", "statement", "is a city in"):
+            sums = chapter.sums_for(student, chapter.FORMATS[asked][0], questions)
+            log_shares = torch.tensor(sums).log_softmax(1)[range(len(right)), right]
+            ruled = chapter.by_rules(student, sums, questions)
+            row = {rule: marks(s.argmax(1) == right) for rule, s in ruled.items()}
+            runs[f"{leak}, {asked}"] = row | {"log shares": packed(log_shares.numpy())}
+            hits = (sums.argmax(1) == right)[leaked]
+            print(
+                seed, leak, asked, round(hits.mean(), 3), row["sum"].count("1"), flush=True
+            )
+    return {"seed": seed, "leaked": leaked, "runs": runs}
+
+
+if __name__ == "__main__":
+    record_parts(
+        [formats, judges, leaks],
+        "cities of the time zone database (tzdata 2026.6), with three other countries of the continent",
+        SEEDS,
+        RECORD,
+    )
