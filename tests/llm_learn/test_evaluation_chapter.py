@@ -109,29 +109,18 @@ def test_text_losses_in_one_window_are_the_models(chapter, tiny):
     assert short[-1].item() == pytest.approx(-logits.log_softmax(-1)[20].item(), abs=1e-5)
 
 
-@given(st.text("abc ", min_size=30, max_size=80), st.text("abc", min_size=2, max_size=2))
-def test_the_counter_gives_probabilities(definitions_of, text, context):
-    text = "abc " + text
-    counter = definitions_of(SLUG).CharacterCounter(text, order=3)
-    total = sum(math.exp(-counter.losses(context + char)[0]) for char in "abc ")
+def test_pairs_are_counted(chapter):
+    learned = "abracadabra"
+    for text in ("ab", "br", "dd"):
+        follows = sum(learned.startswith(text[0], i) for i in range(len(learned) - 1))
+        p = (sum(learned.startswith(text, i) for i in range(len(learned))) + 1) / (
+            follows + 5
+        )
+        assert math.exp(-chapter.pair_losses(learned, text)[0]) == pytest.approx(p)
+    total = sum(
+        math.exp(-chapter.pair_losses(learned, "a" + other)[0]) for other in "abcdr"
+    )
     assert total == pytest.approx(1)
-
-
-def test_the_counter_equals_its_formula(chapter):
-    text, d = "abracadabra", 2.0
-    counter = chapter.CharacterCounter(text, order=3, d=d)
-
-    def count(string: str) -> int:
-        return sum(text.startswith(string, i) for i in range(len(text)))
-
-    def p(context: str, char: str) -> float:
-        shorter = p(context[1:], char) if context else 1 / 5
-        followed = sum(count(context + other) for other in "abcdr")
-        return (count(context + char) + d * shorter) / (followed + d)
-
-    for string in ("abr", "bra", "cad", "dda"):
-        found = math.exp(-counter.losses(string)[0])
-        assert found == pytest.approx(p(string[:2], string[2]))
 
 
 # --- Choices ---

@@ -3,7 +3,7 @@
 import torch
 
 from llm_learn.model import Llama, LlamaConfig
-from llm_learn.reference import to_hugging_face
+from llm_learn.reference import smollm2_tokenizer, to_hugging_face
 
 
 def tiny_llama() -> Llama:
@@ -49,3 +49,11 @@ def test_weights_are_shared_and_gradients_are_not():
     theirs(torch.randint(29, (1, 5))).logits.sum().backward()
     assert all(p.grad is not None for p in theirs.parameters())
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_smollm2s_tokenizer_gives_our_ids_and_reads_them_back():
+    theirs, (_, ours) = smollm2_tokenizer(), load_smollm2()
+    for text in ("The city of Lyon, in 2024.", " a  b\n\n\tc", "Ünïcödé 漢字 🙂"):
+        ids = theirs.encode(text, add_special_tokens=False)
+        assert ids == ours.encode(text) and theirs.decode(ids) == text
+    assert theirs.eos_token_id == ours.special_ids["<|endoftext|>"]
