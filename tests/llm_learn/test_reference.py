@@ -51,9 +51,9 @@ def test_weights_are_shared_and_gradients_are_not():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_smollm2s_tokenizer_gives_our_ids_and_reads_them_back():
+def test_smollm2s_tokenizer_reads_back_what_it_cut_and_knows_the_end():
+    # That its ids are ours, tests of llm_learn.gguf show.
     theirs, (_, ours) = smollm2_tokenizer(), load_smollm2()
     for text in ("The city of Lyon, in 2024.", " a  b\n\n\tc", "Ünïcödé 漢字 🙂"):
-        ids = theirs.encode(text, add_special_tokens=False)
-        assert ids == ours.encode(text) and theirs.decode(ids) == text
+        assert theirs.decode(theirs.encode(text, add_special_tokens=False)) == text
     assert theirs.eos_token_id == ours.special_ids["<|endoftext|>"]
