@@ -1,4 +1,4 @@
-"""Questions about cities and countries, made from the time zone database."""
+"""Countries, and questions about their cities, from the time zone database."""
 
 import random
 from collections.abc import Sequence
@@ -14,6 +14,57 @@ WITH_ARTICLE = {
     "United Arab Emirates",
     "United States",
 }
+# Kept apart, since questions about cities are written without.
+ALSO_WITH_ARTICLE = {
+    "Bahamas",
+    "Cayman Islands",
+    "Central African Rep.",
+    "Czech Republic",
+    "Isle of Man",
+    "Åland Islands",
+}
+# What the tables abbreviate, or what texts call otherwise as well.
+OTHER_NAMES = {
+    "Bosnia & Herzegovina": ("Bosnia and Herzegovina", "Bosnia"),
+    "Britain (UK)": ("the United Kingdom", "the UK", "England", "Scotland", "Britain"),
+    "Central African Rep.": ("the Central African Republic",),
+    "Congo (Dem. Rep.)": (
+        "the Democratic Republic of the Congo",
+        "the Democratic Republic of Congo",
+        "the DRC",
+    ),
+    "Congo (Rep.)": (
+        "the Republic of the Congo",
+        "the Republic of Congo",
+        "Congo",
+        "the Congo",
+    ),
+    "Côte d’Ivoire": ("Côte d’Ivoire", "Côte d'Ivoire", "Ivory Coast", "the Ivory Coast"),
+    "Czech Republic": ("the Czech Republic", "Czechia"),
+    "Eswatini (Swaziland)": ("Eswatini", "Swaziland"),
+    "Gambia": ("the Gambia", "The Gambia", "Gambia"),
+    "Korea (North)": ("North Korea",),
+    "Korea (South)": ("South Korea", "the Republic of Korea", "Korea"),
+    "Myanmar (Burma)": ("Myanmar", "Burma"),
+    "Netherlands": ("the Netherlands", "The Netherlands", "Holland"),
+    "Trinidad & Tobago": ("Trinidad and Tobago",),
+    "United States": (
+        "the United States",
+        "the USA",
+        "the US",
+        "the U.S",
+        "USA",
+    ),
+}
+# Countries whose zones are named after an ocean, or after another continent.
+ON_ISLANDS = (
+    *(
+        ("Africa", name)
+        for name in ("Cape Verde", "Comoros", "Madagascar", "Mauritius", "Seychelles")
+    ),
+    *(("Asia", name) for name in ("Maldives", "Turkey")),
+    ("Europe", "Iceland"),
+)
 DISPUTED = {"Famagusta", "Gaza", "Hebron", "Jerusalem", "Simferopol", "Taipei"}
 
 
@@ -26,14 +77,10 @@ class Question:
     right: int  # its index
 
 
-def read_places() -> list[tuple[str, str, str]]:
-    """Continent, city and country of zones of the time zone database, where the country's name is plain.
-
-    Needs `tzdata`, whose tables are in the public domain. Left out are cities whose name tells the country, and those
-    that are claimed by several.
-    """
+def _read_tables() -> list[list[list[str]]]:
+    """Fields of the lines of two tables: codes and names of countries; codes, places and names of zones."""
     folder = files("tzdata") / "zoneinfo"
-    tables = [
+    return [
         [
             line.split("\t")
             for line in (folder / name).read_text(encoding="utf-8").splitlines()
@@ -41,8 +88,38 @@ def read_places() -> list[tuple[str, str, str]]:
         ]
         for name in ("iso3166.tab", "zone.tab")
     ]
-    names, places = dict(tables[0]), []
-    for code, _, zone, *_ in tables[1]:
+
+
+def read_countries() -> dict[str, list[tuple[str, ...]]]:
+    """Countries of each continent, each by the names under which a text may speak of it.
+
+    Needs `tzdata`, whose tables are in the public domain: a country belongs where it has a time zone, and so a few are
+    on two continents, and territories with a zone of their own are among them. Names that take an article have it.
+    """
+    codes, zones = _read_tables()
+    names, found = dict(codes), {continent: {} for continent in CONTINENTS}
+    places = [(zone.split("/")[0], names[code]) for code, _, zone, *_ in zones]
+    for continent, name in [*places, *ON_ISLANDS]:
+        plain = name in OTHER_NAMES or not set("(&.") & set(name)
+        enclave = (continent, name) == ("Africa", "Spain")
+        if continent in found and plain and not enclave:
+            article = "the " if name in WITH_ARTICLE | ALSO_WITH_ARTICLE else ""
+            found[continent][name] = OTHER_NAMES.get(name, (article + name,))
+    return {
+        continent: [countries[name] for name in sorted(countries)]
+        for continent, countries in found.items()
+    }
+
+
+def read_places() -> list[tuple[str, str, str]]:
+    """Continent, city and country of zones of the time zone database, where the country's name is plain.
+
+    Needs `tzdata`, whose tables are in the public domain. Left out are cities whose name tells the country, and those
+    that are claimed by several.
+    """
+    codes, zones = _read_tables()
+    names, places = dict(codes), []
+    for code, _, zone, *_ in zones:
         continent, *_, city = zone.split("/")
         city, country = city.replace("_", " "), names[code]
         known = continent in CONTINENTS and city not in DISPUTED

@@ -2,7 +2,13 @@
 
 import pytest
 
-from llm_learn.geography import CONTINENTS, DISPUTED, draw_questions, read_places
+from llm_learn.geography import (
+    CONTINENTS,
+    DISPUTED,
+    draw_questions,
+    read_countries,
+    read_places,
+)
 
 PLACES = read_places()
 
@@ -38,3 +44,17 @@ def test_a_continent_needs_four_countries():
         ValueError, match="places has 3 countries in Asia: a question needs 4"
     ):
         draw_questions(places, 0)
+
+
+def test_every_continent_has_its_countries_by_names_that_can_be_written():
+    countries = read_countries()
+    assert set(countries) == set(CONTINENTS)
+    for same_names in countries.values():
+        names = [name for same in same_names for name in same]
+        assert len(set(names)) == len(names) > 40
+        assert not set("(&") & set("".join(names))
+    flat = {c: {name for same in names for name in same} for c, names in countries.items()}
+    assert {"the United Kingdom", "Iceland", "Russia"} <= flat["Europe"]
+    assert {"Madagascar", "the Gambia", "Niger"} <= flat["Africa"]
+    assert {"South Korea", "Turkey", "Russia"} <= flat["Asia"]
+    assert "Spain" not in flat["Africa"] and "the United States" in flat["America"]
