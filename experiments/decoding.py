@@ -108,7 +108,7 @@ def lookups(seed: int) -> dict:
 
         (ids,) = chapter.write(chapter.SMOLLM2, [prompt], new, chapter.greedy)
         drawn = chapter.write(chapter.SMOLLM2, [prompt] * 16, new, choose)
-        ids, drawn = chapter.until_end(ids), [chapter.until_end(row) for row in drawn]
+        ids, drawn = chapter.before_end(ids), [chapter.before_end(row) for row in drawn]
         ours, passes = chapter.speculate(
             chapter.SMOLLM2,
             prompt,

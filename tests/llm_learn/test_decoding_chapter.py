@@ -313,8 +313,8 @@ def test_a_guess_follows_an_end_that_stood_before(definitions_of, text, k):
 
 def test_texts_end_where_the_model_ends_them(chapter):
     end = chapter.END
-    assert chapter.until_end([4, 5, end, 6]) == [4, 5]
-    assert chapter.until_end([4, 5]) == [4, 5]
+    assert chapter.before_end([4, 5, end, 6]) == [4, 5]
+    assert chapter.before_end([4, 5]) == [4, 5]
     assert chapter.taken_out("so: {1} }x") == "{1} }" and chapter.taken_out("none") == ""
 
 
