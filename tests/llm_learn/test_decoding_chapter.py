@@ -178,6 +178,32 @@ def test_the_grammar_and_json_agree_on_short_texts(definitions_of, inside):
     assert ours == (chapter.as_object(text) is not None)
 
 
+@pytest.mark.parametrize(
+    "value", ["1.", ".5", "01", "1e", "-", "+1", "tru", "[1,]", '"\\x"']
+)
+def test_what_is_nearly_json_is_refused(chapter, value):
+    text = f'{{"a":{value}}}'
+    assert chapter.as_object(text) is None
+    assert chapter.read(chapter.GRAMMAR, ("object",), text.encode()) is None
+
+
+@pytest.mark.parametrize(
+    "character",
+    [
+        b"\xed\xa0\x80",
+        b"\xc0\x80",
+        b"\xe0\x80\x80",
+        b"\xf0\x80\x80\x80",
+        b"\xf4\x90\x80\x80",
+        b"\x80",
+    ],
+)
+def test_bytes_that_are_no_character_are_refused(chapter, character):
+    with pytest.raises(UnicodeDecodeError):
+        character.decode()
+    assert chapter.read(chapter.GRAMMAR, ("characters",), character) is None
+
+
 def test_options_that_begin_alike_are_refused(chapter):
     with pytest.raises(ValueError, match="'word' that begin alike"):
         chapter.Grammar({"word": [(b"ab", b"c"), (b"b",)]})
