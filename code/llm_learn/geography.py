@@ -57,7 +57,7 @@ OTHER_NAMES = {
     ),
 }
 # Countries whose zones are named after an ocean, or after another continent.
-ON_ISLANDS = (
+ELSEWHERE = (
     *(
         ("Africa", name)
         for name in ("Cape Verde", "Comoros", "Madagascar", "Mauritius", "Seychelles")
@@ -99,7 +99,7 @@ def read_countries() -> dict[str, list[tuple[str, ...]]]:
     codes, zones = _read_tables()
     names, found = dict(codes), {continent: {} for continent in CONTINENTS}
     places = [(zone.split("/")[0], names[code]) for code, _, zone, *_ in zones]
-    for continent, name in [*places, *ON_ISLANDS]:
+    for continent, name in [*places, *ELSEWHERE]:
         plain = name in OTHER_NAMES or not set("(&.") & set(name)
         enclave = (continent, name) == ("Africa", "Spain")
         if continent in found and plain and not enclave:

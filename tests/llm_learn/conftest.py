@@ -38,6 +38,19 @@ def definitions_of() -> Callable[[str], SimpleNamespace]:
     return cache(common.definitions)
 
 
+@pytest.fixture(scope="module")
+def chapter(request, definitions_of) -> SimpleNamespace:
+    """The definitions of the chapter that the test module names in SLUG."""
+    return definitions_of(request.module.SLUG)
+
+
+@pytest.fixture
+def no_gradients():
+    """For chapters that switch them off at their beginning."""
+    with torch.no_grad():
+        yield
+
+
 @pytest.fixture
 def tiny_model_of_lines() -> Callable[[int], Llama]:
     """Makes an untrained model of the shape that the chapters on preferences need, from a seed."""

@@ -1,8 +1,5 @@
 """What the chapter on datasets defines for itself: masks of packed rows keep documents apart, groups are connected."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,18 +9,11 @@ from hypothesis import strategies as st
 from llm_learn.attention import MultiHeadAttention, causal_mask
 from llm_learn.data import pack_documents
 
+pytest.importorskip("datasets")
+
+SLUG = "pretraining/datasets"
 EOS = 0
 DOCS = st.lists(st.lists(st.integers(1, 50), max_size=7), min_size=1, max_size=6)
-
-
-@pytest.fixture(scope="module")
-def chapter():
-    pytest.importorskip("datasets")
-    path = Path(__file__).parents[2] / "experiments" / "common.py"
-    spec = importlib.util.spec_from_file_location("experiments_common", path)
-    common = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(common)
-    return common.definitions("pretraining/datasets")
 
 
 def pieces(document_ids: torch.Tensor) -> list[tuple[int, slice]]:

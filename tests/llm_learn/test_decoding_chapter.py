@@ -2,7 +2,6 @@
 
 import json
 import math
-import string
 
 import hypothesis.strategies as st
 import numpy as np
@@ -11,21 +10,11 @@ import torch
 from hypothesis import given, settings
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
-from llm_learn.generate import filter_logits, generate
+from llm_learn.generate import generate
 from llm_learn.model import Llama, LlamaConfig
 
 SLUG = "reasoning/decoding"
-
-
-@pytest.fixture(scope="module")
-def chapter(definitions_of):
-    return definitions_of(SLUG)
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def tiny(
@@ -204,9 +193,13 @@ def test_bytes_that_are_no_character_are_refused(chapter, character):
     assert chapter.read(chapter.GRAMMAR, ("characters",), character) is None
 
 
-def test_options_that_begin_alike_are_refused(chapter):
+def test_rules_that_are_missing_endless_or_begin_alike_are_refused(chapter):
     with pytest.raises(ValueError, match="'word' that begin alike"):
         chapter.Grammar({"word": [(b"ab", b"c"), (b"b",)]})
+    with pytest.raises(ValueError, match=r"lacks \['inner'\]"):
+        chapter.Grammar({"word": [(b"a", "inner")]})
+    with pytest.raises(ValueError, match=r"\['word'\], whose texts never end"):
+        chapter.Grammar({"word": [(b"a", "word")]})
     hidden = {"word": [("inner",), (b"b",)], "inner": [(b"b",)]}
     with pytest.raises(ValueError, match="'word' that begin alike"):
         chapter.Grammar(hidden)
@@ -342,10 +335,3 @@ def test_texts_end_where_the_model_ends_them(chapter):
     assert chapter.before_end([4, 5, end, 6]) == [4, 5]
     assert chapter.before_end([4, 5]) == [4, 5]
     assert chapter.taken_out("so: {1} }x") == "{1} }" and chapter.taken_out("none") == ""
-
-
-def test_top_p_of_the_chapter_is_the_packages(chapter):
-    logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(5))
-    kept = filter_logits(logits, top_p=chapter.NUCLEUS) > -torch.inf
-    assert torch.equal(chapter.not_divided(logits) > 0, kept)
-    assert string.ascii_lowercase.encode() in chapter.PLAIN

@@ -13,11 +13,6 @@ TOLERANCE = 1e-12
 SLUG = "post-training/distillation"
 
 
-@pytest.fixture(scope="module")
-def chapter(definitions_of):
-    return definitions_of(SLUG)
-
-
 def logits(seed: int) -> tuple[torch.Tensor, ...]:
     """Logits of a student, which carry a gradient, and of a teacher, float64."""
     generator = torch.Generator().manual_seed(seed)

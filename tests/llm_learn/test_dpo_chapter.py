@@ -10,13 +10,9 @@ from hypothesis import strategies as st
 from llm_learn.lines import LINE_END, PROMPT, Pairs, sample_answers
 from llm_learn.reference import trl_odds_ratio_loss, trl_pair_loss, trl_simpo_loss
 
+SLUG = "post-training/dpo"
 # Sums of a few float64 numbers of size ten, squared where the loss squares them.
 TOLERANCE = 1e-9
-
-
-@pytest.fixture(scope="module")
-def chapter(definitions_of):
-    return definitions_of("post-training/dpo")
 
 
 def pairs(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -14,17 +14,7 @@ from hypothesis import given
 from llm_learn.model import Llama, LlamaConfig
 
 SLUG = "post-training/evaluation"
-
-
-@pytest.fixture(scope="module")
-def chapter(definitions_of):
-    return definitions_of(SLUG)
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def small(vocab_size: int = 50) -> Llama:

@@ -23,11 +23,6 @@ SLUG = "post-training/ppo-and-grpo"
 
 
 @pytest.fixture(scope="module")
-def chapter(definitions_of):
-    return definitions_of(SLUG)
-
-
-@pytest.fixture(scope="module")
 def untrained(chapter):
     torch.manual_seed(0)
     return Llama(

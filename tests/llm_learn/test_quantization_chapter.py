@@ -12,18 +12,8 @@ from llm_learn.model import Llama, LlamaConfig
 from llm_learn.reference import bitsandbytes_nf4
 
 SLUG = "post-training/quantization"
+pytestmark = pytest.mark.usefixtures("no_gradients")
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
-
-
-@pytest.fixture(scope="module")
-def chapter(definitions_of):
-    return definitions_of(SLUG)
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
 
 
 def numbers(*shape: int, seed: int = 0, scale: float = 0.05) -> torch.Tensor:
