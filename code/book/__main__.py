@@ -205,7 +205,7 @@ def summary(root: Path, budgets: dict[str, dict[str, float]]) -> str:
         [
             "total",
             f"{sum(record['cpu_seconds'] for record in records):.1f}",
-            f"{BOOK_CPU_SECONDS:g}",
+            f"{sum(budgets[r['docname']]['cpu_seconds'] for r in records):g}, at most {BOOK_CPU_SECONDS:,}",
             "",
             "",
             "",

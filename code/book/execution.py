@@ -90,6 +90,8 @@ class Book:
             )
         except NotAChapter as error:
             raise ChapterError(str(error)) from None
+        if too_much := book_problems(self.chapters):
+            raise ChapterError("\n\n".join(too_much))
         package = Package(self.root / "code" / PACKAGE)
         stale, fingerprints = [], {}
         for chapter in self.chapters:
@@ -107,8 +109,6 @@ class Book:
         measured = self._measured()
         slow = slowness(measured)
         failures += budget_problems(measured, slow)
-        if not self.only:
-            failures += book_problems((record for _, record in measured), slow)
         if failures:
             raise ChapterError("\n\n".join(failures))
 

@@ -2,6 +2,7 @@
 
 import heapq
 import json
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
@@ -25,6 +26,7 @@ GPT4_PATTERN = (
 # equally frequent pairs, so keeping it makes our merges those of the reference library.
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_ORDER = bytes(PRINTABLE + sorted(set(range(256)) - set(PRINTABLE)))
+BYTE_IDS = bytes(BYTE_ORDER.index(byte) for byte in range(256))  # the id of each byte
 
 
 def cut_into_chunks(text: str, pattern: str) -> list[str]:
@@ -121,8 +123,7 @@ def train_merges(chunk_counts: dict[bytes, int], num_merges: int) -> list[tuple[
     """
     if num_merges < 0:
         raise ValueError(f"num_merges is {num_merges}: it cannot be negative")
-    byte_ids = bytes(BYTE_ORDER.index(b) for b in range(256))
-    chunks = [list(chunk.translate(byte_ids)) for chunk in chunk_counts]
+    chunks = [list(chunk.translate(BYTE_IDS)) for chunk in chunk_counts]
     weights = list(chunk_counts.values())
     pair_counts = defaultdict(int)
     chunks_with = defaultdict(set)
@@ -329,14 +330,13 @@ class BPETokenizer(BPEVocabulary):
         return {}  # Words repeat: remember the ids of those already seen.
 
     def _merge_chunk(self, chunk: str) -> list[int]:
-        ids = [BYTE_ORDER.index(b) for b in chunk.encode()]
+        ids = list(chunk.encode().translate(BYTE_IDS))
+        ranks = self._ranks
         while len(ids) > 1:
-            earliest = min(
-                pairwise(ids), key=lambda pair: self._ranks.get(pair, len(self._ranks))
-            )
-            if earliest not in self._ranks:
+            earliest = min(pairwise(ids), key=lambda pair: ranks.get(pair, math.inf))
+            if earliest not in ranks:
                 break
-            ids = merge_pair(ids, earliest, 256 + self._ranks[earliest])
+            ids = merge_pair(ids, earliest, 256 + ranks[earliest])
         ids = [self.numbering[i] for i in ids]
         if -1 in ids:
             raise ValueError(f"text holds {chunk!r}, for which this vocabulary has no ids")
