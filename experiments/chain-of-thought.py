@@ -29,9 +29,8 @@ def forms(seed: int) -> dict:
     found = {}
     for form in chapter.FORMS:
         model = chapter.teach(chapter.new_model(seed), form, seed)
-        if (
-            form is chapter.answer_first
-        ):  # what is given first counts, not what its steps come to
+        if form is chapter.answer_first:
+            # What is given first counts, not what its steps come to.
             explained = chapter.explained(model)
             found[form.__name__] = explained["answer"]
         else:

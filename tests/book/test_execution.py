@@ -182,6 +182,16 @@ def test_a_chapter_over_its_budget_fails_every_build_until_the_budget_fits(
 
 
 @pytest.mark.slow
+def test_a_book_that_declares_too_much_is_not_executed(tiny_book: TinyBook) -> None:
+    tiny_book.replace("chapters/part/alpha.md", "cpu_seconds: 60", "cpu_seconds: 1500")
+    done = tiny_book.build()
+    assert done.returncode != 0 and "declare 1,620 CPU-seconds" in done.stderr
+    assert "took" not in done.stdout
+    # Whoever writes a chapter may look at it before there is room for it.
+    assert tiny_book.build("--chapter", "part/alpha").returncode == 0
+
+
+@pytest.mark.slow
 def test_a_first_build_may_fail(tiny_book: TinyBook) -> None:
     logo = "html_theme_options: {logo: {image_light: logo.svg, image_dark: logo.svg}}"
     tiny_book.replace(

@@ -38,16 +38,16 @@ def test_every_form_ends_with_the_result(definitions_of, seed, K):
         answers = form(problems, luck)
         assert (answers[:, -1] == chapter.DONE).all()
         assert torch.equal(chapter.final_digits(answers), problems.results[:, -1]), form
-    first = chapter.answer_first(problems, luck)
+    first = chapter.answer_first(problems)
     assert torch.equal(first[:, 1], problems.results[:, -1])
-    assert torch.equal(first[:, 2:], chapter.with_steps(problems, luck))
+    assert torch.equal(first[:, 2:], chapter.with_steps(problems))
 
 
 @given(SEEDS, LENGTHS, st.data())
 def test_a_changed_id_is_found_where_it_stands(definitions_of, seed, K, data):
     chapter = definitions_of(SLUG)
     problems = problems_of(chapter, seed, K, 1)
-    answers = chapter.with_steps(problems, torch.Generator())
+    answers = chapter.with_steps(problems)
     assert chapter.right_steps(answers, problems).all()
     place = data.draw(st.integers(0, answers.shape[1] - 1))
     other = data.draw(st.integers(0, len(chapter.SIGNS) - 1))
@@ -70,7 +70,7 @@ def test_a_chain_that_goes_on_from_a_wrong_value_has_one_wrong_step(
     wrong = (problems.results[:, j - 1 : j] + data.draw(st.integers(1, 6))) % chapter.HOURS
     numbers = torch.cat([wrong, problems.numbers[:, j + 1 :]], 1)
     rest = chapter.Problems(numbers, problems.signs[:, j:])
-    answers = chapter.with_steps(problems, torch.Generator())
+    answers = chapter.with_steps(problems)
     answers[:, 5 * j] = wrong[:, 0]
     answers[:, 5 * j + 5 :: 5] = rest.results
     expected = [step != j - 1 for step in range(K)]
@@ -87,8 +87,10 @@ def test_digits_at_the_end(chapter):
         [4, D, E, 2, D],
         [E, 4, 4, 4, 4],
         [E, D, D, D, D],
+        [D, E, 4, D, D],
+        [E, 3, 4, D, D],
     ]
-    assert chapter.final_digits(torch.tensor(rows)).tolist() == [4, 4, -1, -1, -1]
+    assert chapter.final_digits(torch.tensor(rows)).tolist() == [4, 4] + 5 * [-1]
     assert chapter.final_digits(torch.tensor([[E, chapter.A, D]])).tolist() == [-1]
 
 
@@ -96,7 +98,7 @@ def test_digits_at_the_end(chapter):
 def test_gaps_hide_results_and_nothing_else(definitions_of, seed, K, data):
     chapter = definitions_of(SLUG)
     problems, m = problems_of(chapter, seed, K), data.draw(st.integers(0, K - 1))
-    whole = chapter.with_steps(problems, torch.Generator())
+    whole = chapter.with_steps(problems)
     blank = chapter.blank_after(problems, m)
     hidden = [5 * k for k in range(m + 1, K)]
     assert (blank[:, hidden] == chapter.DOT).all()
@@ -117,7 +119,7 @@ def test_a_model_that_believes_what_is_written_follows_a_change(chapter, monkeyp
         rest = chapter.Problems(
             torch.cat([prompts[:, -1:], operations[..., 2]], 1), operations[..., 1]
         )
-        return chapter.with_steps(rest, torch.Generator())[:, 1:]
+        return chapter.with_steps(rest)[:, 1:]
 
     def knower(model, prompts, length):
         """Ends with what the problem gives, whatever is written."""
@@ -132,6 +134,57 @@ def test_a_model_that_believes_what_is_written_follows_a_change(chapter, monkeyp
         for j in range(1, 6):
             luck = torch.Generator().manual_seed(j)
             assert chapter.after_change(None, 6, j, luck) == expected
+
+
+def test_an_answer_before_its_steps_is_held_against_them(chapter, monkeypatch):
+    def consistent(model, prompts, length):
+        return chapter.answer_first(chapter.test_problems(length // 5))
+
+    def guessing(model, prompts, length):
+        answers = consistent(model, prompts, length)
+        answers[:, 1] = (answers[:, 1] + 1) % chapter.HOURS
+        return answers
+
+    def bending(model, prompts, length):
+        """A wrong answer, and a last step that leads to it."""
+        answers = guessing(model, prompts, length)
+        answers[:, -2] = answers[:, 1]
+        return answers
+
+    for writer, expected in (
+        (consistent, (1, 1, 1)),
+        (guessing, (0, 1, 0)),
+        (bending, (0, 0, 1)),
+    ):
+        monkeypatch.setitem(chapter.explained.__globals__, "write", writer)
+        found = chapter.explained(None)
+        for what, share in zip(("answer", "steps", "agree"), expected, strict=True):
+            assert found[what] == [share] * 6, (writer.__name__, what)
+
+
+def test_gaps_are_asked_right_before_the_result(chapter):
+    K = 4
+    results = chapter.test_problems(K).results
+
+    def reader(ids):
+        """Repeats the last digit that stands in the text, as its answer."""
+        assert (ids[:, -1] == chapter.EQUALS).all()
+        logits = torch.zeros(*ids.shape, len(chapter.SIGNS))
+        for row, each in zip(logits, ids, strict=True):
+            before = each[:-1][each[:-1] < chapter.HOURS]
+            row[-1, before[-1]] = 1
+        return logits
+
+    number = chapter.test_problems(K).numbers
+    right = [
+        (results[:, -1] == last).float().mean().item()
+        for last in (number[:, -1], results[:, 1])
+    ]
+    # A cut chain ends in its last result, or in the problem's last number; one with blanks in that of the last step.
+    assert chapter.with_gaps(reader, chapter.cut_after, K)[::2] == pytest.approx(right)
+    assert chapter.with_gaps(reader, chapter.blank_after, K) == pytest.approx(
+        [right[0]] * K
+    )
 
 
 # --- Learning ---
@@ -157,6 +210,26 @@ def test_chances_after_an_operation_are_counted_right(chapter):
         shares = torch.bincount(values[:, step], minlength=7) / len(values)
         assert (shares - chances).abs().max() < 0.005
     assert chances.sum() == pytest.approx(1)
+
+
+def test_votes_of_known_answers(chapter):
+    luck, true = torch.Generator().manual_seed(0), torch.zeros(2000, dtype=torch.long)
+
+    def vote(*chances: float, count: int) -> float:
+        rows = torch.tensor(chances).expand(2000, -1)
+        rows = torch.nn.functional.pad(rows, (0, chapter.HOURS - rows.shape[1]))
+        return chapter.vote(rows, true, count, luck)
+
+    assert vote(1.0, count=3) == 1
+    assert vote(0.0, 1.0, count=3) == 0
+    assert vote(0.0, count=5) == 0  # nobody votes
+    assert vote(0.7, 0.3, count=1) == pytest.approx(0.7, abs=0.01)
+    assert vote(0.7, 0.3, count=3) == pytest.approx(0.784, abs=0.01)
+    assert vote(0.7, 0.3, count=2) == pytest.approx(
+        0.7, abs=0.01
+    )  # a tie is decided by lot
+    # Of three, of whom one does not vote with the chance 0.2.
+    assert vote(0.8, count=3) == pytest.approx(1 - 0.2**3, abs=0.01)
 
 
 # --- Words ---
@@ -198,8 +271,8 @@ def test_texts_that_share_a_beginning_are_continued_as_alone(chapter):
     )
     shared = chapter.TOKENIZER.encode(shown)
     rows = [chapter.TOKENIZER.encode(question) for question, _, _ in asked]
-    texts = chapter.continued(shared, rows, 12)
+    texts = chapter.continued(shared, rows, 24)
     for row, text in zip(rows, texts, strict=True):
         ids = torch.tensor([[*shared, *row]])
-        whole = generate(chapter.SMOLLM2, ids, 12, temperature=0)[0, ids.shape[1] :]
+        whole = generate(chapter.SMOLLM2, ids, 24, temperature=0)[0, ids.shape[1] :]
         assert chapter.TOKENIZER.decode(whole.tolist()).partition("\n")[0] == text
