@@ -140,6 +140,22 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_(params, list(steps), alpha=-size)
 
 
+def muon_and_adamw(
+    model: nn.Module, *, muon_rate: float, adamw_rate: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices in `model.blocks`, AdamW for everything else, neither with weight decay.
+
+    AdamW averages squared gradients over about a hundred updates, for models that are trained in some hundreds.
+    """
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+    inside = set(matrices)
+    rest = [p for p in model.parameters() if p not in inside]
+    return [
+        Muon(matrices, lr=muon_rate, weight_decay=0.0),
+        AdamW(rest, lr=adamw_rate, betas=(0.9, 0.99), weight_decay=0.0),
+    ]
+
+
 def decay_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float
 ) -> list[dict]:
