@@ -58,24 +58,28 @@ def judges(seed: int) -> dict:
     triples = sorted(numbers for numbers in hidden if len(numbers) == 3)
     alive = [bool(chapter.chance(numbers)) for numbers in triples]
     values, draw = chapter.values_below(judge.values, hands), random.Random(seed)
-    tables = {"20,000 games, shuffled": chapter.shuffled(values, (2, 3), draw)}
+    tables = {
+        "20,000 games, shuffled": [
+            chapter.shuffled(values, (2, 3), draw) for _ in range(10)
+        ]
+    }
     for games in (300, 2000):
         other = chapter.teach_judge(seed, hidden, games)
-        tables[f"{games:,} games"] = chapter.values_below(other.values, hands)
-    tables["20,000 games"] = values
-    tables["20,000 games, shuffled triples"] = chapter.shuffled(values, (3,), draw)
-    tables["all games, counted"] = {state: chapter.chance(state) for state in values}
+        tables[f"{games:,} games"] = [chapter.values_below(other.values, hands)]
+    tables["20,000 games"] = [values]
+    tables["20,000 games, shuffled triples"] = [
+        chapter.shuffled(values, (3,), draw) for _ in range(10)
+    ]
+    tables["all games, counted"] = [{state: chapter.chance(state) for state in values}]
     runs = {}
-    for name, table in tables.items():
+    for name, alike in tables.items():
         found = [
-            [chapter.beam_of_steps(hand, width, table) for hand in hands]
+            [chapter.beam_of_steps(hand, width, table) for table in alike for hand in hands]
             for width in chapter.WIDTHS
         ]
         solved, tokens = np.array(found).mean(1).T.tolist()
-        runs[name] = {
-            "triples": chapter.ranked_above([table[t] for t in triples], alive),
-            "widths": solved,
-        }
+        ranks = [chapter.ranked_above([t[s] for s in triples], alive) for t in alike]
+        runs[name] = {"triples": float(np.mean(ranks)), "widths": solved}
     print(seed, runs, flush=True)
     return {"seed": seed, "runs": runs, "tokens": tokens}
 

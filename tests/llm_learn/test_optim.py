@@ -17,6 +17,7 @@ from llm_learn.optim import (
     Muon,
     cosine_schedule,
     decay_groups,
+    muon_and_adamw,
     orthogonalised,
     width_groups,
     wsd_schedule,
@@ -328,6 +329,30 @@ def test_decay_groups_hold_every_parameter_once():
     assert all(
         names[p].endswith("weight") and "norm" not in names[p] for p in decayed["params"]
     )
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():
+    model = make_gpt()
+    muon, adamw = muon_and_adamw(model, muon_rate=0.3, adamw_rate=0.2)
+    assert (type(muon), type(adamw)) == (Muon, AdamW)
+    names = {p: name for name, p in model.named_parameters()}
+    inside, outside = (
+        [names[p] for group in optimizer.param_groups for p in group["params"]]
+        for optimizer in (muon, adamw)
+    )
+    assert sorted(inside + outside) == sorted(names.values())
+    for name in inside:
+        assert name.startswith("blocks.") and name.endswith("weight"), name
+        assert "norm" not in name, name
+    assert "token_embedding.weight" in outside
+    assert not [
+        n
+        for n in outside
+        if n.startswith("blocks.") and "norm" not in n and n.endswith("weight")
+    ]
+    for optimizer, rate in ((muon, 0.3), (adamw, 0.2)):
+        (group,) = optimizer.param_groups
+        assert (group["lr"], group["weight_decay"]) == (rate, 0.0)
 
 
 def test_width_groups_hold_every_parameter_once_and_slow_down_what_sums_over_the_width():
