@@ -35,7 +35,9 @@ def methods(seed: int) -> dict:
     pool = chapter.pool_of(judge.values, chains)
     generator, draw = torch.Generator().manual_seed(seed), random.Random(seed)
     shares = {
-        str(budget): chapter.at_tokens(budget, player, judge, hands, pool, generator, draw)
+        str(budget): chapter.at_tokens(
+            budget, player, judge, hands, pool, generator, draw, beams=4
+        )
         for budget in (92, 368, 736, 1472)
     }
     print(seed, shares, flush=True)
@@ -46,8 +48,13 @@ def whole(seed: int) -> dict:
     """What becomes of the choice among many chains."""
     _, _, _, judge, chains = learned(seed)
     pool = chapter.pool_of(judge.values, chains)
-    counted = chapter.pool_of(lambda states: list(map(chapter.chance, states)), chains)
-    found = {str(n): chapter.best_among(pool, counted, n) for n in chapter.COUNTS}
+    counted, possible = (
+        chapter.pool_of(
+            lambda states, kind=kind: [kind(chapter.chance(s)) for s in states], chains
+        )
+        for kind in (float, lambda share: float(share > 0))
+    )
+    found = {str(n): chapter.best_among(pool, counted, possible, n) for n in chapter.COUNTS}
     print(seed, found, flush=True)
     return {"seed": seed, "choices": found}
 
@@ -55,9 +62,12 @@ def whole(seed: int) -> dict:
 def judges(seed: int) -> dict:
     """Beams of legal steps with judges from few and many games, and with such as are not learned."""
     hands, hidden, _, judge, _ = learned(seed)
-    triples = sorted(numbers for numbers in hidden if len(numbers) == 3)
-    alive = [bool(chapter.chance(numbers)) for numbers in triples]
     values, draw = chapter.values_below(judge.values, hands), random.Random(seed)
+    sizes = {
+        kind: [state for state in values if len(state) == size]
+        for kind, size in (("triples", 3), ("pairs", 2))
+    }
+    everything = chapter.teach_judge(seed, hidden=())
     tables = {
         "20,000 games, shuffled": [
             chapter.shuffled(values, (2, 3), draw) for _ in range(10)
@@ -67,6 +77,9 @@ def judges(seed: int) -> dict:
         other = chapter.teach_judge(seed, hidden, games)
         tables[f"{games:,} games"] = [chapter.values_below(other.values, hands)]
     tables["20,000 games"] = [values]
+    tables["20,000 games, nothing hidden"] = [
+        chapter.values_below(everything.values, hands)
+    ]
     tables["20,000 games, shuffled triples"] = [
         chapter.shuffled(values, (3,), draw) for _ in range(10)
     ]
@@ -78,8 +91,17 @@ def judges(seed: int) -> dict:
             for width in chapter.WIDTHS
         ]
         solved, tokens = np.array(found).mean(1).T.tolist()
-        ranks = [chapter.ranked_above([t[s] for s in triples], alive) for t in alike]
-        runs[name] = {"triples": float(np.mean(ranks)), "widths": solved}
+        ranks = {
+            kind: [
+                chapter.ranked_above(
+                    [table[s] for s in states], [bool(chapter.chance(s)) for s in states]
+                )
+                for table in alike
+            ]
+            for kind, states in sizes.items()
+        }
+        runs[name] = {kind: float(np.mean(found)) for kind, found in ranks.items()}
+        runs[name]["widths"] = solved
     print(seed, runs, flush=True)
     return {"seed": seed, "runs": runs, "tokens": tokens}
 
