@@ -37,6 +37,14 @@ def test_results_are_those_of_fractions(chapter, a, b, sign):
     assert chapter.result_of(a, sign, b) == (wanted if allowed else None)
 
 
+def test_results_at_the_edges_of_the_rules(chapter):
+    P, M, T, D = range(chapter.PLUS, chapter.PLUS + 4)
+    cases = {(31, P, 9): 40, (31, P, 10): None, (8, T, 5): 40, (41, D, 1): None}
+    cases |= {(7, M, 7): 0, (9, D, 2): None, (9, D, 3): 3, (9, D, 0): None, (0, T, 0): 0}
+    for operation, wanted in cases.items():
+        assert chapter.result_of(*operation) == wanted, operation
+
+
 @given(SEEDS)
 def test_steps_depend_on_the_numbers_and_not_on_their_order(chapter, seed):
     hand, _ = game_of(chapter, seed)
@@ -219,6 +227,18 @@ def test_a_choice_with_a_perfect_score_is_coverage(chapter):
     )
 
 
+def test_the_best_legal_chain_is_chosen_among_legal_ones(chapter):
+    pool = chapter.Pool(
+        [[("a",), ("b",), ("c",)]],
+        torch.tensor([[0, 3, 3]]),
+        torch.tensor([[False, True, False]]),
+        {k: torch.tensor([[0.9, 0.5, 0.1]]) for k in ("pair", "product")},
+    )
+    found = chapter.choices(pool, 3)
+    assert found["best of n, legal"] == 1
+    assert found["best of n, pair"] == 0
+
+
 # --- Searches ---
 
 
@@ -269,6 +289,30 @@ def test_tokens_are_those_of_what_was_written(chapter, seed):
     different += sum(5 * len(chapter.successors(pair)) for pair in set(pairs))
     assert chapter.best_first(hand, values) == math.inf
     assert chapter.beam_of_steps(hand, 10**6, values) == (False, different)
+
+
+def test_best_first_goes_on_from_a_state_once(chapter, monkeypatch):
+    visited, successors = [], chapter.successors
+
+    def counting(numbers):
+        visited.append(numbers)
+        return successors(numbers)
+
+    monkeypatch.setitem(chapter.best_first.__globals__, "successors", counting)
+    for hand in [hand for hand in chapter.HANDS if not chapter.chance(hand)][::10]:
+        values = counted(chapter, [hand])
+        visited.clear()
+        assert chapter.best_first(hand, values) == math.inf
+        assert len(visited) == len(set(visited))
+
+
+@given(SEEDS)
+@settings(max_examples=20)
+def test_depth_first_pays_for_a_path_at_least(chapter, seed):
+    draw = random.Random(seed)
+    hand = draw.choice(chapter.SOLVABLE)
+    tokens = chapter.depth_first(hand, draw)
+    assert chapter.WRITES <= tokens <= chapter.tokens_below(hand)
 
 
 def test_shuffled_values_stay_within_their_size(chapter):
