@@ -1,7 +1,7 @@
 """The recorded experiment of the chapter on chains of thought: SmolLM2 without examples, told to think step by step.
 
-`make experiment NAME=zero-shot` runs the chapter's own code in two processes of one thread each, in about a quarter of an hour, and
-rewrites experiments/zero-shot.json, which the chapter prints. A seed stands for the problems.
+`make experiment NAME=zero-shot` runs the chapter's own code in two processes of one thread each, in about half an hour,
+and rewrites experiments/zero-shot.json, which the chapter prints. A seed stands for the problems.
 """
 
 from pathlib import Path

@@ -147,6 +147,10 @@ def muon_and_adamw(
 
     AdamW averages squared gradients over about a hundred updates, for models that are trained in some hundreds.
     """
+    if not isinstance(getattr(model, "blocks", None), nn.Module):
+        raise ValueError(
+            f"model is a {type(model).__name__}: expected one with `blocks`, such as GPT or Llama"
+        )
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     inside = set(matrices)
     rest = [p for p in model.parameters() if p not in inside]

@@ -355,6 +355,11 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():
         assert (group["lr"], group["weight_decay"]) == (rate, 0.0)
 
 
+def test_muon_and_adamw_reject_a_model_without_blocks():
+    with pytest.raises(ValueError, match="model is a Linear: expected one with `blocks`"):
+        muon_and_adamw(nn.Linear(2, 2), muon_rate=0.1, adamw_rate=0.1)
+
+
 def test_width_groups_hold_every_parameter_once_and_slow_down_what_sums_over_the_width():
     shape = {"vocab_size": 11, "context_length": 8, "d_model": 64, "d_ff": 96}
     heads = {"num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
