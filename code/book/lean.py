@@ -196,8 +196,10 @@ def write_files(app: Sphinx, exception: Exception | None) -> None:
         name: hashlib.sha256(text.encode()).hexdigest()[:8]
         for name, text in ((STYLE, style), (SCRIPT, script))
     }
+    # A chapter may be called search, too.
+    search_page = Path(app.outdir) / "search.html"
     for path, text in texts.items():
-        new = finished(text, path.name == "search.html", versions)
+        new = finished(text, path == search_page, versions)
         if new != text:
             path.write_text(new, encoding="utf-8")
 
