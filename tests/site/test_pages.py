@@ -10,6 +10,7 @@ import pytest
 import site_server as site
 
 PAGES = site.pages()
+CHAPTER = "chapters/basics/attention"
 needs_site = pytest.mark.skipif(
     not (site.HTML / "index.html").is_file(), reason=site.missing() or ""
 )
@@ -146,11 +147,12 @@ def test_commands_on_the_pages_are_targets_of_the_makefile():
 
 @pytest.fixture(scope="module")
 def contexts():
-    """One reader for each width, who starts every page in the light theme."""
+    """One reader for each width and theme."""
     with site.browser() as chromium:
         yield {
-            width: site.open_context(chromium, width=width, theme="light")
+            (width, theme): site.open_context(chromium, width=width, theme=theme)
             for width in site.WIDTHS
+            for theme in site.THEMES
         }
 
 
@@ -159,8 +161,8 @@ def visit(contexts, address):
     """Opens a page; gives it, and a list of what went wrong while it opened."""
     opened = []
 
-    def open_page(name: str, width: int):
-        page, problems = contexts[width].new_page(), []
+    def open_page(name: str, width: int, theme: str = "light"):
+        page, problems = contexts[width, theme].new_page(), []
         opened.append(page)
 
         def third_party(request) -> None:
@@ -245,12 +247,20 @@ LOW_CONTRAST = """() => {
 
 @needs_browser
 @pytest.mark.parametrize("name", PAGES)
-def test_theme_switch_and_contrast_in_both_themes(visit, name):
-    page, _ = visit(name, 1280)
+def test_dark_pages_have_contrast(visit, name):
+    """In the light theme, axe looks at the contrast of every page."""
+    page, _ = visit(name, 1280, "dark")
+    assert page.get_attribute("html", "data-theme") == "dark"
+    assert page.evaluate(LOW_CONTRAST) == []
+
+
+@needs_browser
+def test_the_theme_can_be_switched(visit):
+    page, _ = visit(CHAPTER, 1280)
     ground = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(ground)
     assert page.get_attribute("html", "data-theme") == "light"
-    assert page.evaluate(LOW_CONTRAST) == [], "light theme"
+    assert page.evaluate(LOW_CONTRAST) == []
     button = page.locator(".theme-switch-button:visible").first
     for _ in range(3):  # the button goes through light, dark and the system's choice
         button.click()
@@ -262,4 +272,12 @@ def test_theme_switch_and_contrast_in_both_themes(visit, name):
         if not page.evaluate(LOW_CONTRAST):
             break
         page.wait_for_timeout(250)
-    assert page.evaluate(LOW_CONTRAST) == [], "dark theme"
+    assert page.evaluate(LOW_CONTRAST) == []
+
+
+@needs_browser
+def test_pale_text_is_found_in_the_dark_theme(visit):
+    page, _ = visit(CHAPTER, 1280, "dark")
+    style = "color: #555; transition: none"
+    page.evaluate(f"document.querySelector('article p').style = '{style}'")
+    assert len(page.evaluate(LOW_CONTRAST)) == 1
