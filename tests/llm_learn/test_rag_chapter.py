@@ -260,6 +260,45 @@ def test_answers_come_in_the_order_of_their_prompts(chapter):
     assert chapter.written(texts) == [chapter.written([text])[0] for text in texts]
 
 
+def test_the_best_text_is_read_last_and_one_that_was_read_is_the_source(
+    chapter, monkeypatch
+):
+    notes = chapter.guide(0)
+    texts, a = [note.text for note in notes], chapter.questions_about(notes)[4]
+    said = f"{texts[a.note]}"
+    prompts = []
+
+    def written(rows):
+        prompts.extend(rows)
+        return [said for _ in rows]
+
+    monkeypatch.setitem(chapter.ask.__globals__, "written", written)
+    (answer,) = chapter.ask([a.question], texts, count=3)
+    places = [prompts[0].index(texts[i]) for i in answer.read]
+    assert answer.read[0] == a.note and places == sorted(places, reverse=True)
+    assert answer.text == said and answer.source == a.note
+
+
+def test_a_second_look_changes_the_order_of_the_first_alone(chapter, monkeypatch):
+    vectors = [torch.randn(4, 384) for _ in chapter.PASSAGES]
+    monkeypatch.setitem(chapter.reranked.__globals__, "passage_tokens", vectors)
+    # Those of several passages first.
+    counts = torch.tensor([len(passages) for passages in chapter.PASSAGES_OF])
+    numbers = counts.argsort(descending=True)[None]
+    (new,) = chapter.reranked(["sort a list"], numbers, count=5).tolist()
+    old, query = numbers[0].tolist(), chapter.token_vectors(["sort a list"])[0]
+    assert sorted(new[:5]) == sorted(old[:5]) and new[5:] == old[5:]
+    scores = [
+        max(
+            chapter.max_sim(query, vectors[p])
+            for p, passage in enumerate(chapter.PASSAGES)
+            if passage.name == chapter.NAMES[number]
+        )
+        for number in new[:5]
+    ]
+    assert scores == sorted(scores, reverse=True)
+
+
 def test_only_one_string_lets_a_stranger_end_the_users_turn(chapter):
     clean = chapter.prompt_with(["The mill is red."], "Which colour has the mill?")
     assert chapter.as_one_string(clean) == chapter.message(clean)
@@ -279,6 +318,9 @@ def test_attacks_differ_from_their_controls_in_what_was_added_alone(chapter):
     texts = {
         name: list(map(chapter.TOKENIZER.decode, rows)) for name, rows in prompts.items()
     }
+    for name, rows in texts.items():
+        for a, text in zip(asked, rows, strict=True):
+            assert (notes[a.note].text in text) == (name != "lie alone")
     for place in ("question last", "text last"):
         for clean, added in zip(
             texts[f"nothing, {place}"], texts[f"order, {place}"], strict=True
