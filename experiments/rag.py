@@ -21,6 +21,15 @@ def share(hits: list[bool]) -> float:
     return sum(hits) / len(hits)
 
 
+def sources(answer: str, notes: list) -> list[int]:
+    """Which of these notes have a word or number that is asked for and in the answer."""
+    return [
+        i
+        for i, note in enumerate(notes)
+        if any(chapter.holds(answer, wanted) for _, wanted in note.facts)
+    ]
+
+
 def given(seed: int) -> dict:
     """Right answers by what stands before the question, and how often the source of an answer is named."""
     notes = chapter.guide(seed)
@@ -62,7 +71,7 @@ def given(seed: int) -> dict:
         # A word or number of another note that was read, and none of the right one.
         result["copied"][name] = share(
             [
-                chapter.sources(answer, [notes[i] for i in some if i != a.note]) != []
+                sources(answer, [notes[i] for i in some if i != a.note]) != []
                 and not chapter.holds(answer, a.wanted)
                 for answer, some, a in zip(answers, numbers, asked, strict=True)
             ]
@@ -76,7 +85,7 @@ def given(seed: int) -> dict:
         for question, answer, some in zip(
             questions, result["answers"][name], read[name], strict=True
         ):
-            true = chapter.sources(answer, [notes[i] for i in some])
+            true = sources(answer, [notes[i] for i in some])
             if len(true) == 1:
                 named = (
                     chapter.support(question, answer, [texts[i] for i in some])

@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     """The chance that of k answers, drawn from some without putting back, at least one is right.
@@ -23,3 +25,20 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
             f"k is {k}: it must be between 1 and num_samples, which is {num_samples}"
         )
     return 1 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
+
+
+def bootstrap_interval(
+    values: np.ndarray, resamples: int = 4000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval for the mean of some values, by drawing them again with repetition (Efron 1979).
+
+    Args:
+        values: (N,), one for each question.
+        resamples: how often N values are drawn.
+        seed: decides the draws.
+    """
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"values has shape {values.shape}: expected (N,), at least one")
+    drawn = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
+    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
+    return float(low), float(high)

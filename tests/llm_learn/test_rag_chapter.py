@@ -182,12 +182,6 @@ def test_places_are_those_of_the_first_helpful_document(chapter):
     assert chapter.places(found, [{3}]).tolist() == [math.inf]
 
 
-def test_an_interval_holds_its_mean_and_shrinks(chapter):
-    mean, low, high = chapter.interval(np.array([0.0, 1.0] * 10))
-    _, near, far = chapter.interval(np.array([0.0, 1.0] * 1000))
-    assert mean == 0.5 and low < near < 0.5 < far < high
-
-
 def test_every_query_has_a_text_that_helps(chapter):
     assert len(chapter.NEEDS) == len(chapter.HELPFUL) and all(chapter.HELPFUL)
     assert all(len(need) == 2 for need in chapter.NEEDS)
@@ -215,13 +209,6 @@ def test_an_answer_must_have_the_whole_word(chapter):
     assert chapter.holds("It is made of Oak.", "oak") and chapter.holds("In 1874.", "1874")
     assert not chapter.holds("It is made of oaken boards.", "oak")
     assert not chapter.holds("It has 1,874 visitors", "1874")
-
-
-def test_the_source_of_an_answer_is_the_note_with_its_word(chapter):
-    notes = chapter.guide(0)[:3]
-    for i, note in enumerate(notes):
-        assert i in chapter.sources(f"It is {note.facts[0][1]}.", notes)
-    assert chapter.sources("I do not know.", notes) == []
 
 
 def test_the_right_note_is_found_by_words_by_meaning_and_by_both(chapter):
