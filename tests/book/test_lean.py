@@ -7,6 +7,7 @@ import pytest
 
 from book.css import drop_unused_variables, lean_css, matches, moved_addresses, tidy, words
 from book.lean import (
+    PLAIN_CODE,
     SCRIPT,
     STYLE,
     bundle,
@@ -143,6 +144,18 @@ def test_pictures_have_a_size_and_wait_for_the_reader(tmp_path):
     assert 'width="30" height="20"' in first and "lazy" not in first
     assert 'width="3"' in second and "height" not in second and 'loading="lazy"' in second
     assert "width" not in third and third.count("decoding") == 1
+
+
+def test_plain_code_is_not_marked_up():
+    code = (
+        '<span class="k">def</span><span class="w"> </span><span class="nf">f</span><span class="p">(</span>'
+        '<span class="n">x</span><span class="p">):</span> <span class="n">n</span> <span class="o">&lt;</span>'
+        '<span class="w"><b>1</b></span>'
+    )
+    assert PLAIN_CODE.sub(r"\1", code) == (
+        '<span class="k">def</span> <span class="nf">f</span>(x): n <span class="o">&lt;</span>'
+        '<span class="w"><b>1</b></span>'
+    )
 
 
 def test_pages_name_versions_and_only_the_search_loads_its_index():
