@@ -17,11 +17,13 @@ KINDS = [
     "search",
     "genindex",
 ]
+# Of long lists, where axe takes half a minute each, one width is enough: their entries are all alike.
+LISTS = ["chapters/start/notation", "chapters/start/bibliography"]
 MODES = [
     (name, theme, width)
     for name in KINDS
     for theme in site.THEMES
-    for width in (390, 970, 1280)
+    for width in ((390, 970, 1280) if name not in LISTS else (390,))
 ]
 # The others as they are first seen.
 MODES += [(name, "light", 1280) for name in PAGES if name not in KINDS]
