@@ -4,7 +4,6 @@ import itertools
 import math
 import random
 
-import bm25s
 import numpy as np
 import pytest
 import torch
@@ -67,43 +66,6 @@ def test_windows_hold_every_word_and_overlap(chapter, count, size, overlap):
 
 
 # --- Scores ---
-
-
-@given(st.lists(WORDS, min_size=1, max_size=9).filter(lambda ps: any(ps)), WORDS)
-def test_bm25_is_a_librarys(chapter, passages, query):
-    ours = chapter.BM25(passages, k1=1.4, b=0.6).scores(query)
-    library = bm25s.BM25(method="lucene", k1=1.4, b=0.6)
-    library.index(passages, show_progress=False)
-    known = [word for word in query if any(word in passage for passage in passages)]
-    theirs = library.get_scores(known) if known else np.zeros(len(passages))
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-def test_bm25_is_its_formula(chapter):
-    passages = [["a", "b", "b", "c"], ["a", "d"], ["e"]]
-    scores = chapter.BM25(passages, k1=1.2, b=0.75).scores(["b", "a", "x"])
-    rare = {1: math.log(1 + 2.5 / 1.5), 2: math.log(1 + 1.5 / 2.5)}
-    norm = [1.2 * (0.25 + 0.75 * length / (7 / 3)) for length in (4, 2, 1)]
-    expected = [
-        rare[1] * 2 / (2 + norm[0]) + rare[2] / (1 + norm[0]),
-        rare[2] / (1 + norm[1]),
-        0,
-    ]
-    np.testing.assert_allclose(scores, expected)
-
-
-@pytest.mark.parametrize(
-    ("passages", "options", "message"),
-    [
-        ([], {}, "passages has 0 entries"),
-        ([[], []], {}, "none with a word"),
-        ([["a"]], {"k1": -1}, "k1 is -1"),
-        ([["a"]], {"b": 1.5}, "b is 1.5"),
-    ],
-)
-def test_bm25_refuses(chapter, passages, options, message):
-    with pytest.raises(ValueError, match=message):
-        chapter.BM25(passages, **options)
 
 
 def test_token_vectors_do_not_depend_on_the_batch(chapter):

@@ -1,0 +1,91 @@
+"""Retrieval by words, against a library and against the formula; and the guide that it is tried on."""
+
+import math
+
+import bm25s
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_learn.guide import guide
+from llm_learn.retrieval import BM25, words
+
+WORDS = st.lists(st.sampled_from(["a", "bb", "ccc", "dd", "e"]), max_size=8)
+
+
+# --- BM25 ---
+
+
+def test_words_are_letters_digits_and_underscores_in_lower_case():
+    assert words("Don't stop: str.join(x_1) über 2!") == [
+        "don",
+        "t",
+        "stop",
+        "str",
+        "join",
+        "x_1",
+        "über",
+        "2",
+    ]
+
+
+@given(st.lists(WORDS, min_size=1, max_size=9).filter(lambda ps: any(ps)), WORDS)
+def test_bm25_is_a_librarys(passages, query):
+    ours = BM25(passages, k1=1.4, b=0.6).scores(query)
+    library = bm25s.BM25(method="lucene", k1=1.4, b=0.6)
+    library.index(passages, show_progress=False)
+    known = [word for word in query if any(word in passage for passage in passages)]
+    theirs = library.get_scores(known) if known else np.zeros(len(passages))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_bm25_is_its_formula():
+    passages = [["a", "b", "b", "c"], ["a", "d"], ["e"]]
+    scores = BM25(passages, k1=1.2, b=0.75).scores(["b", "a", "x"])
+    rare = {1: math.log(1 + 2.5 / 1.5), 2: math.log(1 + 1.5 / 2.5)}
+    norm = [1.2 * (0.25 + 0.75 * length / (7 / 3)) for length in (4, 2, 1)]
+    expected = [
+        rare[1] * 2 / (2 + norm[0]) + rare[2] / (1 + norm[0]),
+        rare[2] / (1 + norm[1]),
+        0,
+    ]
+    np.testing.assert_allclose(scores, expected)
+
+
+@pytest.mark.parametrize(
+    ("passages", "options", "message"),
+    [
+        ([], {}, "passages has 0 entries"),
+        ([[], []], {}, "none with a word"),
+        ([["a"]], {"k1": -1}, "k1 is -1"),
+        ([["a"]], {"b": 1.5}, "b is 1.5"),
+    ],
+)
+def test_bm25_refuses(passages, options, message):
+    with pytest.raises(ValueError, match=message):
+        BM25(passages, **options)
+
+
+# --- The guide ---
+
+
+def test_a_guide_is_drawn_by_its_seed_and_names_each_building_once():
+    notes = guide(3)
+    assert notes == guide(3) != guide(4)
+    assert len(notes) == len({(note.kind, note.place) for note in notes}) == 30
+    assert len(guide(0, 144)) == 144 and guide(0, 0) == []
+
+
+@given(st.integers(0, 10_000))
+def test_a_note_holds_the_answers_to_its_questions(seed):
+    for note in guide(seed, 5):
+        for question, wanted in note.facts:
+            assert wanted in words(note.text)
+            assert note.kind in words(question) and note.place in question
+
+
+@pytest.mark.parametrize("num_notes", [-1, 145])
+def test_a_guide_refuses(num_notes):
+    with pytest.raises(ValueError, match=f"num_notes is {num_notes}"):
+        guide(0, num_notes)
