@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import time
 
 import pytest
 import torch
@@ -101,6 +102,8 @@ def test_pieces_come_as_soon_as_they_can(chapter):
     held = list(chapter.pieces(FakePen(chapter, ids), 9, [" two three four"]))
     assert held == ["One", " two three"], "what may begin a stop is held back"
     assert list(chapter.pieces(FakePen(chapter, ids), 2)) == ["One", " two", ""]
+    two_in_one = list(chapter.pieces(FakePen(chapter, ids), 9, ["wo", " t"]))
+    assert "".join(two_in_one) == "One", "of two stops in one token, the first counts"
 
 
 # --- Forms ---
@@ -454,10 +457,28 @@ def test_a_schema_is_what_langchain_makes_of_the_function(chapter):
     ],
 )
 def test_a_client_does_not_wait_for_ever(chapter, program, message):
+    begin = time.monotonic()
     client = chapter.ToolClient([sys.executable, "-c", program], seconds=0.3)
     with pytest.raises((RuntimeError, BrokenPipeError), match=f"{message}|pipe"), client:
         pass
     assert client.process.poll() is not None and client.process.stdout.closed
+    assert time.monotonic() - begin < 30, "the server would have slept for a minute"
+
+
+def test_a_client_takes_only_the_response_to_its_request(chapter):
+    program = """if True:
+        import json, sys
+        for line in sys.stdin:
+            message = json.loads(line)
+            if "id" in message:
+                print(json.dumps({"method": "notifications/message", "params": {}}))
+                print(json.dumps({"id": message["id"], "method": "ping"}))
+                print(json.dumps({"id": -1, "result": {"protocolVersion": "wrong"}}))
+                result = {"protocolVersion": "2025-11-25", "tools": [message["method"]]}
+                print(json.dumps({"id": message["id"], "result": result}), flush=True)
+    """
+    with chapter.ToolClient([sys.executable, "-c", program], seconds=30) as client:
+        assert client.tools() == ["tools/list"]
 
 
 # --- Memory ---
@@ -486,6 +507,14 @@ def test_the_last_turns_are_trim_messages(chapter, system, kinds, budget):
         include_system=True,
     )
     assert chapter.last_turns(messages, budget) == theirs
+
+
+def test_the_system_message_counts_and_stays(chapter):
+    head, *turn = SystemMessage("Be brief."), HumanMessage("Hi"), AIMessage("Hello!")
+    both = chapter.num_tokens([head, *turn])
+    assert chapter.last_turns([head, *turn], both) == [head, *turn]
+    assert chapter.last_turns([head, *turn], both - 1) == [head]
+    assert chapter.last_turns(turn, chapter.num_tokens(turn)) == turn
 
 
 def test_a_conversation_holds_what_was_told(chapter):
