@@ -109,6 +109,19 @@ def glue(name: str, value: object) -> None:
     _display({prefix + "text/plain": repr(str(value))}, metadata)
 
 
+def over_seeds(values: Sequence[float], decimals: int = 2) -> str:
+    """The mean, and in brackets the smallest and the largest, as text.
+
+    Args:
+        values: one for each seed.
+        decimals: behind the point.
+    """
+    if not values:
+        raise ValueError("values is empty: expected one for each seed")
+    mean = sum(values) / len(values)
+    return f"{mean:.{decimals}f} ({min(values):.{decimals}f}–{max(values):.{decimals}f})"
+
+
 def verify(
     name: str,
     ours: object,

@@ -23,6 +23,7 @@ from llm_learn.notebook import (
     fastest_seconds,
     fitted_power,
     glue,
+    over_seeds,
     peak_bytes,
     recorded,
     start,
@@ -128,6 +129,16 @@ def test_peak_bytes_counts_what_is_held_at_once(capfd):
     for work, expected in ((one_after_the_other, 4e6), (together, 12e6)):
         assert expected <= peak_bytes(work) < expected * 1.01
     assert capfd.readouterr() == ("", "")
+
+
+# over_seeds
+
+
+def test_over_seeds_shows_the_mean_and_the_range():
+    assert over_seeds([0.5, 0.1, 0.0]) == "0.20 (0.00–0.50)"
+    assert over_seeds([0.1234], 3) == "0.123 (0.123–0.123)"
+    with pytest.raises(ValueError, match="values is empty"):
+        over_seeds([])
 
 
 # glue
