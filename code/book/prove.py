@@ -161,6 +161,8 @@ def compare(root: Path, notebooks: Sequence[str], workers: int) -> bool:
         str(build / FOLDER),
         "-p",
         "no:cacheprovider",
+        "-p",
+        "no:asyncio",  # comes with langchain-tests, and only advises on its settings
     ]
     options += [
         "-q",
