@@ -43,7 +43,8 @@ def _defines(node: ast.stmt) -> bool:
             if isinstance(name, ast.Name)
         ]
         return all(name[0].isupper() for name in names)
-    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+    kinds = (ast.Import, ast.ImportFrom, ast.ClassDef)
+    kinds += (ast.FunctionDef, ast.AsyncFunctionDef)
     return isinstance(node, kinds)
 
 
