@@ -1,0 +1,560 @@
+"""The chapter on serving: blocks, passes over a heap of tokens, the scheduler, and the server."""
+
+import asyncio
+import json
+import math
+import random
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_learn.generate import generate
+from llm_learn.model import Llama, LlamaConfig
+
+SLUG = "applications/serving"
+
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tidy(chapter):
+    """What the chapter opens is closed."""
+    yield
+    chapter.SOCKET.close()
+
+
+@pytest.fixture(scope="module")
+def model() -> Llama:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=20,
+        context_length=64,
+        d_model=32,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+    )
+    model = Llama(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    return model
+
+
+def make_engine(chapter, model, num_blocks, block_size, **limits):
+    """An engine with that model, greedy; id 0 ends a text."""
+    pages = chapter.Pages(model.config, num_blocks, block_size)
+    return chapter.Engine(
+        lambda rows: chapter.read(model, pages, rows),
+        lambda request, logits: int(logits.argmax()),
+        chapter.BlockPool(num_blocks, block_size),
+        end_id=0,
+        context_length=64,
+        **limits,
+    )
+
+
+def alone(model, request) -> list[int]:
+    """What `generate` writes for that prompt, without the end."""
+    ids = torch.tensor([request.prompt])
+    whole = generate(model, ids, request.max_new, temperature=0, eos_id=0)[0].tolist()
+    new = whole[len(request.prompt) :]
+    return new[: new.index(0)] if 0 in new else new
+
+
+def check_pool(chapter, engine) -> None:
+    """Users, tables, free blocks and what is remembered fit together."""
+    pool = engine.pool
+    assert chapter.lost_blocks(engine) == []
+    assert {b for b, users in enumerate(pool.users) if users == 0} == {*pool.free}
+    assert {text: b for b, text in pool.text_of.items()} == pool.block_of
+    assert all(not request.blocks and request.num_read == 0 for request in engine.waiting)
+    assert {*engine.waiting}.isdisjoint(engine.running)
+
+
+class TestPool:
+    @settings(max_examples=100, deadline=None)
+    @given(data=st.data())
+    def test_blocks_are_neither_lost_nor_given_twice(self, chapter, data):
+        pool = chapter.BlockPool(data.draw(st.integers(1, 6)), 2)
+        tables: list[list[int]] = []
+        for _ in range(data.draw(st.integers(0, 25))):
+            what = data.draw(st.sampled_from(["take", "share", "give back"]))
+            if what == "take" and pool.free:
+                tables.append([pool.take()])
+            elif what == "share" and tables:
+                table = data.draw(st.sampled_from(tables))
+                pool.share(table)
+                tables.append(list(table))
+            elif what == "give back" and tables:
+                pool.give_back(tables.pop(data.draw(st.integers(0, len(tables) - 1))))
+            users = [sum(b in t for t in tables) for b in range(len(pool.users))]
+            assert pool.users == users
+            assert {*pool.free} == {b for b, n in enumerate(users) if not n}
+        while pool.free:
+            pool.take()
+        with pytest.raises(chapter.NoBlock):
+            pool.take()
+
+    def test_the_longest_free_is_taken_and_the_last_of_a_text_first(self, chapter):
+        pool = chapter.BlockPool(4, 2)
+        table = [pool.take() for _ in range(4)]
+        pool.give_back(table[:3])
+        pool.give_back(table[3:])
+        assert [pool.take() for _ in range(4)] == [table[2], table[1], table[0], table[3]]
+
+    def test_only_whole_blocks_before_the_last_id_are_known(self, chapter):
+        pool = chapter.BlockPool(4, 2)
+        table = [pool.take(), pool.take()]
+        pool.remember([1, 2, 3, 4], table)
+        assert pool.known([1, 2, 3, 4]) == table[:1]
+        assert pool.known([1, 2, 3, 4, 5]) == table
+        assert pool.known([1, 2, 9, 9, 9]) == table[:1]
+        assert (
+            pool.known([9, 2, 3, 4, 5]) == []
+        )  # the same ids behind others are another text
+
+    def test_what_is_taken_is_forgotten(self, chapter):
+        pool = chapter.BlockPool(1, 2)
+        block = pool.take()
+        pool.remember([1, 2], [block])
+        pool.give_back([block])
+        assert pool.known([1, 2, 3]) == [block]
+        assert pool.take() == block
+        assert pool.known([1, 2, 3]) == []
+
+    @pytest.mark.parametrize(
+        ("blocks", "size", "name"), [(0, 1, "num_blocks"), (1, 0, "block_size")]
+    )
+    def test_sizes_are_positive(self, chapter, blocks, size, name):
+        with pytest.raises(ValueError, match=f"{name} is 0"):
+            chapter.BlockPool(blocks, size)
+
+
+class TestRead:
+    @pytest.mark.parametrize("seed", range(25))
+    def test_any_cut_of_any_texts_gives_the_logits_of_each_alone(
+        self, chapter, model, seed
+    ):
+        draw = random.Random(seed)
+        size = draw.randint(1, 5)
+        texts = [
+            [draw.randrange(20) for _ in range(draw.randint(1, 14))]
+            for _ in range(draw.randint(1, 4))
+        ]
+        blocks = draw.sample(range(60), 60)
+        tables = [[blocks.pop() for _ in range(-(-len(text) // size))] for text in texts]
+        pages, read = chapter.Pages(model.config, 60, size), [0] * len(texts)
+        while any(n < len(t) for n, t in zip(read, texts, strict=True)):
+            rows = []
+            for i, text in enumerate(texts):
+                if n := draw.randint(0, len(text) - read[i]):
+                    rows.append(
+                        (i, chapter.Row(text[read[i] : read[i] + n], read[i], tables[i]))
+                    )
+                    read[i] += n
+            if rows:
+                logits = chapter.read(model, pages, [row for _, row in rows])
+                for (i, _), found in zip(rows, logits, strict=True):
+                    expected = model(torch.tensor([texts[i][: read[i]]]))[0, -1]
+                    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+class TestEngine:
+    @pytest.mark.parametrize("seed", range(12))
+    def test_every_text_is_continued_as_alone(self, chapter, model, seed):
+        draw = random.Random(seed)
+        engine = make_engine(
+            chapter,
+            model,
+            draw.randint(8, 30),
+            draw.choice([1, 2, 3, 4, 8]),
+            max_rows=draw.randint(1, 6),
+            max_tokens=draw.randint(1, 20),
+            max_chunk=draw.randint(1, 20),
+        )
+        beginning = [draw.randrange(1, 20) for _ in range(6)]
+        requests, heard = [], {}
+        for _ in range(40):
+            if draw.random() < 0.4 and len(requests) < 9:
+                prompt = beginning[: draw.randint(0, 6)]
+                prompt += [draw.randrange(1, 20) for _ in range(draw.randint(1, 6))]
+                request = chapter.Request(prompt, draw.randint(1, 8))
+                heard[request] = []
+                request.on_id = heard[request].append
+                try:
+                    engine.submit(request)
+                except ValueError:
+                    continue
+                requests.append(request)
+            elif draw.random() < 0.1 and requests:
+                engine.take_out(draw.choice(requests), "cancelled")
+            engine.step()
+            check_pool(chapter, engine)
+        engine.run()
+        check_pool(chapter, engine)
+        assert len(engine.pool.free) == len(engine.pool.users)
+        assert requests
+        for request in requests:
+            whole = alone(model, request)
+            written = request.ids[len(request.prompt) :]
+            assert heard[request] == written
+            if request.reason == "cancelled":
+                assert written == whole[: len(written)]
+            else:
+                assert written == whole
+                assert request.reason == (
+                    "length" if len(whole) == request.max_new else "stop"
+                )
+
+    def test_texts_give_way_and_come_back(self, chapter, model):
+        engine = make_engine(chapter, model, 6, 2, max_rows=4)
+        requests = [chapter.Request([i, i + 1, i + 2], 8) for i in (3, 6, 9)]
+        for request in requests:
+            engine.submit(request)
+        engine.run()
+        assert engine.preemptions > 0
+        assert [r.ids[3:] for r in requests] == [alone(model, r) for r in requests]
+
+    def test_a_common_beginning_is_read_once(self, chapter, model):
+        engine = make_engine(chapter, model, 20, 2)
+        for last in (1, 2, 3):
+            engine.submit(chapter.Request([5, 6, 7, 8, last], 1))
+            engine.run()
+        assert (engine.tokens_read, engine.tokens_shared) == (5 + 1 + 1, 8)
+
+    @pytest.mark.parametrize(
+        ("prompt", "max_new", "message"),
+        [
+            ([], 1, "both need 1"),
+            ([1], 0, "both need 1"),
+            ([1] * 60, 5, "together at most 33"),
+            ([1] * 20, 20, "together at most 33"),
+        ],
+    )
+    def test_what_could_never_end_is_refused(
+        self, chapter, model, prompt, max_new, message
+    ):
+        engine = make_engine(chapter, model, 4, 8)
+        with pytest.raises(ValueError, match=message):
+            engine.submit(chapter.Request(prompt, max_new))
+        assert not engine.waiting
+
+    def test_a_text_that_just_fits_is_finished(self, chapter, model):
+        engine = make_engine(chapter, model, 4, 4)
+        request = chapter.Request([1] * 10, 7)  # the last id is never read
+        engine.submit(request)
+        engine.run()
+        assert request.reason in ("length", "stop")
+
+    def test_a_long_prompt_leaves_room_for_others(self, chapter):
+        order = []
+        engine = chapter.Engine(
+            lambda rows: [len(row.ids) for row in rows],
+            lambda request, _: 7,
+            chapter.BlockPool(100, 16),
+            end_id=0,
+            max_tokens=20,
+            max_chunk=15,
+        )
+        long = chapter.Request(range(200), 3, on_id=lambda _: order.append("long"))
+        short = chapter.Request(range(500, 503), 3, on_id=lambda _: order.append("short"))
+        engine.submit(long)
+        engine.submit(short)
+        engine.run()
+        assert order == ["short"] * 3 + ["long"] * 3
+
+    def test_nobody_joins_a_static_batch(self, chapter):
+        engine = chapter.Static(
+            lambda rows: rows, lambda *_: 7, chapter.BlockPool(100, 4), end_id=0, max_rows=2
+        )
+        requests = [chapter.Request([i], n) for i, n in ((1, 2), (2, 5), (3, 1))]
+        for request in requests:
+            engine.submit(request)
+        for _ in range(5):
+            engine.step()
+        assert [r.reason for r in requests] == ["length", "length", ""]
+        engine.step()
+        assert requests[2].reason == "length"
+
+    def test_reserving_never_makes_anybody_give_way(self, chapter):
+        engine = chapter.Reserving(
+            lambda rows: rows, lambda *_: 7, chapter.BlockPool(20, 4), end_id=0
+        )
+        for i in range(6):
+            engine.submit(chapter.Request([10 * i, 1], 30))
+        engine.run()
+        assert engine.preemptions == 0
+
+    def test_a_leak_is_seen(self, chapter):
+        engine = chapter.Leaking(
+            lambda rows: rows, lambda *_: 7, chapter.BlockPool(20, 4), end_id=0
+        )
+        request = chapter.Request([1, 2, 3], 9)
+        engine.submit(request)
+        engine.step()
+        assert chapter.lost_blocks(engine) == []
+        engine.take_out(request, "cancelled")
+        assert chapter.lost_blocks(engine)
+
+
+class TestClock:
+    def people(self, chapter):
+        return [chapter.Visitor(0.0, 10, 4), chapter.Visitor(0.0, 10, 6)]
+
+    def test_times_are_sums_of_passes(self, chapter):
+        people = self.people(chapter)
+        result = chapter.served(
+            chapter.Engine, people, chapter.BlockPool(100, 4), clock=lambda tokens: 1.0
+        )
+        # One pass for the prompts and the first id, one for each further id, one to see the end.
+        assert [p.first for p in people] == [1.0, 1.0]
+        assert [p.gone for p in people] == [5.0, 7.0]
+        assert result["ids a second"] == pytest.approx(10 / 7)
+        assert [p.longest_gap for p in people] == [1.0, 1.0]
+
+    def test_one_by_one_takes_turns(self, chapter):
+        people = self.people(chapter)
+        chapter.served(
+            chapter.Engine,
+            people,
+            chapter.BlockPool(100, 4),
+            clock=lambda _: 1.0,
+            max_rows=1,
+        )
+        assert [p.first for p in people] == [1.0, 6.0]
+
+    def test_nothing_happens_before_anybody_comes(self, chapter):
+        people = [chapter.Visitor(50.0, 10, 2)]
+        chapter.served(
+            chapter.Engine, people, chapter.BlockPool(100, 4), clock=lambda _: 1.0
+        )
+        assert (people[0].first, people[0].gone) == (51.0, 53.0)
+
+    def test_visitors_come_at_the_rate(self, chapter):
+        people = chapter.visitors(2.0, 0, 4000)
+        assert people[-1].comes / 4000 == pytest.approx(0.5, rel=0.05)
+        assert all(4 <= p.answer <= chapter.LIMIT and 8 <= p.prompt <= 500 for p in people)
+        assert not any(math.isfinite(p.first) for p in people)
+
+
+# A byte is a token.
+FAKE_TOKENIZER = SimpleNamespace(token_bytes=[bytes([i]) for i in range(256)])
+
+
+@pytest.fixture
+def server(chapter, monkeypatch):
+    """Calls the app without a network; the engine writes the bytes of a text with an umlaut."""
+    from starlette.testclient import TestClient
+
+    space = chapter.app.__globals__
+    monkeypatch.setitem(space, "bpe", FAKE_TOKENIZER)
+    monkeypatch.setitem(
+        space,
+        "encode_chat",
+        lambda _, messages: list(messages[-1]["content"].encode()) or [1],
+    )
+    said = "Grüße!".encode()
+
+    def choose(request, _):
+        written = len(request.ids) - len(request.prompt)
+        if request.prompt[0] == ord("!"):
+            raise RuntimeError("planted")
+        return said[written] if written < len(said) else 0
+
+    engine = chapter.Engine(
+        lambda rows: rows,
+        choose,
+        chapter.BlockPool(10, 4),
+        end_id=0,
+        context_length=64,
+        max_rows=2,
+    )
+    service = chapter.Service(engine, max_waiting=2)
+    with TestClient(chapter.app(service)) as client:
+        yield SimpleNamespace(client=client, service=service, engine=engine)
+    service.stop()
+
+
+def body(**more) -> dict:
+    return {
+        "model": "smollm2-135m-instruct",
+        "messages": [{"role": "user", "content": "hi"}],
+    } | more
+
+
+class TestServer:
+    url = "/v1/chat/completions"
+
+    def test_a_whole_answer(self, server):
+        answer = server.client.post(self.url, json=body()).json()
+        (choice,) = answer["choices"]
+        assert choice["message"] == {"role": "assistant", "content": "Grüße!"}
+        assert choice["finish_reason"] == "stop" and answer["object"] == "chat.completion"
+        assert answer["usage"] == {
+            "prompt_tokens": 2,
+            "completion_tokens": 8,
+            "total_tokens": 10,
+        }
+
+    def test_a_limit_may_cut_a_character(self, server):
+        answer = server.client.post(self.url, json=body(max_tokens=3)).json()
+        assert answer["choices"][0]["message"]["content"] == "Gr\ufffd"
+        assert answer["choices"][0]["finish_reason"] == "length"
+
+    def test_pieces_are_whole_characters(self, server):
+        asked = body(stream=True, stream_options={"include_usage": True})
+        lines = server.client.post(self.url, json=asked).text.split("\n\n")
+        assert lines[-2:] == ["data: [DONE]", ""]
+        chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+        assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+        texts = [c["choices"][0]["delta"].get("content") for c in chunks[1:-1]]
+        assert texts == [*"Grüße!", None]
+        assert [c["choices"][0]["finish_reason"] for c in chunks[:-1]] == [None] * 7 + [
+            "stop"
+        ]
+        assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["completion_tokens"] == 8
+        assert len({c["id"] for c in chunks}) == 1
+
+    @pytest.mark.parametrize(
+        ("change", "status", "param"),
+        [
+            ({"model": "x"}, 404, "model"),
+            ({"model": None}, 404, "model"),
+            ({"messages": "hi"}, 400, "messages"),
+            ({"messages": [1]}, 400, "messages"),
+            ({"messages": [{"role": "user"}]}, 400, "messages"),
+            (
+                {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+                400,
+                "messages",
+            ),
+            ({"max_tokens": 0}, 400, "max_tokens"),
+            ({"max_tokens": "3"}, 400, "max_tokens"),
+            ({"max_tokens": True}, 400, "max_tokens"),
+            ({"max_tokens": 1.5}, 400, "max_tokens"),
+            ({"max_completion_tokens": -1}, 400, "max_completion_tokens"),
+            ({"max_tokens": 63}, 400, "messages"),
+            ({"temperature": -0.1}, 400, "temperature"),
+            ({"temperature": 3}, 400, "temperature"),
+            ({"top_p": 0}, 400, "top_p"),
+            ({"n": 2}, 400, "n"),
+            ({"tools": []}, 400, "tools"),
+            ({"stop": "x"}, 400, "stop"),
+            ({"seed": "a"}, 400, "seed"),
+        ],
+    )
+    def test_what_cannot_be_done_is_refused_by_its_name(
+        self, server, change, status, param
+    ):
+        answer = server.client.post(self.url, json=body() | change)
+        error = answer.json()["error"]
+        assert answer.status_code == status and error["param"] == param
+        assert error["type"] == "invalid_request_error" and error["message"]
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"1", b"null", b"\xff", b'"x"'])
+    def test_nonsense_is_refused(self, server, content):
+        answer = server.client.post(self.url, content=content)
+        assert (
+            answer.status_code == 400 and "the body is" in answer.json()["error"]["message"]
+        )
+
+    def test_missing_options_and_nulls_have_defaults(self, server):
+        nulls = dict.fromkeys(
+            ["temperature", "top_p", "n", "seed", "stream", "tools", "max_tokens"]
+        )
+        answer = server.client.post(self.url, json=body(**nulls, max_completion_tokens=4))
+        assert answer.json()["choices"][0]["finish_reason"] == "length"
+
+    def test_content_in_parts(self, server):
+        parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "bc"}]
+        answer = server.client.post(
+            self.url, json=body(messages=[{"role": "user", "content": parts}])
+        )
+        assert answer.json()["usage"]["prompt_tokens"] == 3
+
+    def test_a_pass_that_fails_is_an_error_and_the_next_is_served(self, server):
+        planted = body(messages=[{"role": "user", "content": "!"}])
+        answer = server.client.post(self.url, json=planted)
+        assert (
+            answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
+        )
+        assert server.client.post(self.url, json=body()).status_code == 200
+        assert len(server.engine.pool.free) == len(server.engine.pool.users)
+
+    def test_the_model_is_listed(self, server):
+        (model,) = server.client.get("/v1/models").json()["data"]
+        assert model["id"] == "smollm2-135m-instruct"
+
+
+class TestDepartures:
+    def test_who_is_gone_is_taken_out(self, chapter, monkeypatch):
+        monkeypatch.setitem(chapter.written.__globals__, "bpe", FAKE_TOKENIZER)
+        engine = chapter.Engine(
+            lambda rows: rows,
+            lambda *_: 7,
+            chapter.BlockPool(50, 4),
+            end_id=0,
+            context_length=150,
+        )
+        service = chapter.Service(engine)
+        request = chapter.Request([1, 2], 100)
+        asked = iter([False, False, True])
+
+        async def is_disconnected() -> bool:
+            return next(asked)
+
+        async def listen() -> list:
+            http = SimpleNamespace(is_disconnected=is_disconnected)
+            return [piece async for piece in chapter.written(http, service, request)]
+
+        assert len(asyncio.run(listen())) == 2
+        assert chapter.blocks_free(service)
+        assert request.reason in ("cancelled", "length")
+        service.stop()
+
+    def test_too_many_are_refused(self, chapter):
+        gate = threading.Event()
+
+        def read_rows(rows):
+            gate.wait(10)
+            return rows
+
+        engine = chapter.Engine(
+            read_rows, lambda *_: 7, chapter.BlockPool(50, 4), end_id=0, max_rows=1
+        )
+        service = chapter.Service(engine, max_waiting=2)
+        requests = [chapter.Request([i], 2) for i in range(1, 6)]
+        try:
+            service.submit(requests[0])
+            while not engine.running:
+                pass
+            for request in requests[1:3]:
+                engine.submit(request)  # the thread is in its pass, and does not look
+            with pytest.raises(chapter.Refused) as refused:
+                service.submit(requests[3])
+            assert refused.value.status == 503
+        finally:
+            gate.set()
+            service.stop()
+        assert all(request.reason for request in requests[:3])
+
+    def test_what_has_not_ended_is_cancelled_when_the_service_stops(self, chapter):
+        engine = chapter.Engine(
+            lambda rows: rows, lambda *_: 7, chapter.BlockPool(500, 4), end_id=0, max_rows=1
+        )
+        service = chapter.Service(engine)
+        ends = []
+        requests = [chapter.Request([i], 1500, on_end=ends.append) for i in range(1, 4)]
+        for request in requests:
+            service.submit(request)
+        while not engine.running:
+            pass
+        service.stop()
+        assert len(ends) == 3 and not service.thread.is_alive()
+        assert len(engine.pool.free) == len(engine.pool.users)
