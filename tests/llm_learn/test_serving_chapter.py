@@ -282,6 +282,21 @@ class TestEngine:
         engine.step()
         assert requests[2].reason == "length"
 
+    def test_a_static_batch_reads_all_its_prompts_at_once(self, chapter):
+        sizes = []
+
+        def read_rows(rows):
+            sizes.append([len(row.ids) for row in rows])
+            return rows
+
+        engine = chapter.Static(
+            read_rows, lambda *_: 7, chapter.BlockPool(500, 4), end_id=0
+        )
+        for i in range(5):
+            engine.submit(chapter.Request(range(1000 * i, 1000 * i + 100), 2))
+        engine.run()
+        assert sizes == [[100] * 5, [1] * 5]
+
     def test_reserving_never_makes_anybody_give_way(self, chapter):
         engine = chapter.Reserving(
             lambda rows: rows, lambda *_: 7, chapter.BlockPool(20, 4), end_id=0
@@ -377,7 +392,9 @@ def server(chapter, monkeypatch):
     )
     service = chapter.Service(engine, max_waiting=2)
     with TestClient(chapter.app(service)) as client:
-        yield SimpleNamespace(client=client, service=service, engine=engine)
+        yield SimpleNamespace(
+            client=client, service=service, engine=engine, app_globals=space
+        )
     service.stop()
 
 
@@ -442,9 +459,11 @@ class TestServer:
             ({"max_tokens": 63}, 400, "messages"),
             ({"temperature": -0.1}, 400, "temperature"),
             ({"temperature": 3}, 400, "temperature"),
-            ({"top_p": 0}, 400, "top_p"),
+            ({"top_p": 1.5}, 400, "top_p"),
             ({"n": 2}, 400, "n"),
-            ({"tools": []}, 400, "tools"),
+            ({"tools": [{}]}, 400, "tools"),
+            ({"stream": "no"}, 400, "stream"),
+            ({"stream": True, "stream_options": "x"}, 400, "stream_options"),
             ({"stop": "x"}, 400, "stop"),
             ({"seed": "a"}, 400, "seed"),
         ],
@@ -470,6 +489,50 @@ class TestServer:
         )
         answer = server.client.post(self.url, json=body(**nulls, max_completion_tokens=4))
         assert answer.json()["choices"][0]["finish_reason"] == "length"
+
+    def test_what_is_sent_and_not_used_is_accepted(self, server):
+        neutral = {"stop": [], "tools": [], "logprobs": False, "frequency_penalty": 0}
+        neutral |= {
+            "top_p": 0,
+            "presence_penalty": 0.0,
+            "response_format": {"type": "text"},
+        }
+        assert server.client.post(self.url, json=body(**neutral)).status_code == 200
+
+    @pytest.mark.parametrize(
+        "content", [b"[" * 200_000, b'{"a": "' + b"x" * 1_000_000 + b'"}']
+    )
+    def test_monsters_are_refused(self, server, content):
+        answer = server.client.post(self.url, content=content)
+        assert answer.status_code in (400, 413) and answer.json()["error"]["message"]
+
+    def test_names_that_no_text_can_hold_are_refused(self, server):
+        content = json.dumps(body() | {"\ud800": 1}).encode()
+        answer = server.client.post(self.url, content=content)
+        assert (
+            answer.status_code == 400
+            and "not supported" in answer.json()["error"]["message"]
+        )
+
+    @pytest.mark.parametrize(
+        ("method", "url", "status"), [("GET", "/v1/x", 404), ("GET", url, 405)]
+    )
+    def test_other_addresses_are_errors_in_json(self, server, method, url, status):
+        answer = server.client.request(method, url)
+        assert answer.status_code == status and url in answer.json()["error"]["message"]
+
+    def test_all_parts_of_a_stream_have_one_time(self, server, monkeypatch):
+        clock = iter(range(1000))
+        space = server.app_globals
+        monkeypatch.setitem(space, "time", SimpleNamespace(time=lambda: next(clock)))
+        lines = server.client.post(self.url, json=body(stream=True)).text.split("\n\n")[:-2]
+        assert (
+            len({json.loads(line.removeprefix("data: "))["created"] for line in lines}) == 1
+        )
+
+    def test_a_failure_before_the_first_piece_has_its_status(self, server):
+        planted = body(messages=[{"role": "user", "content": "!"}], stream=True)
+        assert server.client.post(self.url, json=planted).status_code == 500
 
     def test_content_in_parts(self, server):
         parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "bc"}]
@@ -518,31 +581,108 @@ class TestDepartures:
         assert request.reason in ("cancelled", "length")
         service.stop()
 
-    def test_too_many_are_refused(self, chapter):
-        gate = threading.Event()
+    def slow(self, chapter, max_waiting: int):
+        """A service whose passes wait for a gate, in the middle of its first one."""
+        gate, within = threading.Event(), threading.Event()
 
         def read_rows(rows):
+            within.set()
             gate.wait(10)
             return rows
 
         engine = chapter.Engine(
             read_rows, lambda *_: 7, chapter.BlockPool(50, 4), end_id=0, max_rows=1
         )
-        service = chapter.Service(engine, max_waiting=2)
-        requests = [chapter.Request([i], 2) for i in range(1, 6)]
-        try:
-            service.submit(requests[0])
-            while not engine.running:
-                pass
-            for request in requests[1:3]:
-                engine.submit(request)  # the thread is in its pass, and does not look
-            with pytest.raises(chapter.Refused) as refused:
-                service.submit(requests[3])
-            assert refused.value.status == 503
-        finally:
-            gate.set()
-            service.stop()
-        assert all(request.reason for request in requests[:3])
+        service = chapter.Service(engine, max_waiting=max_waiting)
+        first = chapter.Request([1], 2)
+        service.submit(first)
+        assert within.wait(10)
+        return gate, service, first
+
+    def test_a_burst_within_a_pass_is_refused_beyond_the_limit(self, chapter):
+        gate, service, first = self.slow(chapter, 3)
+        requests = [chapter.Request([i], 2) for i in range(2, 12)]
+        refused = 0
+        for request in requests:
+            try:
+                service.submit(request)
+            except chapter.Refused as error:
+                assert error.status == 503
+                refused += 1
+        gate.set()
+        service.stop()
+        assert refused == 7 and first.reason and all(r.reason for r in requests[:3])
+
+    def test_what_lies_in_the_mail_is_told_when_the_service_stops(self, chapter):
+        gate, service, first = self.slow(chapter, 30)
+        ends = []
+        requests = [chapter.Request([i], 2, on_end=ends.append) for i in range(2, 22)]
+        for request in requests:
+            service.submit(request)
+        threading.Timer(0.1, gate.set).start()
+        service.stop()
+        assert len(ends) == 20 and first.reason
+        with pytest.raises(chapter.Refused, match="closing"):
+            service.submit(chapter.Request([1], 1))
+        assert len(service.engine.pool.free) == len(service.engine.pool.users)
+
+    def test_one_text_that_fails_leaves_the_others_alone(self, chapter):
+        def choose(request, _):
+            if request.prompt[0] == 1:
+                raise RuntimeError("planted")
+            return 7
+
+        engine = chapter.Engine(
+            lambda rows: rows, choose, chapter.BlockPool(50, 4), end_id=0
+        )
+        requests = [chapter.Request([i], 3) for i in (1, 2, 3)]
+        for request in requests:
+            engine.submit(request)
+        engine.run()
+        assert [request.reason for request in requests] == ["failed", "length", "length"]
+        check_pool(chapter, engine)
+
+    def test_the_thread_survives_callbacks_that_fail(self, chapter):
+        engine = chapter.Engine(
+            lambda rows: rows, lambda *_: 7, chapter.BlockPool(50, 4), end_id=0
+        )
+        service = chapter.Service(engine)
+
+        def closed(_):
+            raise RuntimeError("Event loop is closed")
+
+        service.submit(chapter.Request([1], 3, on_id=closed))
+        last = chapter.Request([2], 3)
+        service.submit(last)
+        assert chapter.blocks_free(service)
+        service.stop()
+        assert last.reason
+
+    @pytest.mark.parametrize("temperature", [0, 1e-38, 1e-3, 1.0])
+    def test_every_temperature_can_be_drawn_with(self, chapter, temperature, monkeypatch):
+        monkeypatch.setitem(chapter.request_from.__globals__, "bpe", FAKE_TOKENIZER)
+        monkeypatch.setitem(
+            chapter.request_from.__globals__, "encode_chat", lambda *_: [1, 2]
+        )
+        engine = chapter.Engine(
+            lambda rows: rows, lambda *_: 7, chapter.BlockPool(50, 4), end_id=0
+        )
+        request = chapter.request_from(body(temperature=temperature), engine)
+        logits = torch.tensor([[30.0, -30.0, 0.0]])
+        assert chapter.sample_next(logits, **request.options).item() == 0
+
+    def test_developers_are_the_system(self, chapter, monkeypatch):
+        heard = []
+        space = chapter.request_from.__globals__
+        monkeypatch.setitem(space, "bpe", FAKE_TOKENIZER)
+        monkeypatch.setitem(
+            space, "encode_chat", lambda _, messages: heard.append(messages) or [1]
+        )
+        engine = chapter.Engine(
+            lambda rows: rows, lambda *_: 7, chapter.BlockPool(50, 4), end_id=0
+        )
+        chapter.request_from(body(messages=[{"role": "developer", "content": "x"}]), engine)
+        assert heard == [[{"role": "system", "content": "x"}]]
 
     def test_what_has_not_ended_is_cancelled_when_the_service_stops(self, chapter):
         engine = chapter.Engine(
