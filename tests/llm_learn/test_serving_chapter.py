@@ -20,13 +20,6 @@ SLUG = "applications/serving"
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tidy(chapter):
-    """What the chapter opens is closed."""
-    yield
-    chapter.SOCKET.close()
-
-
 @pytest.fixture(scope="module")
 def model() -> Llama:
     torch.manual_seed(0)
