@@ -51,6 +51,23 @@ def no_gradients():
         yield
 
 
+@pytest.fixture(scope="session")
+def tiny_llama() -> Callable[..., Llama]:
+    """Makes a Llama of two small layers in which every weight matters, from changes of its configuration."""
+
+    def make(**changes) -> Llama:
+        torch.manual_seed(0)
+        shape = {"vocab_size": 20, "context_length": 64, "d_model": 32, "d_ff": 64}
+        shape |= {"num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
+        model = Llama(LlamaConfig(**(shape | changes))).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(std=0.5)
+        return model
+
+    return make
+
+
 @pytest.fixture
 def tiny_model_of_lines() -> Callable[[int], Llama]:
     """Makes an untrained model of the shape that the chapters on preferences need, from a seed."""

@@ -190,34 +190,23 @@ class TestFile:
         assert torch.equal(back["part"], table[:, 1:])
 
 
-def tiny_llama(chapter, *, heads: int = 4, kv_heads: int = 2, base: float = 1e4):
-    config = chapter.LlamaConfig(
-        vocab_size=50,
-        context_length=16,
-        d_model=8 * heads,
-        d_ff=20,
-        num_layers=2,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        rope_base=base,
-        norm_eps=1e-3,
-    )
-    torch.manual_seed(0)
-    model = chapter.Llama(config).eval()
-    for parameter in model.parameters():
-        parameter.normal_(std=0.3)
-    return model
-
-
 class TestFolder:
     @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (4, 4), (3, 1), (1, 1)])
     @pytest.mark.parametrize("base", [1e4, 5e5])
-    def test_a_llama_goes_there_and_back(self, chapter, tmp_path, heads, kv_heads, base):
-        model = tiny_llama(chapter, heads=heads, kv_heads=kv_heads, base=base)
+    def test_a_llama_goes_there_and_back(
+        self, chapter, tiny_llama, tmp_path, heads, kv_heads, base
+    ):
+        model = tiny_llama(
+            d_model=8 * heads,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            rope_base=base,
+            norm_eps=1e-3,
+        )
         chapter.save_folder(
             tmp_path, chapter.llama_settings(model.config), chapter.llama_tensors(model)
         )
-        ids = torch.randint(50, (2, 16))
+        ids = torch.randint(20, (2, 16))
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits
         torch.testing.assert_close(model(ids), theirs, rtol=0, atol=1e-4)
         back = chapter.load_llama(tmp_path)
@@ -261,8 +250,10 @@ class TestFolder:
             ({"num_key_value_heads": 4}, "k_proj"),
         ],
     )
-    def test_what_our_llama_has_not_is_refused(self, chapter, tmp_path, change, message):
-        model = tiny_llama(chapter)
+    def test_what_our_llama_has_not_is_refused(
+        self, chapter, tiny_llama, tmp_path, change, message
+    ):
+        model = tiny_llama()
         asked = chapter.llama_settings(model.config) | change
         chapter.save_folder(tmp_path, asked, chapter.llama_tensors(model))
         with pytest.raises(ValueError, match=message):

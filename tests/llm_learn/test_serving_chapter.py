@@ -5,6 +5,7 @@ import json
 import math
 import random
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_learn.generate import generate
-from llm_learn.model import Llama, LlamaConfig
 
 SLUG = "applications/serving"
 
@@ -21,22 +21,8 @@ pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 @pytest.fixture(scope="module")
-def model() -> Llama:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=20,
-        context_length=64,
-        d_model=32,
-        d_ff=64,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-    )
-    model = Llama(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.5)
-    return model
+def model(tiny_llama):
+    return tiny_llama()
 
 
 def make_engine(chapter, model, num_blocks, block_size, **limits):
@@ -58,6 +44,13 @@ def alone(model, request) -> list[int]:
     whole = generate(model, ids, request.max_new, temperature=0, eos_id=0)[0].tolist()
     new = whole[len(request.prompt) :]
     return new[: new.index(0)] if 0 in new else new
+
+
+def wait_for(condition) -> None:
+    """Until it holds, for some seconds at most."""
+    until = time.monotonic() + 10
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 def check_pool(chapter, engine) -> None:
@@ -261,6 +254,26 @@ class TestEngine:
         engine.submit(short)
         engine.run()
         assert order == ["short"] * 3 + ["long"] * 3
+
+    def test_who_needs_little_is_served_first(self, chapter):
+        parts = []
+
+        def read_rows(rows):
+            parts.append([len(row.ids) for row in rows])
+            return rows
+
+        engine = chapter.Engine(
+            read_rows,
+            lambda *_: 7,
+            chapter.BlockPool(100, 16),
+            end_id=0,
+            max_tokens=16,
+            max_chunk=15,
+        )
+        engine.submit(chapter.Request(range(40), 1))
+        engine.submit(chapter.Request(range(500, 503), 1))
+        engine.run()
+        assert parts == [[15, 1], [14, 2], [11]]
 
     def test_nobody_joins_a_static_batch(self, chapter):
         engine = chapter.Static(
@@ -499,6 +512,15 @@ class TestServer:
         answer = server.client.post(self.url, content=content)
         assert answer.status_code in (400, 413) and answer.json()["error"]["message"]
 
+    @pytest.mark.parametrize(
+        ("option", "param"),
+        [(b'"temperature": NaN', "temperature"), (b'"top_p": Infinity', "top_p")],
+    )
+    def test_numbers_that_are_none_are_refused(self, server, option, param):
+        content = json.dumps(body()).encode()[:-1] + b", " + option + b"}"
+        answer = server.client.post(self.url, content=content)
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == param
+
     def test_names_that_no_text_can_hold_are_refused(self, server):
         content = json.dumps(body() | {"\ud800": 1}).encode()
         answer = server.client.post(self.url, content=content)
@@ -635,7 +657,8 @@ class TestDepartures:
         assert [request.reason for request in requests] == ["failed", "length", "length"]
         check_pool(chapter, engine)
 
-    def test_the_thread_survives_callbacks_that_fail(self, chapter):
+    @pytest.mark.parametrize("callback", ["on_id", "on_end"])
+    def test_the_thread_survives_callbacks_that_fail(self, chapter, callback):
         engine = chapter.Engine(
             lambda rows: rows, lambda *_: 7, chapter.BlockPool(50, 4), end_id=0
         )
@@ -644,12 +667,25 @@ class TestDepartures:
         def closed(_):
             raise RuntimeError("Event loop is closed")
 
-        service.submit(chapter.Request([1], 3, on_id=closed))
+        service.submit(chapter.Request([1], 3, **{callback: closed}))
         last = chapter.Request([2], 3)
         service.submit(last)
-        assert chapter.blocks_free(service)
+        wait_for(lambda: last.reason)
         service.stop()
-        assert last.reason
+        assert last.reason == "length"
+
+    def test_what_could_never_end_harms_nobody(self, chapter):
+        engine = chapter.Engine(
+            lambda rows: rows, lambda *_: 7, chapter.BlockPool(5, 4), end_id=0
+        )
+        service = chapter.Service(engine)
+        good = chapter.Request([2], 15)
+        service.submit(good)
+        with pytest.raises(ValueError, match="together at most"):
+            service.submit(chapter.Request([1], 1000))
+        wait_for(lambda: good.reason)
+        service.stop()
+        assert good.reason == "length"
 
     @pytest.mark.parametrize("temperature", [0, 1e-38, 1e-3, 1.0])
     def test_every_temperature_can_be_drawn_with(self, chapter, temperature, monkeypatch):
