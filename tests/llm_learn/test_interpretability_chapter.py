@@ -1,0 +1,225 @@
+"""The chapter on interpretability: places and hooks, patching, attributions, and the model that was written by hand."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+SLUG = "beyond/interpretability"
+
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama):
+    return tiny_llama()
+
+
+@pytest.fixture
+def two_texts() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randint(20, (3, 9)), torch.randint(20, (3, 9))
+
+
+@pytest.fixture(scope="module")
+def planted(chapter):
+    return chapter.planted_model(torch.Generator().manual_seed(3))
+
+
+def all_places(chapter, model) -> list[tuple[str, int]]:
+    kinds = ("stream", "heads", "attention", "mlp")
+    return [place for kind in kinds for place in chapter.every(kind, model)] + [("stream", 2)]
+
+
+class TestPlaces:
+    @pytest.mark.parametrize("place", [("stream", 3), ("heads", 2), ("mlp", -1), ("out", 0)])
+    def test_that_are_none_are_refused_and_no_hook_stays(self, chapter, model, two_texts, place):
+        before = model(two_texts[0])
+        doubled = {("mlp", 0): lambda x: 2 * x, place: lambda x: x}
+        with pytest.raises(ValueError, match="place is"), chapter.changed(model, doubled):
+            pass
+        assert torch.equal(model(two_texts[0]), before)
+
+    def test_hooks_go_even_after_an_error(self, chapter, model, two_texts):
+        before = model(two_texts[0])
+        with pytest.raises(RuntimeError), chapter.changed(model, {("mlp", 0): lambda x: 2 * x}):
+            assert not torch.equal(model(two_texts[0]), before)
+            raise RuntimeError
+        assert torch.equal(model(two_texts[0]), before)
+
+    def test_watching_leaves_no_trace(self, chapter, model, two_texts):
+        features, seen = chapter.watch(model, two_texts[0], all_places(chapter, model))
+        assert torch.equal(features, model.features(two_texts[0]))
+        assert list(seen) == all_places(chapter, model)
+
+    def test_the_stream_is_the_sum_of_what_is_added(self, chapter, model, two_texts):
+        _, seen = chapter.watch(model, two_texts[0], all_places(chapter, model))
+        for layer in (0, 1):
+            added = seen["attention", layer] + seen["mlp", layer]
+            expected = seen["stream", layer] + added
+            assert torch.allclose(seen["stream", layer + 1], expected, atol=1e-5)
+            mixed = model.blocks[layer].attention.out(seen["heads", layer])
+            assert torch.allclose(mixed, seen["attention", layer], atol=1e-5)
+
+    def test_patterns_are_those_with_which_heads_read(self, chapter, model, two_texts):
+        _, seen = chapter.watch(model, two_texts[0], all_places(chapter, model))
+        patterns = list(chapter.attention_patterns(model, two_texts[0]))
+        assert len(patterns) == 2
+        for layer, pattern in enumerate(patterns):
+            block = model.blocks[layer]
+            *_, v = block.attention.heads(block.norm_1(seen["stream", layer]))
+            read = pattern @ v.repeat_interleave(2, dim=1)
+            read = read.transpose(1, 2).flatten(2)
+            assert torch.allclose(read, seen["heads", layer], atol=1e-5)
+
+
+class TestPatching:
+    @pytest.mark.parametrize("layer", [0, 1, 2])
+    def test_the_whole_stream_gives_the_other_run(self, chapter, model, two_texts, layer):
+        place = ("stream", layer)
+        features, seen = chapter.watch(model, two_texts[0], [place])
+        with chapter.changed(model, {place: lambda _: seen[place]}):
+            assert torch.equal(model.features(two_texts[1]), features)
+        assert torch.equal(chapter.run_from(model, seen[place], layer), features)
+
+    def test_all_heads_with_what_they_have_change_nothing(self, chapter, model, two_texts):
+        heads = [(layer, number) for layer in (0, 1) for number in range(4)]
+        features, seen = chapter.watch(model, two_texts[0], chapter.every("heads", model))
+        with chapter.changed(model, chapter.replace_heads(model, heads, seen)):
+            assert torch.equal(model.features(two_texts[0]), features)
+
+    def test_one_head_is_replaced_and_no_other(self, chapter, model, two_texts):
+        places = chapter.every("heads", model)
+        (_, ours), (_, theirs) = (chapter.watch(model, t, places) for t in two_texts)
+        x = ours["heads", 1]
+        changes = chapter.replace_heads(model, [(1, 2)], theirs)
+        assert list(changes) == [("heads", 1)]
+        new = changes["heads", 1](x).unflatten(-1, (4, -1))
+        old, other = (y.unflatten(-1, (4, -1)) for y in (x, theirs["heads", 1]))
+        assert torch.equal(new[:, :, 2], other[:, :, 2])
+        assert torch.equal(new[:, :, [0, 1, 3]], old[:, :, [0, 1, 3]])
+        assert torch.equal(ours["heads", 1], x)
+
+    def test_means_are_over_texts_and_positions(self, chapter, model, two_texts):
+        _, seen = chapter.watch(model, two_texts[0], [("heads", 0)])
+        mean = chapter.mean_heads(model, two_texts[0])["heads", 0]
+        assert torch.allclose(mean, seen["heads", 0].flatten(0, 1).mean(0), atol=1e-6)
+
+
+class TestAttribution:
+    def metric(self, model):
+        return lambda features: model.logits(features[:, -1])[:, 5]
+
+    def test_gradients_are_those_of_a_small_step(self, chapter, model, two_texts):
+        place, metric = ("heads", 0), self.metric(model.double())
+        slope = chapter.gradients(model, two_texts[0], metric, [place])[place]
+        step = 1e-5 * torch.randn_like(slope)
+        ups = []
+        for sign in (1, -1):
+            with chapter.changed(model, {place: lambda x, sign=sign: x + sign * step}):
+                ups.append(metric(model.features(two_texts[0])).sum())
+        model.float()
+        assert torch.isclose((ups[0] - ups[1]) / 2, (slope * step).sum(), rtol=1e-4)
+
+    def test_shares_add_up_to_what_patching_the_place_does(self, chapter, model, two_texts):
+        place, metric = ("attention", 1), self.metric(model)
+        (_, start), (_, end) = (chapter.watch(model, t, [place]) for t in two_texts)
+        shares = chapter.integrated_gradients(
+            model, two_texts[0], metric, place, start[place], end[place], 200
+        )
+        with chapter.changed(model, {place: lambda _: end[place]}):
+            patched = metric(model.features(two_texts[0]))
+        whole = patched - metric(model.features(two_texts[0]))
+        assert torch.allclose(shares.sum((1, 2)), whole, atol=0.02 * whole.abs().max().item())
+
+
+class TestPlanted:
+    def test_says_what_followed_or_that_nothing_came_back(self, chapter, planted):
+        model, _ = planted
+        case = chapter.draw_case(64, torch.Generator().manual_seed(0))
+        assert case.right(model, case.ids) == 1
+        assert (model(case.corrupted)[:, -1].argmax(-1) == chapter.NOTHING_CAME_BACK).all()
+
+    def test_cases_are_what_they_say(self, chapter):
+        case = chapter.draw_case(200, torch.Generator().manual_seed(0))
+        assert (case.ids > 0).all()
+        for ids, bad, place in zip(case.ids, case.corrupted, case.place, strict=True):
+            assert len(set(ids[:-1].tolist())) == 24
+            assert ids[-1] == ids[place]
+            assert ids[place + 1] == case.at(case.place + 1)[(case.ids == ids).all(1)][0]
+            assert len(set(bad.tolist())) == 25
+            assert (ids != bad).nonzero().flatten().tolist() == [place]
+
+    def test_each_instrument_errs_where_it_must(self, chapter, planted):
+        model, truth = planted
+        luck = torch.Generator().manual_seed(1)
+        answers = chapter.six_questions(
+            model, chapter.draw_case(24, luck), chapter.draw_case(96, luck)
+        )
+        heads = {role: head for head, role in truth.items() if role != "idle"}
+        for role, head in heads.items():
+            said = {question: x[head].item() for question, x in answers.items()}
+            assert said["looks"] > 0.9
+            assert said["readable"] > 0.8
+            unread = role.endswith("unread")
+            is_half = role.startswith("induction") and not unread
+            is_spare = role.startswith("looks") and not unread
+            assert said["removed"] == pytest.approx(float(is_half), abs=0.1)
+            assert said["patched"] == pytest.approx(float(is_spare), abs=0.1)
+            assert (said["gradient"] > 0.25) == (said["integrated"] > 0.25) == (not unread)
+
+    def test_both_spares_and_both_halves(self, chapter, planted):
+        model, truth = planted
+        luck = torch.Generator().manual_seed(2)
+        case, other = chapter.draw_case(24, luck), chapter.draw_case(64, luck)
+        pair = lambda kind: [
+            head for head, role in truth.items() if role in (f"{kind}, one", f"{kind}, other")
+        ]
+        means = chapter.mean_heads(model, other.ids)
+        assert chapter.lost_without(model, case, pair("looks back"), means) > 0.9
+        _, clean = chapter.watch(model, case.ids, chapter.every("heads", model))
+        assert chapter.brought_back(model, case, pair("induction"), clean) == 1
+
+
+class TestPeriodic:
+    def test_targets_follow_from_one_period_before(self, chapter):
+        ids, targets, period = chapter.periodic(100, torch.Generator().manual_seed(0))
+        assert ids.shape == targets.shape == (100, chapter.CONTEXT)
+        assert {8, 16} <= set(period.flatten().tolist()) <= {*range(8, 17)}
+        for row, aim, p in zip(ids, targets, period[:, 0].tolist(), strict=True):
+            assert len(set(row[:p].tolist())) == p
+            assert torch.equal(row[p:], row[:-p])
+            assert (aim[:p] == chapter.IGNORED).all()
+            assert torch.equal(aim[p:-1], row[p + 1 :])
+            assert aim[-1] == row[chapter.CONTEXT % p]
+
+    def test_the_planted_model_scores_as_one_that_copies(self, chapter, planted):
+        test = chapter.periodic(32, torch.Generator().manual_seed(0))
+        right, score = chapter.copying(planted[0], *test)
+        # The first token has none before it, and names itself: where it comes back, the answer is torn.
+        assert 0.85 < right < 1
+        assert score > 0.8
+
+    def test_uniform_attention_scores_low(self, chapter):
+        model = chapter.attention_only(num_layers=1, num_heads=2, d_model=16)
+        for parameter in model.parameters():
+            parameter.zero_()
+        right, score = chapter.copying(model, *chapter.periodic(32, torch.Generator()))
+        assert right < 0.2
+        assert score < 0.1
+
+
+def test_largest_heads_come_in_order(chapter):
+    scores = torch.tensor([[0.1, 0.9, 0.3], [0.8, 0.2, 0.5]])
+    assert chapter.largest(scores, 4) == [(0, 1), (1, 0), (1, 2), (0, 2)]
+
+
+def test_probes_read_what_is_linear_and_only_that(chapter):
+    luck = torch.Generator().manual_seed(0)
+    words, new = (torch.randint(16, (400,), generator=luck) for _ in range(2))
+    one_hot = lambda w: F.one_hot(w, 16).float()
+    assert chapter.linear_probe(one_hot(words), words % 4, one_hot(new), new % 4) == 1
+    bits = lambda w: torch.stack([w % 2, w // 2 % 2], 1).float()
+    either = lambda w: w % 2 ^ w // 2 % 2
+    linear = chapter.linear_probe(bits(words), either(words), bits(new), either(new))
+    assert linear < 0.8  # three of the four words at most
+    probe = chapter.fitted_probe(bits(words), either(words) == 1, 16, 0)
+    assert (probe(bits(new)) == (either(new) == 1)).float().mean() > 0.95
