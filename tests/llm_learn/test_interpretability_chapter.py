@@ -26,12 +26,18 @@ def planted(chapter):
 
 def all_places(chapter, model) -> list[tuple[str, int]]:
     kinds = ("stream", "heads", "attention", "mlp")
-    return [place for kind in kinds for place in chapter.every(kind, model)] + [("stream", 2)]
+    return [place for kind in kinds for place in chapter.every(kind, model)] + [
+        ("stream", 2)
+    ]
 
 
 class TestPlaces:
-    @pytest.mark.parametrize("place", [("stream", 3), ("heads", 2), ("mlp", -1), ("out", 0)])
-    def test_that_are_none_are_refused_and_no_hook_stays(self, chapter, model, two_texts, place):
+    @pytest.mark.parametrize(
+        "place", [("stream", 3), ("heads", 2), ("mlp", -1), ("out", 0)]
+    )
+    def test_that_are_none_are_refused_and_no_hook_stays(
+        self, chapter, model, two_texts, place
+    ):
         before = model(two_texts[0])
         doubled = {("mlp", 0): lambda x: 2 * x, place: lambda x: x}
         with pytest.raises(ValueError, match="place is"), chapter.changed(model, doubled):
@@ -40,7 +46,10 @@ class TestPlaces:
 
     def test_hooks_go_even_after_an_error(self, chapter, model, two_texts):
         before = model(two_texts[0])
-        with pytest.raises(RuntimeError), chapter.changed(model, {("mlp", 0): lambda x: 2 * x}):
+        with (
+            pytest.raises(RuntimeError),
+            chapter.changed(model, {("mlp", 0): lambda x: 2 * x}),
+        ):
             assert not torch.equal(model(two_texts[0]), before)
             raise RuntimeError
         assert torch.equal(model(two_texts[0]), before)
@@ -128,7 +137,9 @@ class TestAttribution:
         with chapter.changed(model, {place: lambda _: end[place]}):
             patched = metric(model.features(two_texts[0]))
         whole = patched - metric(model.features(two_texts[0]))
-        assert torch.allclose(shares.sum((1, 2)), whole, atol=0.02 * whole.abs().max().item())
+        assert torch.allclose(
+            shares.sum((1, 2)), whole, atol=0.02 * whole.abs().max().item()
+        )
 
 
 class TestPlanted:
@@ -170,9 +181,14 @@ class TestPlanted:
         model, truth = planted
         luck = torch.Generator().manual_seed(2)
         case, other = chapter.draw_case(24, luck), chapter.draw_case(64, luck)
-        pair = lambda kind: [
-            head for head, role in truth.items() if role in (f"{kind}, one", f"{kind}, other")
-        ]
+
+        def pair(kind: str) -> list[tuple[int, int]]:
+            return [
+                head
+                for head, role in truth.items()
+                if role in (f"{kind}, one", f"{kind}, other")
+            ]
+
         means = chapter.mean_heads(model, other.ids)
         assert chapter.lost_without(model, case, pair("looks back"), means) > 0.9
         _, clean = chapter.watch(model, case.ids, chapter.every("heads", model))
@@ -215,11 +231,13 @@ def test_largest_heads_come_in_order(chapter):
 def test_probes_read_what_is_linear_and_only_that(chapter):
     luck = torch.Generator().manual_seed(0)
     words, new = (torch.randint(16, (400,), generator=luck) for _ in range(2))
-    one_hot = lambda w: F.one_hot(w, 16).float()
-    assert chapter.linear_probe(one_hot(words), words % 4, one_hot(new), new % 4) == 1
-    bits = lambda w: torch.stack([w % 2, w // 2 % 2], 1).float()
-    either = lambda w: w % 2 ^ w // 2 % 2
-    linear = chapter.linear_probe(bits(words), either(words), bits(new), either(new))
+    x, new_x = F.one_hot(words, 16).float(), F.one_hot(new, 16).float()
+    assert chapter.linear_probe(x, words % 4, new_x, new % 4) == 1
+    (x, labels), (new_x, new_labels) = (
+        (torch.stack([w % 2, w // 2 % 2], 1).float(), w % 2 ^ w // 2 % 2)
+        for w in (words, new)
+    )
+    linear = chapter.linear_probe(x, labels, new_x, new_labels)
     assert linear < 0.8  # three of the four words at most
-    probe = chapter.fitted_probe(bits(words), either(words) == 1, 16, 0)
-    assert (probe(bits(new)) == (either(new) == 1)).float().mean() > 0.95
+    probe = chapter.fitted_probe(x, labels == 1, 16, 0)
+    assert (probe(new_x) == (new_labels == 1)).float().mean() > 0.95
