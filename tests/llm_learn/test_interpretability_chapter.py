@@ -98,14 +98,14 @@ class TestPatching:
     def test_one_head_is_replaced_and_no_other(self, chapter, model, two_texts):
         places = chapter.every("heads", model)
         (_, ours), (_, theirs) = (chapter.watch(model, t, places) for t in two_texts)
-        x = ours["heads", 1]
+        x, before = ours["heads", 1], ours["heads", 1].clone()
         changes = chapter.replace_heads(model, [(1, 2)], theirs)
         assert list(changes) == [("heads", 1)]
         new = changes["heads", 1](x).unflatten(-1, (4, -1))
         old, other = (y.unflatten(-1, (4, -1)) for y in (x, theirs["heads", 1]))
         assert torch.equal(new[:, :, 2], other[:, :, 2])
         assert torch.equal(new[:, :, [0, 1, 3]], old[:, :, [0, 1, 3]])
-        assert torch.equal(ours["heads", 1], x)
+        assert torch.equal(x, before)
 
     def test_means_are_over_texts_and_positions(self, chapter, model, two_texts):
         _, seen = chapter.watch(model, two_texts[0], [("heads", 0)])
@@ -141,6 +141,23 @@ class TestAttribution:
             shares.sum((1, 2)), whole, atol=0.02 * whole.abs().max().item()
         )
 
+    def test_steps_are_taken_in_their_middles(self, chapter, model, two_texts):
+        place, metric = ("stream", 2), lambda features: features[:, -1, 0] ** 3
+        (_, start), (_, end) = (chapter.watch(model, t, [place]) for t in two_texts)
+        shares = chapter.integrated_gradients(
+            model, two_texts[0], metric, place, start[place], end[place], 2
+        )
+        far = end[place] - start[place]
+        slopes = [
+            chapter.gradients(
+                model, two_texts[0], metric, [place], {place: start[place] + part * far}
+            )[place]
+            for part in (0.25, 0.75)
+        ]
+        assert torch.allclose(
+            shares, far * (slopes[0] + slopes[1]) / 2, rtol=1e-4, atol=1e-6
+        )
+
 
 class TestPlanted:
     def test_says_what_followed_or_that_nothing_came_back(self, chapter, planted):
@@ -152,6 +169,7 @@ class TestPlanted:
     def test_cases_are_what_they_say(self, chapter):
         case = chapter.draw_case(200, torch.Generator().manual_seed(0))
         assert (case.ids > 0).all()
+        assert (case.corrupted > 0).all()  # 0 means that nothing came back
         for ids, bad, place in zip(case.ids, case.corrupted, case.place, strict=True):
             assert len(set(ids[:-1].tolist())) == 24
             assert ids[-1] == ids[place]
