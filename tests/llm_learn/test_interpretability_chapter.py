@@ -1,4 +1,4 @@
-"""The chapter on interpretability: places and hooks, patching, attributions, and the model that was written by hand."""
+"""The chapter on interpretability: patching, attributions, and the model that was written by hand."""
 
 import pytest
 import torch
@@ -24,52 +24,12 @@ def planted(chapter):
     return chapter.planted_model(torch.Generator().manual_seed(3))
 
 
-def all_places(chapter, model) -> list[tuple[str, int]]:
-    kinds = ("stream", "heads", "attention", "mlp")
-    return [place for kind in kinds for place in chapter.every(kind, model)] + [
-        ("stream", 2)
-    ]
-
-
-class TestPlaces:
-    @pytest.mark.parametrize(
-        "place", [("stream", 3), ("heads", 2), ("mlp", -1), ("out", 0)]
-    )
-    def test_that_are_none_are_refused_and_no_hook_stays(
-        self, chapter, model, two_texts, place
-    ):
-        before = model(two_texts[0])
-        doubled = {("mlp", 0): lambda x: 2 * x, place: lambda x: x}
-        with pytest.raises(ValueError, match="place is"), chapter.changed(model, doubled):
-            pass
-        assert torch.equal(model(two_texts[0]), before)
-
-    def test_hooks_go_even_after_an_error(self, chapter, model, two_texts):
-        before = model(two_texts[0])
-        with (
-            pytest.raises(RuntimeError),
-            chapter.changed(model, {("mlp", 0): lambda x: 2 * x}),
-        ):
-            assert not torch.equal(model(two_texts[0]), before)
-            raise RuntimeError
-        assert torch.equal(model(two_texts[0]), before)
-
-    def test_watching_leaves_no_trace(self, chapter, model, two_texts):
-        features, seen = chapter.watch(model, two_texts[0], all_places(chapter, model))
-        assert torch.equal(features, model.features(two_texts[0]))
-        assert list(seen) == all_places(chapter, model)
-
-    def test_the_stream_is_the_sum_of_what_is_added(self, chapter, model, two_texts):
-        _, seen = chapter.watch(model, two_texts[0], all_places(chapter, model))
-        for layer in (0, 1):
-            added = seen["attention", layer] + seen["mlp", layer]
-            expected = seen["stream", layer] + added
-            assert torch.allclose(seen["stream", layer + 1], expected, atol=1e-5)
-            mixed = model.blocks[layer].attention.out(seen["heads", layer])
-            assert torch.allclose(mixed, seen["attention", layer], atol=1e-5)
-
+class TestPatterns:
     def test_patterns_are_those_with_which_heads_read(self, chapter, model, two_texts):
-        _, seen = chapter.watch(model, two_texts[0], all_places(chapter, model))
+        streams = chapter.every("stream", model)
+        _, seen = chapter.watch(
+            model, two_texts[0], streams + chapter.every("heads", model)
+        )
         patterns = list(chapter.attention_patterns(model, two_texts[0]))
         assert len(patterns) == 2
         for layer, pattern in enumerate(patterns):

@@ -1,0 +1,74 @@
+"""Hooks: to see and to replace what passes a place of a model."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from llm_learn.model import Llama
+
+Place = tuple[str, int]  # what, and in which block
+Change = Callable[[Tensor], Tensor]  # (B, T, C) -> (B, T, C)
+
+
+def module_at(model: Llama, place: Place) -> tuple[nn.Module, bool]:
+    """The module at a place, and whether the place is its input. Raises ValueError where there is none."""
+    kind, layer = place
+    num_layers = model.config.num_layers
+    last = num_layers if kind == "stream" else num_layers - 1
+    if kind not in ("stream", "heads", "attention", "mlp") or not 0 <= layer <= last:
+        raise ValueError(
+            f"place is {place}: expected stream, heads, attention or mlp, and a block from 0 to {last}"
+        )
+    if layer == num_layers:
+        return model.norm, True
+    block = model.blocks[layer]
+    if kind == "stream":
+        return block, True
+    if kind == "heads":
+        return block.attention.out, True
+    return (block.attention if kind == "attention" else block.mlp), False
+
+
+def _on_input(change: Change) -> Callable:
+    return lambda _, args: (change(args[0]), *args[1:])
+
+
+def _on_output(change: Change) -> Callable:
+    return lambda _module, _args, output: change(output)
+
+
+@contextmanager
+def changed(model: Llama, changes: dict[Place, Change]) -> Iterator[None]:
+    """While it is open, what passes a place is replaced by what the place's function makes of it."""
+    places = {place: module_at(model, place) for place in changes}
+    handles = []
+    try:
+        for place, (module, is_input) in places.items():
+            if is_input:
+                handles.append(module.register_forward_pre_hook(_on_input(changes[place])))
+            else:
+                handles.append(module.register_forward_hook(_on_output(changes[place])))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def watch(
+    model: Llama, ids: Tensor, places: Sequence[Place]
+) -> tuple[Tensor, dict[Place, Tensor]]:
+    """Runs the model: the features that its output layer reads, (B, T, C), and what passed each place."""
+    seen = {}
+
+    def keep(place: Place) -> Change:
+        return lambda x: seen.setdefault(place, x)
+
+    with changed(model, {place: keep(place) for place in places}):
+        features = model.features(ids)
+    return features, {place: seen[place] for place in places}
+
+
+def every(kind: str, model: Llama) -> list[Place]:
+    """The places of one kind, in all blocks."""
+    return [(kind, layer) for layer in range(model.config.num_layers)]
