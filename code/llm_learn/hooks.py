@@ -16,9 +16,10 @@ def module_at(model: Llama, place: Place) -> tuple[nn.Module, bool]:
     kind, layer = place
     num_layers = model.config.num_layers
     last = num_layers if kind == "stream" else num_layers - 1
-    if kind not in ("stream", "heads", "attention", "mlp") or not 0 <= layer <= last:
+    kinds = ("stream", "heads", "attention", "neurons", "mlp")
+    if kind not in kinds or not 0 <= layer <= last:
         raise ValueError(
-            f"place is {place}: expected stream, heads, attention or mlp, and a block from 0 to {last}"
+            f"place is {place}: expected one of {', '.join(kinds)}, and a block from 0 to {last}"
         )
     if layer == num_layers:
         return model.norm, True
@@ -27,6 +28,8 @@ def module_at(model: Llama, place: Place) -> tuple[nn.Module, bool]:
         return block, True
     if kind == "heads":
         return block.attention.out, True
+    if kind == "neurons":
+        return block.mlp.down, True
     return (block.attention if kind == "attention" else block.mlp), False
 
 

@@ -19,7 +19,7 @@ def two_texts() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def all_places(model) -> list[tuple[str, int]]:
-    kinds = ("stream", "heads", "attention", "mlp")
+    kinds = ("stream", "heads", "attention", "neurons", "mlp")
     return [place for kind in kinds for place in every(kind, model)] + [("stream", 2)]
 
 
@@ -57,6 +57,8 @@ class TestPlaces:
             assert torch.allclose(seen["stream", layer + 1], expected, atol=1e-5)
             mixed = model.blocks[layer].attention.out(seen["heads", layer])
             assert torch.allclose(mixed, seen["attention", layer], atol=1e-5)
+            down = model.blocks[layer].mlp.down(seen["neurons", layer])
+            assert torch.allclose(down, seen["mlp", layer], atol=1e-5)
 
     @pytest.mark.parametrize("layer", [0, 1, 2])
     def test_the_whole_stream_of_another_run_gives_that_run(self, model, two_texts, layer):
