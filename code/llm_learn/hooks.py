@@ -72,6 +72,6 @@ def watch(
     return features, {place: seen[place] for place in places}
 
 
-def every(kind: str, model: Llama) -> list[Place]:
+def every_place(kind: str, model: Llama) -> list[Place]:
     """The places of one kind, in all blocks."""
     return [(kind, layer) for layer in range(model.config.num_layers)]

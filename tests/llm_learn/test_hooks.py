@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llm_learn.hooks import changed, every, watch
+from llm_learn.hooks import changed, every_place, watch
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -20,7 +20,7 @@ def two_texts() -> tuple[torch.Tensor, torch.Tensor]:
 
 def all_places(model) -> list[tuple[str, int]]:
     kinds = ("stream", "heads", "attention", "neurons", "mlp")
-    return [place for kind in kinds for place in every(kind, model)] + [("stream", 2)]
+    return [place for kind in kinds for place in every_place(kind, model)] + [("stream", 2)]
 
 
 class TestPlaces:

@@ -26,9 +26,9 @@ def planted(chapter):
 
 class TestPatterns:
     def test_patterns_are_those_with_which_heads_read(self, chapter, model, two_texts):
-        streams = chapter.every("stream", model)
+        streams = chapter.every_place("stream", model)
         _, seen = chapter.watch(
-            model, two_texts[0], streams + chapter.every("heads", model)
+            model, two_texts[0], streams + chapter.every_place("heads", model)
         )
         patterns = list(chapter.attention_patterns(model, two_texts[0]))
         assert len(patterns) == 2
@@ -51,12 +51,14 @@ class TestPatching:
 
     def test_all_heads_with_what_they_have_change_nothing(self, chapter, model, two_texts):
         heads = [(layer, number) for layer in (0, 1) for number in range(4)]
-        features, seen = chapter.watch(model, two_texts[0], chapter.every("heads", model))
+        features, seen = chapter.watch(
+            model, two_texts[0], chapter.every_place("heads", model)
+        )
         with chapter.changed(model, chapter.replace_heads(model, heads, seen)):
             assert torch.equal(model.features(two_texts[0]), features)
 
     def test_one_head_is_replaced_and_no_other(self, chapter, model, two_texts):
-        places = chapter.every("heads", model)
+        places = chapter.every_place("heads", model)
         (_, ours), (_, theirs) = (chapter.watch(model, t, places) for t in two_texts)
         x, before = ours["heads", 1], ours["heads", 1].clone()
         changes = chapter.replace_heads(model, [(1, 2)], theirs)
@@ -169,7 +171,7 @@ class TestPlanted:
 
         means = chapter.mean_heads(model, other.ids)
         assert chapter.lost_without(model, case, pair("looks back"), means) > 0.9
-        _, clean = chapter.watch(model, case.ids, chapter.every("heads", model))
+        _, clean = chapter.watch(model, case.ids, chapter.every_place("heads", model))
         assert chapter.brought_back(model, case, pair("induction"), clean) == 1
 
 
