@@ -10,6 +10,7 @@ import matplotlib
 import pytest
 import torch
 from hypothesis import settings
+from torch import Tensor
 
 from llm_learn.lines import ANSWER, LINE_END, PROMPT
 from llm_learn.model import Llama, LlamaConfig
@@ -66,6 +67,12 @@ def tiny_llama() -> Callable[..., Llama]:
         return model
 
     return make
+
+
+@pytest.fixture
+def two_texts() -> tuple[Tensor, Tensor]:
+    """Two batches of ids, (B, T), that a `tiny_llama` can read."""
+    return torch.randint(20, (3, 9)), torch.randint(20, (3, 9))
 
 
 @pytest.fixture

@@ -13,11 +13,6 @@ def model(tiny_llama):
     return tiny_llama()
 
 
-@pytest.fixture
-def two_texts() -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.randint(20, (3, 9)), torch.randint(20, (3, 9))
-
-
 def all_places(model) -> list[tuple[str, int]]:
     kinds = ("stream", "heads", "attention", "neurons", "mlp")
     return [place for kind in kinds for place in every_place(kind, model)] + [("stream", 2)]
