@@ -1,7 +1,7 @@
 """Countries, and questions about their cities, from the time zone database."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -108,6 +108,24 @@ def read_countries() -> dict[str, list[tuple[str, ...]]]:
     return {
         continent: [countries[name] for name in sorted(countries)]
         for continent, countries in found.items()
+    }
+
+
+def single_token_countries(encode: Callable[[str], list[int]]) -> dict[str, list[str]]:
+    """Countries of one continent alone whose name is one token in the middle of a text, by continent.
+
+    Args:
+        encode: from a text to the ids of its tokens; gets the name after a space.
+    """
+    countries = read_countries()
+    return {
+        continent: [
+            names[0]
+            for names in countries[continent]
+            if len(encode(f" {names[0]}")) == 1
+            and not any(names in countries[c] for c in CONTINENTS if c != continent)
+        ]
+        for continent in CONTINENTS
     }
 
 

@@ -8,6 +8,7 @@ from llm_learn.geography import (
     draw_questions,
     read_countries,
     read_places,
+    single_token_countries,
 )
 
 PLACES = read_places()
@@ -58,3 +59,13 @@ def test_every_continent_has_its_countries_by_names_that_can_be_written():
     assert {"Madagascar", "the Gambia", "Niger"} <= flat["Africa"]
     assert {"South Korea", "Turkey", "Russia"} <= flat["Asia"]
     assert "Spain" not in flat["Africa"] and "the United States" in flat["America"]
+
+
+def test_countries_of_one_token_are_on_one_continent():
+    every_token = single_token_countries(lambda text: [1])
+    names = [name for names in every_token.values() for name in names]
+    assert len(set(names)) == len(names)
+    assert "Russia" not in names and "Turkey" not in names and "Kenya" in names
+    asked = []
+    none = single_token_countries(lambda text: asked.append(text) or [1, 2])
+    assert not any(none.values()) and " Kenya" in asked
