@@ -1,5 +1,7 @@
 """The chapter on model editing: worlds, the smallest update, what an edit is asked, and planted features."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -200,6 +202,20 @@ class TestEdits:
             logits = chapter.next_logits(model, asked.ids, asked.last)
         assert (logits.softmax(-1)[rows, answers] > 0.2).all()
 
+    def test_each_value_is_searched_for_itself(self, chapter, untrained):
+        facts = [(fact, 0) for fact in list(untrained.world)[:3]]
+        answers = torch.tensor([chapter.INDEX[w] for w in ("Lima", "nurse", "harp")])
+        how = {"rate": 1.0, "max_steps": 300, "enough": 0.2}
+
+        def search(which):
+            asked = chapter.prompts([facts[i] for i in which])
+            return chapter.values_for(
+                untrained.model, asked, answers[which], 1, asked.last, **how
+            )[0]
+
+        together, alone = search([0, 1, 2]), torch.cat([search([i]) for i in range(3)])
+        assert torch.allclose(together, alone, atol=1e-2)
+
     def test_an_edit_of_a_value_that_it_has_changes_nothing(self, chapter, untrained):
         facts = [(fact, 0) for fact in list(untrained.world)[:3]]
         asked = chapter.prompts(facts)
@@ -221,6 +237,15 @@ class TestEdits:
         assert len(results) == 2
         after = untrained.model.state_dict()
         assert all(torch.equal(after[k], v) for k, v in before.items())
+
+    def test_what_is_told_is_what_is_rehearsed(self, chapter, untrained):
+        edits = chapter.draw_edits(untrained, {"trade": 1}, seed=0)
+        trained = [
+            chapter.tune(replace(untrained, told=[sentence] * 16), edits, rehearse=True)[0]
+            for sentence in (*untrained.told[:2], untrained.told[0])
+        ]
+        one, other, again = (p.model.token_embedding.weight for p in trained)
+        assert torch.equal(one, again) and not torch.equal(one, other)
 
     def test_training_brings_the_answer(self, chapter, untrained):
         edits = chapter.draw_edits(untrained, {"trade": 1, "home": 1}, seed=0)
