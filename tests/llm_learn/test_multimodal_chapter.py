@@ -95,6 +95,11 @@ class TestSeeingGPT:
             padded = encoder(chapter.CAPTIONS[0, 2, :3])
             short = encoder(chapter.CAPTIONS[0, 2, :3, :5])
         assert torch.allclose(padded, short, atol=1e-6)
+        with torch.no_grad():
+            at_last = encoder.out(
+                encoder.gpt.features(chapter.CAPTIONS[0, 2, :3, :5])[:, -1]
+            )
+        assert torch.allclose(short, F.normalize(at_last, dim=-1), atol=1e-6)
         assert torch.allclose(padded.norm(dim=1), torch.ones(3))
 
     def test_four_tokens_and_a_vector_of_length_one(self, chapter):
