@@ -1,0 +1,142 @@
+"""Speculative decoding: a draft guesses ids and the model checks them together, which changes its speed only."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llm_learn.model import Llama
+
+Probs = Callable[[Tensor], Tensor]  # from logits (T, V) to what is drawn from, (T, V)
+# From a text and a number to at most that many ids (n,), and the probabilities from which
+# they were drawn, (n, V).
+Draft = Callable[[list[int], int], tuple[Tensor, Tensor]]
+
+
+def accept(
+    target: Tensor, draft: Tensor, drafted: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Which drafted ids stay, and from what the next is drawn (Leviathan et al. 2023, arXiv:2211.17192).
+
+    Args:
+        target: (k + 1, V), the model's probabilities p, at the places of the draft and behind.
+        draft: (k, V), the probabilities q from which the draft was drawn.
+        drafted: (k,) ids.
+        generator: decides what stays.
+
+    Returns:
+        (n,) ids with n <= k, and weights of the next id, (V,), which need not add up to 1.
+    """
+    shapes = [tuple(x.shape) for x in (target, draft, drafted)]
+    k = len(drafted)
+    if shapes != [(k + 1, *target.shape[1:]), (k, *target.shape[1:]), (k,)]:
+        raise ValueError(
+            f"target, draft and drafted have shapes {shapes}: expected (k + 1, V), (k, V) and (k,)"
+        )
+    places = torch.arange(k)
+    ratio = target[places, drafted] / draft[places, drafted]
+    stays = torch.rand(k, generator=generator) < ratio
+    n = int(stays.long().cumprod(0).sum())  # up to the first that does not
+    if n == k:
+        return drafted, target[n]
+    excess = (target[n] - draft[n]).clamp(min=0)
+    # Where p and q differ by rounding only, nothing may be left of the excess.
+    return drafted[:n], excess if excess.any() else target[n]
+
+
+@torch.no_grad()
+def speculate(
+    model: Llama,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    draft: Draft,
+    *,
+    k: int,
+    probs: Probs,
+    generator: torch.Generator,
+) -> tuple[list[int], int]:
+    """Writes as the model would, in fewer passes: the new ids, and the number of passes.
+
+    Args:
+        model: writes.
+        prompt: ids, at least one.
+        max_new_tokens: ids to add.
+        draft: guesses how the text goes on; see `Draft`.
+        k: ids that are drafted at a time, at most; 0 drafts none.
+        probs: from the model's logits to what is drawn from.
+        generator: decides the draws.
+    """
+    for name, number in (("max_new_tokens", max_new_tokens), ("k", k)):
+        if number < 0:
+            raise ValueError(f"{name} is {number}: it cannot be negative")
+    whole, context_length = len(prompt) + max_new_tokens, model.config.context_length
+    # The last id is written and never read.
+    if not prompt or whole > context_length + 1:
+        raise ValueError(
+            f"prompt has {len(prompt)} ids and max_new_tokens is {max_new_tokens}: "
+            f"expected at least one, and together at most {context_length + 1}"
+        )
+    text, passes = list(prompt), 0
+    caches = model.new_caches(1, whole)
+    while (left := whole - len(text)) > 0:
+        drafted, q = draft(text, min(k, left - 1))
+        if len(drafted) > min(k, left - 1):
+            raise ValueError(
+                f"draft gave {len(drafted)} ids: at most {min(k, left - 1)} were asked for"
+            )
+        unread = [*text[caches[0].length :], *drafted.tolist()]
+        features = model.features(torch.tensor([unread]), caches)
+        p = probs(model.logits(features[0, -len(drafted) - 1 :]))
+        stay, weights = accept(p, q, drafted, generator)
+        text += [*stay.tolist(), int(torch.multinomial(weights, 1, generator=generator))]
+        for cache in caches:
+            cache.length = len(text) - 1  # what was not accepted is forgotten
+        passes += 1
+    return text[len(prompt) :], passes
+
+
+def from_model(
+    model: Llama, capacity: int, *, probs: Probs, generator: torch.Generator
+) -> Draft:
+    """Drafts with a smaller model of the same vocabulary.
+
+    Args:
+        model: guesses.
+        capacity: ids of a text and its draft, at most.
+        probs: from the smaller model's logits to what is drawn from.
+        generator: decides the draws.
+    """
+    caches, read = model.new_caches(1, capacity), []
+
+    def draft(text: list[int], k: int) -> tuple[Tensor, Tensor]:
+        nonlocal read
+        if len(text) + k > capacity:
+            raise ValueError(
+                f"text has {len(text)} ids and k is {k}: together at most {capacity}"
+            )
+        ids, q = list(text), [torch.empty(0, model.config.vocab_size)]
+        # The last id must be read again for its logits; refused guesses have been read too.
+        same = 0
+        while same < min(len(read), len(text) - 1) and read[same] == text[same]:
+            same += 1
+        read = read[:same]
+        for _ in range(k):
+            for cache in caches:
+                cache.length = len(read)
+            logits = model(torch.tensor([ids[len(read) :]]), caches)[0, -1:]
+            read = list(ids)
+            q.append(probs(logits))
+            ids.append(int(torch.multinomial(q[-1][0], 1, generator=generator)))
+        return torch.tensor(ids[len(text) :], dtype=torch.long), torch.cat(q)
+
+    return draft
+
+
+SOFTMAX = functools.partial(torch.softmax, dim=-1)
+
+
+def all_on_best(logits: Tensor) -> Tensor:
+    """Greedy decoding as a distribution: (T, V) -> (T, V), 1 for the likeliest id."""
+    return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()

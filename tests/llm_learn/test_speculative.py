@@ -1,0 +1,215 @@
+"""Speculative decoding: the model's own texts and distributions, whatever the draft, in fewer passes."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_learn.generate import generate
+from llm_learn.speculative import SOFTMAX, accept, all_on_best, from_model, speculate
+
+pytestmark = pytest.mark.usefixtures("no_gradients")
+V = 6
+SHAPE = {"vocab_size": V, "context_length": 40, "d_model": 16, "d_ff": 24}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama):
+    return tiny_llama(**SHAPE)
+
+
+@pytest.fixture(scope="module")
+def small(tiny_llama):
+    return tiny_llama(**SHAPE | {"d_model": 8}, num_layers=1)
+
+
+def luck(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def distributions(count: int, seed: int) -> torch.Tensor:
+    """(count, V), far from even."""
+    return (2 * torch.randn(count, V, generator=luck(seed))).softmax(-1)
+
+
+class TestAccept:
+    @pytest.mark.parametrize("seed", range(4))
+    def test_the_id_after_one_guess_is_distributed_as_the_model_says(self, seed):
+        p, q = distributions(2, seed), distributions(1, seed + 10)
+        found, draw = np.zeros(V), luck(seed)
+        for guess in torch.multinomial(q[0], 2000, True, generator=draw).split(1):
+            stay, weights = accept(p, q, guess, draw)
+            found[int(stay if len(stay) else torch.multinomial(weights, 1))] += 1
+        # The seeds are fixed, so this fails only when the code changes.
+        expected = p[0].double() / p[0].double().sum() * 2000
+        assert scipy.stats.chisquare(found, expected).pvalue > 1e-3
+
+    def test_a_guess_stays_as_often_as_the_two_overlap(self):
+        p, q, draw = distributions(2, 0), distributions(1, 1), luck()
+        guesses = torch.multinomial(q[0], 4000, True, generator=draw).split(1)
+        share = np.mean([len(accept(p, q, guess, draw)[0]) for guess in guesses])
+        overlap = torch.minimum(p[0], q[0]).sum().item()
+        assert share == pytest.approx(overlap, abs=4 * 0.5 / 4000**0.5)
+
+    def test_what_replaces_a_guess_is_drawn_from_the_excess(self):
+        p, q = torch.tensor([[0.5, 0.3, 0.2], [0, 0, 1]]), torch.tensor([[0.2, 0.1, 0.7]])
+        replaced = [
+            weights
+            for seed in range(30)
+            if not len((found := accept(p, q, torch.tensor([2]), luck(seed)))[0])
+            for weights in [found[1]]
+        ]
+        assert replaced
+        for weights in replaced:
+            torch.testing.assert_close(weights, torch.tensor([0.3, 0.2, 0.0]))
+
+    def test_nothing_stays_behind_the_first_that_does_not(self):
+        p, q = torch.eye(3)[[0, 1, 2, 0]], torch.eye(3)[[0, 2, 2]]
+        stay, weights = accept(p, q, torch.tensor([0, 2, 2]), luck())
+        assert stay.tolist() == [0] and weights.tolist() == [0, 1, 0]
+
+    def test_a_draft_that_agrees_stays_and_the_next_is_the_models(self):
+        p = distributions(4, 0)
+        stay, weights = accept(p, p[:3], torch.tensor([1, 0, 5]), luck())
+        assert stay.tolist() == [1, 0, 5] and torch.equal(weights, p[3])
+
+    def test_rounding_leaves_something_to_draw_from(self):
+        # p is q, rounded down in both places: no excess is left.
+        q = torch.tensor([[0.25, 0.75]])
+        p = torch.cat([q * 0.9, q])
+        for seed in range(50):
+            stay, weights = accept(p, q, torch.tensor([1]), luck(seed))
+            assert weights.sum() > 0
+            if not len(stay):
+                assert torch.equal(weights, p[0])
+
+    @pytest.mark.parametrize(
+        ("target", "draft", "drafted"),
+        [((2, V), (2, V), 2), ((3, V), (2, V + 1), 2), ((3, V), (2, V), 1)],
+    )
+    def test_shapes_that_do_not_fit_are_refused(self, target, draft, drafted):
+        ids = torch.zeros(drafted, dtype=torch.long)
+        with pytest.raises(ValueError, match="target, draft and drafted have shapes"):
+            accept(torch.ones(target), torch.ones(draft), ids, luck())
+
+
+class TestSpeculate:
+    @settings(max_examples=25)
+    @given(
+        prompt=st.lists(st.integers(0, V - 1), min_size=1, max_size=8),
+        new=st.integers(0, 24),
+        k=st.integers(0, 5),
+        same=st.booleans(),
+    )
+    def test_greedy_text_is_that_of_generate(self, model, small, prompt, new, k, same):
+        options = {"probs": all_on_best, "generator": luck()}
+        draft = from_model(model if same else small, 40, **options)
+        with torch.no_grad():
+            ours, passes = speculate(model, prompt, new, draft, k=k, **options)
+        plain = generate(model, torch.tensor([prompt]), new, temperature=0)[0].tolist()
+        assert prompt + ours == plain
+        if same:  # every guess is right
+            assert passes == math.ceil(new / (k + 1))
+        assert math.ceil(new / (k + 1)) <= passes <= new
+
+    def test_drawn_texts_have_the_models_distribution(self, tiny_llama):
+        shape = SHAPE | {"vocab_size": 3}
+        model, small = tiny_llama(**shape), tiny_llama(**shape, num_layers=1)
+        texts = torch.cartesian_prod(*[torch.arange(3)] * 3)  # (27, 3)
+        whole = torch.cat([torch.tensor([[0, 1]]).expand(27, -1), texts], 1)
+        steps = model(whole)[:, 1:-1].log_softmax(-1).gather(2, texts[..., None])
+        exact = steps.double().sum(1).exp()[:, 0].numpy()
+        found, passes = np.zeros(27), 0
+        options = {"probs": SOFTMAX, "generator": luck()}
+        for _ in range(1000):
+            draft = from_model(small, 5, **options)
+            ids, took = speculate(model, [0, 1], 3, draft, k=2, **options)
+            found[int(np.dot(ids, [9, 3, 1]))] += 1
+            passes += took
+        assert 1000 < passes < 3000  # guesses are kept, and guesses are refused
+        often = exact > 0.005
+        seen = [*found[often], found[~often].sum()]
+        expected = np.array([*exact[often], exact[~often].sum()])
+        expected *= 1000 / expected.sum()
+        assert scipy.stats.chisquare(seen, expected).pvalue > 1e-3
+
+    def test_no_gradients_are_kept(self, model):
+        with torch.enable_grad():
+            options = {"probs": SOFTMAX, "generator": luck()}
+            watched = []
+
+            def probs(logits: torch.Tensor) -> torch.Tensor:
+                watched.append(logits.requires_grad)
+                return SOFTMAX(logits)
+
+            draft = from_model(model, 9, **options)
+            speculate(model, [1], 5, draft, k=2, probs=probs, generator=luck())
+        assert watched and not any(watched)
+
+    def test_a_text_may_fill_the_context_and_one_more(self, small):
+        options = {"probs": all_on_best, "generator": luck()}
+        draft = from_model(small, 41, **options)
+        ids, _ = speculate(small, [1, 2], 39, draft, k=3, **options)
+        assert len(ids) == 39
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"prompt": []}, "prompt has 0 ids"),
+            ({"max_new_tokens": 41}, "together at most 41"),
+            ({"max_new_tokens": -1}, "max_new_tokens is -1"),
+            ({"k": -1}, "k is -1"),
+        ],
+    )
+    def test_what_cannot_be_written_is_refused(self, model, small, change, message):
+        options = {"probs": all_on_best, "generator": luck()}
+        given = {"prompt": [1], "max_new_tokens": 3, "k": 2} | change
+        with pytest.raises(ValueError, match=message):
+            speculate(model, draft=from_model(small, 40, **options), **options, **given)
+
+    def test_a_draft_that_gives_more_than_was_asked_for_is_refused(self, model):
+        def draft(text: list[int], k: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.zeros(k + 1, dtype=torch.long), torch.eye(V)[:1].expand(k + 1, -1)
+
+        options = {"probs": all_on_best, "generator": luck()}
+        with pytest.raises(ValueError, match="draft gave 3 ids: at most 2"):
+            speculate(model, [1], 5, draft, k=2, **options)
+
+
+class TestFromModel:
+    @settings(max_examples=25)
+    @given(
+        texts=st.lists(
+            st.lists(st.integers(0, 1), min_size=1, max_size=6), min_size=1, max_size=5
+        ),
+        k=st.integers(0, 4),
+    )
+    def test_it_drafts_as_without_a_cache_whatever_it_read_before(self, small, texts, k):
+        """Texts of few different ids, so that many begin alike."""
+        with torch.no_grad():
+            draft = from_model(small, 10, probs=SOFTMAX, generator=luck())
+            for text in texts:
+                ids, q = draft(text, k)
+                assert ids.shape == (k,) and q.shape == (k, V)
+                logits = small(torch.tensor([[*text, *ids.tolist()]]))[0]
+                expected = SOFTMAX(logits[len(text) - 1 : -1])
+                torch.testing.assert_close(q, expected, rtol=0, atol=1e-5)
+
+    def test_ids_are_drawn_from_what_it_returns(self, small):
+        draft = from_model(small, 10, probs=all_on_best, generator=luck())
+        ids, q = draft([1, 2], 4)
+        assert torch.equal(q.argmax(-1), ids) and (q.sum(-1) == 1).all()
+
+    def test_a_text_beyond_its_capacity_is_refused(self, small):
+        draft = from_model(small, 5, probs=SOFTMAX, generator=luck())
+        with pytest.raises(ValueError, match="text has 3 ids and k is 3: together at most"):
+            draft([1, 2, 3], 3)
+
+
+def test_all_on_best_is_the_limit_of_a_low_temperature():
+    logits = torch.randn(5, V, generator=luck())
+    torch.testing.assert_close(all_on_best(logits), SOFTMAX(logits / 1e-4))
