@@ -47,18 +47,6 @@ def tiny(chapter) -> Llama:
 # --- Grids ---
 
 
-@given(st.integers(0, 10**6), st.integers(2, 8), st.sampled_from([1, 4, 16, 64]))
-def test_absmax_is_never_off_by_more_than_half_a_step(definitions_of, seed, bits, group):
-    weight = numbers(8, 64, seed=seed)
-    levels, scales = definitions_of(SLUG).absmax(weight, bits, group)
-    most = 2 ** (bits - 1) - 1
-    assert levels.shape == (512 // group, group) and scales.shape == (512 // group, 1)
-    assert torch.equal(levels, levels.round())
-    assert (levels.abs().amax(1) == most).all()
-    off = (levels * scales - weight.view(-1, group)).abs()
-    assert (off <= scales * 0.5001).all()
-
-
 def test_a_group_of_zeros_stays_zero_everywhere(chapter):
     weight = numbers(4, 64)
     weight[1] = 0
@@ -221,16 +209,6 @@ def test_nvfp4_reaches_the_largest_weight_of_each_block(chapter, scale):
 # --- Bytes ---
 
 
-@given(st.integers(1, 5), st.integers(1, 20), st.integers(0, 10**6))
-def test_pack_loses_nothing(definitions_of, rows, half, seed):
-    chapter = definitions_of(SLUG)
-    generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(16, (rows, 2 * half), generator=generator).to(torch.uint8)
-    packed = chapter.pack(codes)
-    assert packed.shape == (rows, half) and packed.dtype == torch.uint8
-    assert torch.equal(chapter.unpack(packed), codes)
-
-
 @pytest.mark.parametrize("name", ["Q8_0", "Q4_1", "MXFP4"])
 @pytest.mark.parametrize("seed", range(5))
 def test_bytes_are_those_of_gguf(chapter, name, seed):
@@ -244,25 +222,13 @@ def test_bytes_are_those_of_gguf(chapter, name, seed):
 # --- Layers ---
 
 
-def test_int8_linear_is_the_product_of_what_its_levels_stand_for(chapter):
-    weight, x = numbers(40, 64), numbers(3, 5, 64, seed=1, scale=2.0)
-    layer = chapter.Int8Linear(weight)
-    levels, scales = chapter.rounded_inputs(x)
-    exact = (levels * scales).double() @ (layer.levels * layer.scales.T).double().T
-    torch.testing.assert_close(layer(x).double(), exact, rtol=0, atol=1e-5)
-    assert (levels.abs().amax(-1) == 127).all()
-    # Rounding moves a product by 0.007 at one deviation.
-    torch.testing.assert_close(layer(x), x @ weight.T, rtol=0, atol=0.05)
-
-
-def test_a_token_with_an_outlier_leaves_other_tokens_alone_with_a_scale_for_each(chapter):
+def test_one_scale_for_all_tokens_lets_an_outlier_silence_the_others(chapter):
     weight, x = numbers(40, 64), numbers(5, 64, seed=1, scale=1.0)
     spoiled = x.clone()
     spoiled[0, 3] = 3000.0
-    for kind, same in ((chapter.Int8Linear, True), (chapter.OneScaleLinear, False)):
-        layer = kind(weight)
-        assert torch.equal(layer(spoiled)[1:], layer(x)[1:]) == same
-    assert (chapter.OneScaleLinear(weight)(spoiled)[1:] == 0).all()
+    layer = chapter.OneScaleLinear(weight)
+    assert not torch.equal(layer(spoiled)[1:], layer(x)[1:])
+    assert (layer(spoiled)[1:] == 0).all()
 
 
 def test_the_fused_layer_is_as_exact_as_ours_for_a_single_token(chapter):
@@ -278,25 +244,12 @@ def test_the_fused_layer_is_as_exact_as_ours_for_a_single_token(chapter):
         assert 0.003 < off < 0.012
 
 
-def test_int4_linear_reads_back_what_absmax_rounds(chapter):
-    weight, x = numbers(40, 64), numbers(5, 64, seed=1)
+def test_int4_linear_stores_the_bits_that_absmax_says(chapter):
+    weight = numbers(40, 64)
     layer = chapter.Int4Linear(weight)
     value, bits = chapter.by_absmax(4, 32)(weight)
     assert torch.equal(layer.weight(), value)
     assert 8 * chapter.bytes_of(layer) == bits * weight.numel()
-    torch.testing.assert_close(layer(x), x @ value.T)
-
-
-def test_with_layers_keeps_the_model_and_shrinks_it(chapter, tiny):
-    ids = torch.randint(50, (2, 9))
-    before, logits = copy.deepcopy(tiny.state_dict()), tiny(ids)
-    small = chapter.with_layers(tiny, chapter.Int8Linear)
-    assert chapter.bytes_of(small) < 0.4 * chapter.bytes_of(tiny)
-    near = small(ids)
-    assert (near - logits).norm() < 0.1 * logits.norm() and not torch.equal(near, logits)
-    rows = small.token_embedding(ids)
-    assert torch.equal(rows, small.token_embedding.weight[ids])
-    assert all(torch.equal(tiny.state_dict()[name], before[name]) for name in before)
 
 
 # --- With inputs in view ---

@@ -1,0 +1,191 @@
+"""Weights of eight and of four bits: whole numbers with scales, and layers that compute with them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from llm_learn.model import Llama, LlamaWithOutput
+
+# Of a block of a Llama.
+MATRICES = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")
+
+
+def absmax(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
+    """Whole numbers and scales, so that weight = levels * scales, nearly.
+
+    Args:
+        weight: of any shape.
+        bits: of a whole number, at least 2.
+        group: neighbours that share a scale, a divisor of the number of weights.
+
+    Returns:
+        (N, group) levels from -(2**(bits - 1) - 1) to 2**(bits - 1) - 1, as floats; (N, 1) scales
+    """
+    if bits < 2:
+        raise ValueError(f"bits is {bits}: it must be at least 2")
+    if group < 1 or weight.numel() % group:
+        raise ValueError(
+            f"group is {group}: it must divide the number of weights, {weight.numel()}"
+        )
+    rows = weight.reshape(-1, group)
+    scales = rows.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    inverse = torch.where(scales > 0, 1 / scales, 0)  # a group of zeros has no scale
+    return (rows * inverse).round(), scales
+
+
+def pack_four(codes: Tensor) -> Tensor:
+    """Two codes below 16 in a byte, (N, n) -> (N, n / 2) uint8"""
+    if codes.ndim != 2 or codes.shape[1] % 2:
+        raise ValueError(
+            f"codes has shape {tuple(codes.shape)}: expected (N, n) with an even n"
+        )
+    if codes.numel() and not 0 <= codes.min() <= codes.max() < 16:
+        raise ValueError(
+            f"codes goes from {codes.min():g} to {codes.max():g}: four bits hold 0 to 15"
+        )
+    low, high = codes.to(torch.uint8).chunk(2, dim=1)
+    return low | (high << 4)
+
+
+def unpack_four(packed: Tensor) -> Tensor:
+    """(N, n / 2) uint8 -> (N, n)"""
+    if packed.dtype != torch.uint8 or packed.ndim != 2:
+        raise ValueError(
+            f"packed has shape {tuple(packed.shape)} and dtype {packed.dtype}: "
+            "expected (N, n / 2) and uint8"
+        )
+    return torch.cat([packed & 15, packed >> 4], dim=1)
+
+
+def rounded_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Levels of eight bits, (..., N) int8, and a scale for each position, (..., 1)."""
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp(min=1e-12)
+    return (x * (127 / largest)).round().to(torch.int8), largest / 127
+
+
+def sums_in_float32(levels: Tensor, weights: Tensor) -> Tensor:
+    """Exact sums of products: int8 (N, K) and (M, K) -> int32 (N, M)"""
+    if levels.shape[1:] != weights.shape[1:]:
+        raise ValueError(
+            f"levels and weights have shapes {tuple(levels.shape)} and {tuple(weights.shape)}: "
+            "expected (N, K) and (M, K)"
+        )
+    parts = zip(levels.split(1024, 1), weights.split(1024, 1), strict=True)
+    return sum((a.float() @ b.float().T).int() for a, b in parts)
+
+
+def whole_sums(levels: Tensor, weights: Tensor) -> Tensor:
+    """The same, in the way that is fast on this processor."""
+    capable = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    # Of rows with a single number, torch._int_mm gives what happens to lie in memory.
+    if (len(levels) == 1 or capable) and levels.shape[1] > 1:
+        return torch._int_mm(levels, weights.T)
+    return sums_in_float32(levels, weights)
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with weights in eight bits, whose inputs are rounded to eight bits as they come.
+
+    Args:
+        weight: (out_features, in_features); each row has a scale.
+    """
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        if weight.ndim != 2:
+            raise ValueError(
+                f"weight has shape {tuple(weight.shape)}: expected (out_features, in_features)"
+            )
+        self.out_features, self.in_features = weight.shape
+        levels, scales = absmax(weight.detach(), 8, self.in_features)
+        # (out_features, in_features), and (1, out_features)
+        self.register_buffer("levels", levels.to(torch.int8))
+        self.register_buffer("scales", scales.T.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)"""
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}: expected (..., {self.in_features})"
+            )
+        levels, scales = rounded_inputs(x)
+        sums = whole_sums(levels.reshape(-1, self.in_features), self.levels)
+        return sums.view(*x.shape[:-1], -1) * (scales * self.scales)
+
+
+class Int8Table(nn.Module):
+    """An embedding that shares its rows with an output layer in eight bits."""
+
+    def __init__(self, output: Int8Linear):
+        super().__init__()
+        self.output = output
+
+    @property
+    def weight(self) -> Tensor:
+        """All rows, decoded: (V, C)."""
+        return self.output.levels * self.output.scales.T
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, T) -> (B, T, C)"""
+        return self.output.levels[ids] * self.output.scales[0, ids, None]
+
+
+def with_layers(model: Llama, make_layer: Callable[[Tensor], nn.Module]) -> LlamaWithOutput:
+    """The model with layers made from its matrices; the embedding is in eight bits.
+
+    Args:
+        model: its output layer shares the embedding's weights. It stays as it is, and its norms
+            are shared.
+        make_layer: from a matrix (out_features, in_features) to the layer that takes its place.
+    """
+    if not isinstance(model, Llama) or isinstance(model, LlamaWithOutput):
+        raise ValueError(
+            f"model is a {type(model).__name__}: expected a Llama with a shared output layer"
+        )
+    with torch.device("meta"):  # no memory for weights that are replaced at once
+        small = LlamaWithOutput(model.config)
+    small.load_state_dict(model.state_dict(), strict=False, assign=True)
+    for block in small.blocks:
+        for path in MATRICES:
+            part, name = path.split(".")
+            layer = make_layer(block.get_submodule(path).weight)
+            setattr(block.get_submodule(part), name, layer)
+    small.output = Int8Linear(model.token_embedding.weight)
+    small.token_embedding = Int8Table(small.output)
+    return small.eval()
+
+
+class Int4Linear(nn.Module):
+    """A linear layer with weights in four bits, in groups of 32, which are unpacked for each use.
+
+    Args:
+        weight: (out_features, in_features), the latter a multiple of 32.
+    """
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        if weight.ndim != 2 or weight.shape[1] % 32:
+            raise ValueError(
+                f"weight has shape {tuple(weight.shape)}: "
+                "expected (out_features, in_features), the latter a multiple of 32"
+            )
+        self.out_features, self.in_features = weight.shape
+        levels, scales = absmax(weight.detach(), 4, 32)
+        self.register_buffer("packed", pack_four(levels + 8))  # (N, 16)
+        self.register_buffer("scales", scales.half())  # (N, 1)
+
+    def weight(self) -> Tensor:
+        """(out_features, in_features), float32"""
+        levels = unpack_four(self.packed).to(torch.int8) - 8
+        return (levels * self.scales.float()).view(self.out_features, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)"""
+        return x @ self.weight().T
+
+
+def bytes_of(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers, of those that are shared once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum({t.data_ptr(): t.nbytes for t in tensors}.values())

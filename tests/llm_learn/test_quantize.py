@@ -1,0 +1,273 @@
+"""Weights of few bits: torch's rounding, exact sums, and layers that compute what their levels stand for."""
+
+import copy
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+from torch import nn
+
+from llm_learn.model import GPT, GPTConfig, LlamaWithOutput
+from llm_learn.quantize import (
+    MATRICES,
+    Int4Linear,
+    Int8Linear,
+    Int8Table,
+    absmax,
+    bytes_of,
+    pack_four,
+    rounded_inputs,
+    sums_in_float32,
+    unpack_four,
+    whole_sums,
+    with_layers,
+)
+
+
+def numbers(*shape: int, seed: int = 0, scale: float = 0.05) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(*shape, generator=generator)
+
+
+def whole(*shape: int, seed: int = 0) -> torch.Tensor:
+    """int8, all of -127 to 127."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-127, 128, shape, generator=generator).to(torch.int8)
+
+
+class TestAbsmax:
+    @given(st.integers(0, 10**6), st.integers(2, 8), st.sampled_from([1, 4, 16, 64]))
+    def test_it_is_never_off_by_more_than_half_a_step(self, seed, bits, group):
+        weight = numbers(8, 64, seed=seed)
+        levels, scales = absmax(weight, bits, group)
+        most = 2 ** (bits - 1) - 1
+        assert levels.shape == (512 // group, group) and scales.shape == (512 // group, 1)
+        assert torch.equal(levels, levels.round())
+        assert (levels.abs().amax(1) == most).all()
+        off = (levels * scales - weight.view(-1, group)).abs()
+        assert (off <= scales * 0.5001).all()
+
+    @pytest.mark.parametrize("bits", [2, 4, 8])
+    def test_it_rounds_as_torch_does_with_these_scales(self, bits):
+        weight = numbers(40, 64)
+        levels, scales = absmax(weight, bits, 64)
+        most = 2 ** (bits - 1) - 1
+        zeros = torch.zeros(40, dtype=torch.int32)
+        theirs = torch.fake_quantize_per_channel_affine(
+            weight, scales[:, 0], zeros, 0, -most, most
+        )
+        # One rounding of a product: 2**-24 of it.
+        torch.testing.assert_close(levels * scales, theirs, rtol=1e-6, atol=0)
+
+    def test_a_group_of_zeros_is_zeros(self):
+        levels, scales = absmax(torch.zeros(2, 8), 4, 8)
+        assert not levels.any() and not scales.any()
+
+    @pytest.mark.parametrize(
+        ("bits", "group", "message"),
+        [(1, 8, "bits is 1"), (4, 5, "group is 5: it must divide"), (4, 0, "group is 0")],
+    )
+    def test_what_cannot_be_rounded_so_is_refused(self, bits, group, message):
+        with pytest.raises(ValueError, match=message):
+            absmax(torch.ones(2, 8), bits, group)
+
+
+class TestPacking:
+    @given(st.integers(1, 5), st.integers(1, 20), st.integers(0, 10**6))
+    def test_nothing_is_lost(self, rows, half, seed):
+        generator = torch.Generator().manual_seed(seed)
+        codes = torch.randint(16, (rows, 2 * half), generator=generator).to(torch.uint8)
+        packed = pack_four(codes)
+        assert packed.shape == (rows, half) and packed.dtype == torch.uint8
+        assert torch.equal(unpack_four(packed), codes)
+
+    def test_the_first_half_is_low(self):
+        assert pack_four(torch.tensor([[1, 2, 3, 4]])).tolist() == [[0x31, 0x42]]
+
+    @pytest.mark.parametrize(
+        ("codes", "message"),
+        [
+            (torch.zeros(2, 3), "codes has shape"),
+            (torch.zeros(4), "codes has shape"),
+            (torch.tensor([[0, 16]]), "codes goes from 0 to 16"),
+            (torch.tensor([[-1.0, 3.0]]), "codes goes from -1 to 3"),
+        ],
+    )
+    def test_what_does_not_fit_into_bytes_is_refused(self, codes, message):
+        with pytest.raises(ValueError, match=message):
+            pack_four(codes)
+
+    @pytest.mark.parametrize(
+        "packed", [torch.zeros(2, 3), torch.zeros(4, dtype=torch.uint8)]
+    )
+    def test_only_rows_of_bytes_are_unpacked(self, packed):
+        with pytest.raises(ValueError, match="packed has shape"):
+            unpack_four(packed)
+
+
+class TestSums:
+    @pytest.mark.parametrize("width", [1, 576, 1024, 1536, 2500])
+    def test_they_are_exact(self, width):
+        levels, weights = whole(7, width), whole(5, width, seed=1)
+        exact = levels.long() @ weights.long().T
+        assert torch.equal(sums_in_float32(levels, weights).long(), exact)
+        assert torch.equal(whole_sums(levels, weights).long(), exact)
+
+    def test_the_largest_are_exact_too(self):
+        # Some are odd and above 2**24, which no float32 can hold.
+        large = (127 - torch.arange(5 * 1536).view(5, 1536) % 27).to(torch.int8)
+        sums = sums_in_float32(large, large)
+        assert torch.equal(sums, torch._int_mm(large, large.T))
+        assert sums.max() > 2**24
+
+    @pytest.mark.parametrize("capability", ["DEFAULT", "AVX2", "AVX512", "AVX512_VNNI"])
+    @pytest.mark.parametrize("rows", [1, 3])
+    def test_every_processor_gives_the_same(self, monkeypatch, capability, rows):
+        monkeypatch.setattr(
+            torch.backends.cpu, "get_cpu_capability", lambda: capability, raising=True
+        )
+        levels, weights = whole(rows, 1100), whole(9, 1100, seed=1)
+        exact = levels.long() @ weights.long().T
+        assert torch.equal(whole_sums(levels, weights).long(), exact)
+
+    def test_rows_of_different_lengths_are_refused(self):
+        with pytest.raises(ValueError, match="levels and weights have shapes"):
+            sums_in_float32(whole(2, 5), whole(2, 6))
+
+
+def test_rounded_inputs_have_a_scale_for_each_position():
+    x = numbers(3, 5, 64, scale=2.0)
+    x[0, 0] = 0
+    levels, scales = rounded_inputs(x)
+    assert levels.dtype == torch.int8 and scales.shape == (3, 5, 1)
+    assert ((levels * scales - x).abs() <= 0.5001 * scales).all()
+    assert (levels.abs().amax(-1) == 127).sum() == 14 and not levels[0, 0].any()
+
+
+class TestInt8Linear:
+    def test_it_is_the_product_of_what_its_levels_stand_for(self):
+        weight, x = numbers(40, 64), numbers(3, 5, 64, seed=1, scale=2.0)
+        layer = Int8Linear(weight)
+        levels, scales = rounded_inputs(x)
+        exact = (levels * scales).double() @ (layer.levels * layer.scales.T).double().T
+        torch.testing.assert_close(layer(x).double(), exact, rtol=0, atol=1e-5)
+        # Rounding moves a product by 0.007 at one deviation.
+        torch.testing.assert_close(layer(x), x @ weight.T, rtol=0, atol=0.05)
+
+    def test_a_token_with_an_outlier_leaves_other_tokens_alone(self):
+        layer, x = Int8Linear(numbers(40, 64)), numbers(5, 64, seed=1, scale=1.0)
+        spoiled = x.clone()
+        spoiled[0, 3] = 3000.0
+        assert torch.equal(layer(spoiled)[1:], layer(x)[1:])
+
+    def test_inputs_may_lie_in_any_order(self):
+        layer, x = Int8Linear(numbers(7, 6)), numbers(3, 6, 2, seed=1).transpose(1, 2)
+        assert torch.equal(layer(x), layer(x.contiguous()))
+
+    def test_a_parameter_leaves_no_trace_of_its_gradient(self):
+        layer = Int8Linear(nn.Parameter(numbers(4, 32)))
+        assert not any(buffer.requires_grad for buffer in layer.buffers())
+        assert not any(
+            b.requires_grad for b in Int4Linear(nn.Parameter(numbers(4, 32))).buffers()
+        )
+
+    def test_shapes_that_do_not_fit_are_refused(self):
+        with pytest.raises(ValueError, match="weight has shape"):
+            Int8Linear(numbers(4))
+        with pytest.raises(
+            ValueError, match=r"x has shape \(2, 8\): expected \(\.\.\., 4\)"
+        ):
+            Int8Linear(numbers(3, 4))(numbers(2, 8))
+
+
+class TestInt4Linear:
+    def test_it_reads_back_what_absmax_rounds(self):
+        weight, x = numbers(40, 64), numbers(5, 64, seed=1)
+        layer = Int4Linear(weight)
+        levels, scales = absmax(weight, 4, 32)
+        value = (levels * scales.half().float()).view_as(weight)
+        assert torch.equal(layer.weight(), value)
+        assert bytes_of(layer) == 40 * 64 // 2 + 40 * 64 // 32 * 2
+        torch.testing.assert_close(layer(x), x @ value.T)
+
+    @pytest.mark.parametrize("shape", [(32,), (4, 48)])
+    def test_rows_that_are_no_groups_are_refused(self, shape):
+        with pytest.raises(ValueError, match="weight has shape"):
+            Int4Linear(numbers(*shape))
+
+
+def test_a_table_gives_the_rows_of_its_output_layer():
+    output = Int8Linear(numbers(9, 4))
+    table, ids = Int8Table(output), torch.tensor([[0, 8, 3]])
+    assert table(ids).shape == (1, 3, 4)
+    assert torch.equal(table(ids), table.weight[ids])
+    torch.testing.assert_close(table.weight, numbers(9, 4), rtol=0, atol=0.0005)
+
+
+def test_bytes_that_are_shared_count_once():
+    layer = nn.Linear(4, 4, bias=False)
+    both = nn.Sequential(layer, nn.Linear(4, 4, bias=False))
+    assert bytes_of(both) == 128
+    both[1].weight = nn.Parameter(layer.weight.detach())  # another one, of the same memory
+    both.register_buffer("more", torch.zeros(3, dtype=torch.int8))
+    assert bytes_of(both) == 64 + 3
+
+
+@pytest.mark.usefixtures("no_gradients")
+class TestWithLayers:
+    @pytest.fixture
+    def model(self, tiny_llama):
+        model = tiny_llama(d_model=128, d_ff=96)
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(0.2)
+        return model
+
+    @pytest.mark.parametrize(
+        ("kind", "near", "share"), [(Int8Linear, 0.1, 0.3), (Int4Linear, 0.7, 0.2)]
+    )
+    def test_the_model_stays_and_the_new_one_is_small_and_near(
+        self, model, two_texts, kind, near, share
+    ):
+        ids = two_texts[0]
+        before, logits = copy.deepcopy(model.state_dict()), model(ids)
+        small = with_layers(model, kind)
+        assert bytes_of(small) < share * bytes_of(model)
+        off = (small(ids) - logits).norm() / logits.norm()
+        assert 0 < off < near
+        assert isinstance(small.token_embedding, Int8Table)
+        rows = small.token_embedding(ids)
+        assert torch.equal(rows, small.token_embedding.weight[ids])
+        assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
+
+    def test_every_matrix_gets_its_layer_from_its_own_weights(self, model):
+        made = []
+
+        def make_layer(weight: torch.Tensor) -> nn.Module:
+            made.append(weight)
+            return Int8Linear(weight)
+
+        small = with_layers(model, make_layer)
+        paths = [(b, path) for b in range(len(model.blocks)) for path in MATRICES]
+        assert len(made) == len(paths)
+        for weight, (b, path) in zip(made, paths, strict=True):
+            assert torch.equal(weight, model.blocks[b].get_submodule(path).weight)
+            layer = small.blocks[b].get_submodule(path)
+            assert torch.equal(layer.levels, Int8Linear(weight).levels)
+
+    def test_it_writes_with_a_cache_as_without(self, model, two_texts):
+        small, ids = with_layers(model, Int8Linear), two_texts[0]
+        caches = small.new_caches(len(ids), 9)
+        parts = [small(ids[:, :5], caches), small(ids[:, 5:], caches)]
+        torch.testing.assert_close(torch.cat(parts, 1), small(ids), rtol=0, atol=1e-2)
+
+    def test_other_models_are_refused(self, model):
+        shape = {"vocab_size": 9, "context_length": 4, "d_model": 8, "num_layers": 1}
+        for other in (
+            GPT(GPTConfig(**shape, num_heads=2)),
+            LlamaWithOutput(model.config),
+            with_layers(model, Int8Linear),
+        ):
+            with pytest.raises(ValueError, match=f"model is a {type(other).__name__}"):
+                with_layers(other, Int8Linear)
