@@ -1,49 +1,18 @@
-"""The chapter on serving: blocks, passes over a heap of tokens, the scheduler, and the server."""
+"""What the chapter on serving defines: other rules for who takes part, a clock, a leak, and the server."""
 
 import asyncio
 import json
 import math
-import random
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from llm_learn.generate import generate
 
 SLUG = "applications/serving"
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
-
-
-@pytest.fixture(scope="module")
-def model(tiny_llama):
-    return tiny_llama()
-
-
-def make_engine(chapter, model, num_blocks, block_size, **limits):
-    """An engine with that model, greedy; id 0 ends a text."""
-    pages = chapter.Pages(model.config, num_blocks, block_size)
-    return chapter.Engine(
-        lambda rows: chapter.read(model, pages, rows),
-        lambda request, logits: int(logits.argmax()),
-        chapter.BlockPool(num_blocks, block_size),
-        end_id=0,
-        context_length=64,
-        **limits,
-    )
-
-
-def alone(model, request) -> list[int]:
-    """What `generate` writes for that prompt, without the end."""
-    ids = torch.tensor([request.prompt])
-    whole = generate(model, ids, request.max_new, temperature=0, eos_id=0)[0].tolist()
-    new = whole[len(request.prompt) :]
-    return new[: new.index(0)] if 0 in new else new
 
 
 def wait_for(condition) -> None:
@@ -53,228 +22,7 @@ def wait_for(condition) -> None:
         time.sleep(0.01)
 
 
-def check_pool(chapter, engine) -> None:
-    """Users, tables, free blocks and what is remembered fit together."""
-    pool = engine.pool
-    assert chapter.lost_blocks(engine) == []
-    assert {b for b, users in enumerate(pool.users) if users == 0} == {*pool.free}
-    assert {text: b for b, text in pool.text_of.items()} == pool.block_of
-    assert all(not request.blocks and request.num_read == 0 for request in engine.waiting)
-    assert {*engine.waiting}.isdisjoint(engine.running)
-
-
-class TestPool:
-    @settings(max_examples=100, deadline=None)
-    @given(data=st.data())
-    def test_blocks_are_neither_lost_nor_given_twice(self, chapter, data):
-        pool = chapter.BlockPool(data.draw(st.integers(1, 6)), 2)
-        tables: list[list[int]] = []
-        for _ in range(data.draw(st.integers(0, 25))):
-            what = data.draw(st.sampled_from(["take", "share", "give back"]))
-            if what == "take" and pool.free:
-                tables.append([pool.take()])
-            elif what == "share" and tables:
-                table = data.draw(st.sampled_from(tables))
-                pool.share(table)
-                tables.append(list(table))
-            elif what == "give back" and tables:
-                pool.give_back(tables.pop(data.draw(st.integers(0, len(tables) - 1))))
-            users = [sum(b in t for t in tables) for b in range(len(pool.users))]
-            assert pool.users == users
-            assert {*pool.free} == {b for b, n in enumerate(users) if not n}
-        while pool.free:
-            pool.take()
-        with pytest.raises(chapter.NoBlock):
-            pool.take()
-
-    def test_the_longest_free_is_taken_and_the_last_of_a_text_first(self, chapter):
-        pool = chapter.BlockPool(4, 2)
-        table = [pool.take() for _ in range(4)]
-        pool.give_back(table[:3])
-        pool.give_back(table[3:])
-        assert [pool.take() for _ in range(4)] == [table[2], table[1], table[0], table[3]]
-
-    def test_only_whole_blocks_before_the_last_id_are_known(self, chapter):
-        pool = chapter.BlockPool(4, 2)
-        table = [pool.take(), pool.take()]
-        pool.remember([1, 2, 3, 4], table)
-        assert pool.known([1, 2, 3, 4]) == table[:1]
-        assert pool.known([1, 2, 3, 4, 5]) == table
-        assert pool.known([1, 2, 9, 9, 9]) == table[:1]
-        assert (
-            pool.known([9, 2, 3, 4, 5]) == []
-        )  # the same ids behind others are another text
-
-    def test_what_is_taken_is_forgotten(self, chapter):
-        pool = chapter.BlockPool(1, 2)
-        block = pool.take()
-        pool.remember([1, 2], [block])
-        pool.give_back([block])
-        assert pool.known([1, 2, 3]) == [block]
-        assert pool.take() == block
-        assert pool.known([1, 2, 3]) == []
-
-    @pytest.mark.parametrize(
-        ("blocks", "size", "name"), [(0, 1, "num_blocks"), (1, 0, "block_size")]
-    )
-    def test_sizes_are_positive(self, chapter, blocks, size, name):
-        with pytest.raises(ValueError, match=f"{name} is 0"):
-            chapter.BlockPool(blocks, size)
-
-
-class TestRead:
-    @pytest.mark.parametrize("seed", range(25))
-    def test_any_cut_of_any_texts_gives_the_logits_of_each_alone(
-        self, chapter, model, seed
-    ):
-        draw = random.Random(seed)
-        size = draw.randint(1, 5)
-        texts = [
-            [draw.randrange(20) for _ in range(draw.randint(1, 14))]
-            for _ in range(draw.randint(1, 4))
-        ]
-        blocks = draw.sample(range(60), 60)
-        tables = [[blocks.pop() for _ in range(-(-len(text) // size))] for text in texts]
-        pages, read = chapter.Pages(model.config, 60, size), [0] * len(texts)
-        while any(n < len(t) for n, t in zip(read, texts, strict=True)):
-            rows = []
-            for i, text in enumerate(texts):
-                if n := draw.randint(0, len(text) - read[i]):
-                    rows.append(
-                        (i, chapter.Row(text[read[i] : read[i] + n], read[i], tables[i]))
-                    )
-                    read[i] += n
-            if rows:
-                logits = chapter.read(model, pages, [row for _, row in rows])
-                for (i, _), found in zip(rows, logits, strict=True):
-                    expected = model(torch.tensor([texts[i][: read[i]]]))[0, -1]
-                    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-
-
-class TestEngine:
-    @pytest.mark.parametrize("seed", range(12))
-    def test_every_text_is_continued_as_alone(self, chapter, model, seed):
-        draw = random.Random(seed)
-        engine = make_engine(
-            chapter,
-            model,
-            draw.randint(8, 30),
-            draw.choice([1, 2, 3, 4, 8]),
-            max_rows=draw.randint(1, 6),
-            max_tokens=draw.randint(1, 20),
-            max_chunk=draw.randint(1, 20),
-        )
-        beginning = [draw.randrange(1, 20) for _ in range(6)]
-        requests, heard = [], {}
-        for _ in range(40):
-            if draw.random() < 0.4 and len(requests) < 9:
-                prompt = beginning[: draw.randint(0, 6)]
-                prompt += [draw.randrange(1, 20) for _ in range(draw.randint(1, 6))]
-                request = chapter.Request(prompt, draw.randint(1, 8))
-                heard[request] = []
-                request.on_id = heard[request].append
-                try:
-                    engine.submit(request)
-                except ValueError:
-                    continue
-                requests.append(request)
-            elif draw.random() < 0.1 and requests:
-                engine.take_out(draw.choice(requests), "cancelled")
-            engine.step()
-            check_pool(chapter, engine)
-        engine.run()
-        check_pool(chapter, engine)
-        assert len(engine.pool.free) == len(engine.pool.users)
-        assert requests
-        for request in requests:
-            whole = alone(model, request)
-            written = request.ids[len(request.prompt) :]
-            assert heard[request] == written
-            if request.reason == "cancelled":
-                assert written == whole[: len(written)]
-            else:
-                assert written == whole
-                assert request.reason == (
-                    "length" if len(whole) == request.max_new else "stop"
-                )
-
-    def test_texts_give_way_and_come_back(self, chapter, model):
-        engine = make_engine(chapter, model, 6, 2, max_rows=4)
-        requests = [chapter.Request([i, i + 1, i + 2], 8) for i in (3, 6, 9)]
-        for request in requests:
-            engine.submit(request)
-        engine.run()
-        assert engine.preemptions > 0
-        assert [r.ids[3:] for r in requests] == [alone(model, r) for r in requests]
-
-    def test_a_common_beginning_is_read_once(self, chapter, model):
-        engine = make_engine(chapter, model, 20, 2)
-        for last in (1, 2, 3):
-            engine.submit(chapter.Request([5, 6, 7, 8, last], 1))
-            engine.run()
-        assert (engine.tokens_read, engine.tokens_shared) == (5 + 1 + 1, 8)
-
-    @pytest.mark.parametrize(
-        ("prompt", "max_new", "message"),
-        [
-            ([], 1, "both need 1"),
-            ([1], 0, "both need 1"),
-            ([1] * 60, 5, "together at most 33"),
-            ([1] * 20, 20, "together at most 33"),
-        ],
-    )
-    def test_what_could_never_end_is_refused(
-        self, chapter, model, prompt, max_new, message
-    ):
-        engine = make_engine(chapter, model, 4, 8)
-        with pytest.raises(ValueError, match=message):
-            engine.submit(chapter.Request(prompt, max_new))
-        assert not engine.waiting
-
-    def test_a_text_that_just_fits_is_finished(self, chapter, model):
-        engine = make_engine(chapter, model, 4, 4)
-        request = chapter.Request([1] * 10, 7)  # the last id is never read
-        engine.submit(request)
-        engine.run()
-        assert request.reason in ("length", "stop")
-
-    def test_a_long_prompt_leaves_room_for_others(self, chapter):
-        order = []
-        engine = chapter.Engine(
-            lambda rows: [len(row.ids) for row in rows],
-            lambda request, _: 7,
-            chapter.BlockPool(100, 16),
-            end_id=0,
-            max_tokens=20,
-            max_chunk=15,
-        )
-        long = chapter.Request(range(200), 3, on_id=lambda _: order.append("long"))
-        short = chapter.Request(range(500, 503), 3, on_id=lambda _: order.append("short"))
-        engine.submit(long)
-        engine.submit(short)
-        engine.run()
-        assert order == ["short"] * 3 + ["long"] * 3
-
-    def test_who_needs_little_is_served_first(self, chapter):
-        parts = []
-
-        def read_rows(rows):
-            parts.append([len(row.ids) for row in rows])
-            return rows
-
-        engine = chapter.Engine(
-            read_rows,
-            lambda *_: 7,
-            chapter.BlockPool(100, 16),
-            end_id=0,
-            max_tokens=16,
-            max_chunk=15,
-        )
-        engine.submit(chapter.Request(range(40), 1))
-        engine.submit(chapter.Request(range(500, 503), 1))
-        engine.run()
-        assert parts == [[15, 1], [14, 2], [11]]
-
+class TestEngines:
     def test_nobody_joins_a_static_batch(self, chapter):
         engine = chapter.Static(
             lambda rows: rows, lambda *_: 7, chapter.BlockPool(100, 4), end_id=0, max_rows=2
@@ -640,22 +388,6 @@ class TestDepartures:
         with pytest.raises(chapter.Refused, match="closing"):
             service.submit(chapter.Request([1], 1))
         assert len(service.engine.pool.free) == len(service.engine.pool.users)
-
-    def test_one_text_that_fails_leaves_the_others_alone(self, chapter):
-        def choose(request, _):
-            if request.prompt[0] == 1:
-                raise RuntimeError("planted")
-            return 7
-
-        engine = chapter.Engine(
-            lambda rows: rows, choose, chapter.BlockPool(50, 4), end_id=0
-        )
-        requests = [chapter.Request([i], 3) for i in (1, 2, 3)]
-        for request in requests:
-            engine.submit(request)
-        engine.run()
-        assert [request.reason for request in requests] == ["failed", "length", "length"]
-        check_pool(chapter, engine)
 
     @pytest.mark.parametrize("callback", ["on_id", "on_end"])
     def test_the_thread_survives_callbacks_that_fail(self, chapter, callback):
