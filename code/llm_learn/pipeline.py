@@ -18,7 +18,7 @@ from llm_learn.losses import distillation_loss, group_advantages, ppo_clip_loss
 from llm_learn.model import Llama, LlamaConfig, draw_by_fan_in
 from llm_learn.optim import AdamW, muon_and_adamw, wsd_schedule
 from llm_learn.sft import Example, answer_batch
-from llm_learn.talk import REPLY, Task, Written, write
+from llm_learn.talk import REPLY, TalkTask, Written, draw_replies
 from llm_learn.train import IGNORED
 
 Batch = tuple[Tensor, Tensor]  # ids (B, T), and for each the next, or IGNORED
@@ -60,7 +60,7 @@ class Plan:
             raise ValueError(f"samples is {self.samples}: a group needs two replies")
 
 
-def new_model(
+def llama_of(
     vocab_size: int, context_length: int, d_model: int, num_layers: int, num_heads: int
 ) -> Llama:
     """A Llama with random weights, in which two heads share their keys and values."""
@@ -95,7 +95,7 @@ def own_share(name: str, number: int, ranks: Ranks) -> int:
     return number // ranks.world_size
 
 
-def learn(
+def learn_from(
     model: Llama,
     loss: Callable[[nn.Module, object], Tensor],
     batches: Iterator,
@@ -177,13 +177,13 @@ def example_batches(
 class Round:
     """What a round of reinforcement learning found, before its update."""
 
-    kept: list[float]  # share of the replies that keep each of RULES
+    kept: list[float]  # share of the replies that keep each of MANNERS
     all_kept: float  # share of those that keep all
     kl: float  # nats a reply, from the model that it began with
 
 
 def reinforce(
-    model: Llama, task: Task, plan: Plan, seed: int, ranks: Ranks = ALONE
+    model: Llama, task: TalkTask, plan: Plan, seed: int, ranks: Ranks = ALONE
 ) -> Iterator[Round]:
     """GRPO with the share of rules kept as the reward, less `plan.beta` a nat of distance from the first model.
 
@@ -202,7 +202,7 @@ def reinforce(
     share = own_share("prompts", plan.prompts, ranks)
     for _ in range(plan.rounds):
         groups = [ask for ask in task.ask(share, draw) for _ in range(plan.samples)]
-        written = write(model, task.prompts(groups), task.end_id, generator)
+        written = draw_replies(model, task.prompts(groups), task.end_id, generator)
         kept = task.kept(groups, written)  # (B, 4)
         with torch.no_grad():
             reference_logps = written.logps(reference)
@@ -238,7 +238,7 @@ def as_teacher(teacher: Llama) -> Callable[[nn.Module, Written], Tensor]:
 
 
 def lessons(
-    teacher: Llama, task: Task, plan: Plan, seed: int, ranks: Ranks = ALONE
+    teacher: Llama, task: TalkTask, plan: Plan, seed: int, ranks: Ranks = ALONE
 ) -> Iterator[Written]:
     """Replies that a teacher writes, in batches for its student, which come again and again."""
     own_seed = seed * ranks.world_size + ranks.rank
@@ -246,7 +246,7 @@ def lessons(
     generator = torch.Generator(ranks.device).manual_seed(own_seed)
     share = own_share("examples", plan.examples, ranks)
     written = [
-        write(teacher, task.prompts(task.ask(share, draw)), task.end_id, generator)
+        draw_replies(teacher, task.prompts(task.ask(share, draw)), task.end_id, generator)
         for _ in range(-(-plan.written // plan.examples))
     ]
     return itertools.cycle(written)
@@ -264,8 +264,8 @@ def flops(plan: Plan, prompt: float) -> dict[str, float]:
     with torch.device("meta"):
         sizes = plan.vocab_size, plan.context_length
         models = (
-            new_model(*sizes, plan.d_model, plan.num_layers, plan.num_heads),
-            new_model(*sizes, plan.student_d_model, plan.student_layers, plan.num_heads),
+            llama_of(*sizes, plan.d_model, plan.num_layers, plan.num_heads),
+            llama_of(*sizes, plan.student_d_model, plan.student_layers, plan.num_heads),
         )
     # The embedding is the output layer as well, so it counts once.
     n, student = (sum(p.numel() for p in m.parameters() if p.ndim == 2) for m in models)

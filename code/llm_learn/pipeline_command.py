@@ -19,20 +19,20 @@ from llm_learn.pipeline import (
     as_teacher,
     example_batches,
     flops,
-    learn,
+    learn_from,
     lessons,
-    new_model,
+    llama_of,
     next_id_loss,
     own_share,
     reinforce,
     text_batches,
 )
 from llm_learn.sft import answer_batch
-from llm_learn.talk import KINDS, make_task, write
+from llm_learn.talk import REPLY_KINDS, draw_replies, make_task
 from llm_learn.train import evaluate_loss
 
 # What one GPU can do in some minutes; the corpus is small, so a larger model would learn it by heart.
-LARGE = Plan(
+GPU_PLAN = Plan(
     num_words=4000,
     vocab_size=4096,
     d_model=384,
@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", choices=["cpu", "cuda"], help="cpu (default), or cuda")
     made.add_argument("--seed", type=int, help="decides all that is drawn (default: 0)")
     for field in fields(Plan):
-        small, large = field.default, getattr(LARGE, field.name)
+        small, large = field.default, getattr(GPU_PLAN, field.name)
         made.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=field.type,
@@ -86,16 +86,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder, device = given.pop("out"), given.pop("device", "cpu")
     seed, large = given.pop("seed", 0), given.pop("large", False)
     try:
-        plan = replace(LARGE if large else Plan(), **given)
+        plan = replace(GPU_PLAN if large else Plan(), **given)
         with joined(device) as ranks:
-            Run(folder, plan, seed, ranks).go()
+            PipelineRun(folder, plan, seed, ranks).go()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-class Run:
+class PipelineRun:
     """All stages of a plan in a folder, which is made or gone on with.
 
     Args:
@@ -153,15 +153,15 @@ class Run:
             self.say(f"{name:<14} {number:9.2e} floating-point operations predicted")
         torch.manual_seed(seed)
         sizes = plan.vocab_size, plan.context_length
-        model = new_model(*sizes, plan.d_model, plan.num_layers, plan.num_heads)
-        student = new_model(
+        model = llama_of(*sizes, plan.d_model, plan.num_layers, plan.num_heads)
+        student = llama_of(
             *sizes, plan.student_d_model, plan.student_layers, plan.num_heads
         )
         stages: list[tuple[str, Llama, Callable[[], object]]] = [
             (
                 "pre-training",
                 model,
-                lambda: learn(
+                lambda: learn_from(
                     model,
                     next_id_loss,
                     text_batches(
@@ -175,7 +175,7 @@ class Run:
             (
                 "tuning",
                 model,
-                lambda: learn(
+                lambda: learn_from(
                     model,
                     next_id_loss,
                     example_batches(self.examples, plan.examples, end_id, seed, **share),
@@ -192,7 +192,7 @@ class Run:
             (
                 "distillation",
                 student,
-                lambda: learn(
+                lambda: learn_from(
                     student,
                     as_teacher(model),
                     lessons(model, self.task, plan, seed, **share),
@@ -206,7 +206,7 @@ class Run:
             self.run_stage(name, trained, stage, self.predicted[name])
         self.ranks.from_first(lambda: write_json(self.folder / "report.json", self.rows))
         for said in SAID:
-            for kind in KINDS:
+            for kind in REPLY_KINDS:
                 self.say(f"({kind}) {said} — {self.reply(model, kind, said)}")
 
     def run_stage(
@@ -249,10 +249,12 @@ class Run:
         num_bytes = len(talk.held_out_text.encode()) / len(self.held_out)  # of an id
         x, y = answer_batch(self.task.examples(talk.held_out_turns), end_id)
         batch = x.to(self.ranks.device), y.to(self.ranks.device)
-        asked = [(kind, turn.said) for turn in talk.held_out_turns[:100] for kind in KINDS]
+        asked = [
+            (kind, turn.said) for turn in talk.held_out_turns[:100] for kind in REPLY_KINDS
+        ]
         generator = torch.Generator(self.ranks.device).manual_seed(0)
         kept = self.task.kept(
-            asked, write(model, self.task.prompts(asked), end_id, generator)
+            asked, draw_replies(model, self.task.prompts(asked), end_id, generator)
         )
         return {
             "bits_per_byte": evaluate_loss(model, self.held_out) / num_bytes / math.log(2),
@@ -264,7 +266,7 @@ class Run:
         """The likeliest reply."""
         prompts = self.task.prompts([(kind, said)])
         generator = torch.Generator(self.ranks.device)
-        written = write(model, prompts, self.task.end_id, generator, temperature=0.0)
+        written = draw_replies(model, prompts, self.task.end_id, generator, temperature=0.0)
         return self.task.texts(written)[0]
 
 

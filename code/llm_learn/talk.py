@@ -20,8 +20,8 @@ from llm_learn.tokenizers import BPETokenizer
 REPLY = 16  # ids of a reply at most, its end among them
 Asked = tuple[str, str]  # a kind of reply, and what the user says
 
-WORD = re.compile(r"[a-z']+")
-PLAIN = re.compile(r"[A-Za-z' ,.;:?!-]+")
+A_WORD = re.compile(r"[a-z']+")
+PLAIN_SIGNS = re.compile(r"[A-Za-z' ,.;:?!-]+")
 
 
 def speeches_of(play: str) -> list[list[str]]:
@@ -39,23 +39,23 @@ def speeches_of(play: str) -> list[list[str]]:
 
 def is_plain(line: str, words: Collection[str]) -> bool:
     """Whether a line has twelve words at most, all of them known, and nothing but letters and marks."""
-    found = WORD.findall(line.lower())
+    found = A_WORD.findall(line.lower())
     return (
         1 <= len(found) <= 12
-        and bool(PLAIN.fullmatch(line))
+        and bool(PLAIN_SIGNS.fullmatch(line))
         and all(w in words for w in found)
     )
 
 
 # What the system message asks for, and how such a reply ends.
-KINDS = {"ask": "?", "tell": ".", "cry": "!"}
+REPLY_KINDS = {"ask": "?", "tell": ".", "cry": "!"}
 
 
 @dataclass(frozen=True)
 class Turn:
     """A line that is said to somebody, what is asked for, and the reply."""
 
-    kind: str  # one of KINDS
+    kind: str  # one of REPLY_KINDS
     said: str
     reply: str
 
@@ -81,7 +81,7 @@ def plain_text(speeches: Sequence[Sequence[str]], words: Collection[str]) -> str
 
 def turns_of(speeches: Sequence[Sequence[str]], words: Collection[str]) -> Iterator[Turn]:
     """The last line of a speech, and the first of the next where it ends with one of the marks."""
-    kinds = {mark: kind for kind, mark in KINDS.items()}
+    kinds = {mark: kind for kind, mark in REPLY_KINDS.items()}
     for before, after in itertools.pairwise(speeches):
         if not before or not after or after[0][-1] not in kinds:
             continue
@@ -101,7 +101,7 @@ def read_talk(num_words: int = 1000) -> Talk:
     for name, play in shakespeare_plays().items():
         (held_out if name in HELD_OUT else known).extend([[], *speeches_of(play)])
     counts = Counter(
-        word for line in itertools.chain(*known) for word in WORD.findall(line.lower())
+        word for line in itertools.chain(*known) for word in A_WORD.findall(line.lower())
     )
     words = frozenset(word for word, _ in counts.most_common(num_words))
     turns = dict.fromkeys(turns_of(known, words))
@@ -116,19 +116,19 @@ def read_talk(num_words: int = 1000) -> Talk:
 
 
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
-END = "<|end|>"  # of a reply
+REPLY_END = "<|end|>"  # of a reply
 
 
 def prompt_ids(tokenizer: BPETokenizer, kind: str, said: str) -> list[int]:
     """The ids of a conversation up to where the assistant begins.
 
     Args:
-        tokenizer: has the special tokens ROLES and END.
-        kind: one of KINDS.
+        tokenizer: has the special tokens ROLES and REPLY_END.
+        kind: one of REPLY_KINDS.
         said: what the user says; a special token spelled in it acts as none.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}: expected one of {', '.join(KINDS)}")
+    if kind not in REPLY_KINDS:
+        raise ValueError(f"kind is {kind!r}: expected one of {', '.join(REPLY_KINDS)}")
     system, user, assistant = (tokenizer.special_ids[role] for role in ROLES)
     return [system, *tokenizer.encode(kind), user, *tokenizer.encode(said), assistant]
 
@@ -136,7 +136,7 @@ def prompt_ids(tokenizer: BPETokenizer, kind: str, said: str) -> list[int]:
 def turn_example(tokenizer: BPETokenizer, turn: Turn) -> Example:
     """A turn as ids, of which the reply and its end are to be learned."""
     prompt = prompt_ids(tokenizer, turn.kind, turn.said)
-    reply = [*tokenizer.encode(turn.reply), tokenizer.special_ids[END]]
+    reply = [*tokenizer.encode(turn.reply), tokenizer.special_ids[REPLY_END]]
     return [*prompt, *reply], [False] * len(prompt) + [True] * len(reply)
 
 
@@ -146,7 +146,7 @@ ADDRESSES = frozenset(
         *("gentlemen", "cousin", "grace", "majesty", "master", "mistress"),
     }
 )
-RULES = ("whole", "own words", "courteous", "as asked")
+MANNERS = ("whole", "own words", "courteous", "as asked")
 
 
 def manners(kind: str, reply: str, words: Collection[str]) -> list[bool]:
@@ -156,23 +156,23 @@ def manners(kind: str, reply: str, words: Collection[str]) -> list[bool]:
     twice. Courteous: it addresses the other. As asked: it ends with the mark of its kind.
 
     Args:
-        kind: one of KINDS.
-        reply: what was written until END; empty where that was not reached.
+        kind: one of REPLY_KINDS.
+        reply: what was written until REPLY_END; empty where that was not reached.
         words: those that exist.
 
     Returns:
-        A truth value for each of RULES.
+        A truth value for each of MANNERS.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}: expected one of {', '.join(KINDS)}")
-    found = WORD.findall(reply.lower())
+    if kind not in REPLY_KINDS:
+        raise ValueError(f"kind is {kind!r}: expected one of {', '.join(REPLY_KINDS)}")
+    found = A_WORD.findall(reply.lower())
     long = [word for word in found if len(word) >= 4]
     mark = reply[-1:]
     return [
-        4 <= len(found) <= 10 and mark in {*KINDS.values()} and "\n" not in reply,
+        4 <= len(found) <= 10 and mark in {*REPLY_KINDS.values()} and "\n" not in reply,
         bool(found) and all(w in words for w in found) and len(long) == len(set(long)),
         not ADDRESSES.isdisjoint(found),
-        mark == KINDS[kind],
+        mark == REPLY_KINDS[kind],
     ]
 
 
@@ -196,7 +196,7 @@ class Written:
         return logps.gather(2, self.replies.unsqueeze(2)).squeeze(2)
 
 
-def write(
+def draw_replies(
     model: Llama,
     prompts: Sequence[Sequence[int]],
     end_id: int,
@@ -222,7 +222,7 @@ def write(
 
 
 @dataclass(frozen=True)
-class Task:
+class TalkTask:
     """What all stages share: the plays, and the tokenizer that was learned from them."""
 
     talk: Talk
@@ -230,7 +230,7 @@ class Task:
 
     @property
     def end_id(self) -> int:
-        return self.tokenizer.special_ids[END]
+        return self.tokenizer.special_ids[REPLY_END]
 
     def examples(self, turns: Sequence[Turn]) -> list[Example]:
         return [turn_example(self.tokenizer, turn) for turn in turns]
@@ -247,7 +247,7 @@ class Task:
         return texts
 
     def kept(self, asked: Sequence[Asked], written: Written) -> Tensor:
-        """Which of RULES each reply keeps, (B, 4), 1 or 0."""
+        """Which of MANNERS each reply keeps, (B, 4), 1 or 0."""
         replies = zip(asked, self.texts(written), strict=True)
         return torch.tensor(
             [manners(kind, reply, self.talk.words) for (kind, _), reply in replies]
@@ -256,10 +256,10 @@ class Task:
     def ask(self, number: int, draw: random.Random) -> list[Asked]:
         """Kinds of replies by lot, to lines of the plays that are not held out."""
         said = draw.choices(self.talk.turns, k=number)
-        return [(draw.choice([*KINDS]), turn.said) for turn in said]
+        return [(draw.choice([*REPLY_KINDS]), turn.said) for turn in said]
 
 
-def make_task(num_words: int, vocab_size: int) -> Task:
+def make_task(num_words: int, vocab_size: int) -> TalkTask:
     """Reads the plays, and learns a tokenizer from them."""
     talk = read_talk(num_words)
-    return Task(talk, BPETokenizer.train(talk.text, vocab_size, (*ROLES, END)))
+    return TalkTask(talk, BPETokenizer.train(talk.text, vocab_size, (*ROLES, REPLY_END)))

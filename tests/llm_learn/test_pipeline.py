@@ -20,16 +20,16 @@ from llm_learn.pipeline import (
     as_teacher,
     example_batches,
     flops,
-    learn,
+    learn_from,
     lessons,
-    new_model,
+    llama_of,
     next_id_loss,
     own_share,
     reinforce,
     text_batches,
 )
-from llm_learn.pipeline_command import LARGE, main, parser
-from llm_learn.talk import RULES, Task, make_task, write
+from llm_learn.pipeline_command import GPU_PLAN, main, parser
+from llm_learn.talk import MANNERS, TalkTask, draw_replies, make_task
 from llm_learn.train import IGNORED
 
 TINY = Plan(
@@ -53,13 +53,13 @@ TINY = Plan(
 
 
 @pytest.fixture(scope="module")
-def task() -> Task:
+def task() -> TalkTask:
     return make_task(TINY.num_words, TINY.vocab_size)
 
 
 def small(task, d_model=32, num_layers=1):
     torch.manual_seed(0)
-    return new_model(task.tokenizer.vocab_size, 64, d_model, num_layers, 2)
+    return llama_of(task.tokenizer.vocab_size, 64, d_model, num_layers, 2)
 
 
 class TestPlan:
@@ -87,7 +87,7 @@ class TestPlan:
 
     def test_widths_fit_groups_of_32(self):
         for width in (64, 96, 192, 384):
-            assert new_model(300, 64, width, 1, 4).config.d_ff % 32 == 0
+            assert llama_of(300, 64, width, 1, 4).config.d_ff % 32 == 0
 
 
 class TestLearning:
@@ -96,7 +96,7 @@ class TestLearning:
         before = copy.deepcopy(model)
         x = torch.randint(400, (4, 16))
         batch = (x[:, :-1], x[:, 1:])
-        losses = learn(model, next_id_loss, iter([batch] * 12), 12, rate=0.01)
+        losses = learn_from(model, next_id_loss, iter([batch] * 12), 12, rate=0.01)
         assert losses[-1] < losses[0] - 1
         for old, new in zip(before.parameters(), model.parameters(), strict=True):
             assert not torch.equal(old, new)
@@ -151,7 +151,7 @@ class TestReinforcement:
             )
             return share[:, None].expand(-1, 4)
 
-        monkeypatch.setattr(Task, "kept", kept)
+        monkeypatch.setattr(TalkTask, "kept", kept)
         plan = replace(TINY, rounds=25, prompts=4, samples=8, beta=0.0, reinforce_rate=0.02)
         rounds = list(reinforce(small(task), task, plan, seed=0))
         assert rounds[0].kept[0] < 0.1 and rounds[-1].kept[0] > 0.8
@@ -165,7 +165,7 @@ class TestReinforcement:
             )
             return share[:, None].expand(-1, 4)
 
-        monkeypatch.setattr(Task, "kept", kept)
+        monkeypatch.setattr(TalkTask, "kept", kept)
         distances = {}
         for beta in (0.0, 1.0):
             plan = replace(
@@ -182,11 +182,11 @@ class TestReinforcement:
         (found,) = reinforce(trained, task, plan, seed=3)
         draw, generator = random.Random(3), torch.Generator().manual_seed(3)
         asked = [a for a in task.ask(plan.prompts, draw) for _ in range(plan.samples)]
-        written = write(model, task.prompts(asked), task.end_id, generator)
+        written = draw_replies(model, task.prompts(asked), task.end_id, generator)
         kept = task.kept(asked, written)
         assert found.kept == pytest.approx(kept.mean(0).tolist())
         assert found.all_kept == pytest.approx(float(kept.all(1).float().mean()))
-        assert len(found.kept) == len(RULES) and found.kl == 0
+        assert len(found.kept) == len(MANNERS) and found.kl == 0
         rewards = kept.mean(1).view(plan.prompts, plan.samples)
         deviations = rewards.std(1, keepdim=True) + 1e-4
         advantages = ((rewards - rewards.mean(1, keepdim=True)) / deviations).view(-1)
@@ -208,7 +208,9 @@ class TestDistillation:
         )
         plan = replace(TINY, distil_steps=20)
         again = lessons(teacher, task, plan, seed=0)
-        losses = learn(student, as_teacher(teacher), again, plan.distil_steps, rate=0.02)
+        losses = learn_from(
+            student, as_teacher(teacher), again, plan.distil_steps, rate=0.02
+        )
         assert losses[-1] < losses[0] / 2
 
     def test_what_stands_behind_the_end_does_not_count(self, task):
@@ -225,7 +227,7 @@ class TestDistillation:
 
 def test_flops_count_six_operations_a_weight_learned_from_and_two_read():
     plan = replace(TINY, pretrain_steps=5, windows=3)
-    model = new_model(400, 64, 32, 1, 2)
+    model = llama_of(400, 64, 32, 1, 2)
     weights = sum(p.numel() for p in model.parameters() if p.ndim == 2)
     found = flops(plan, prompt=4)
     assert found["pre-training"] == 6 * weights * 5 * 3 * 64
@@ -272,10 +274,10 @@ class TestCommand:
         out = tmp_path / "run"
         assert main(["--out", str(out), *flags(TINY)]) == 0
         torch.manual_seed(0)
-        model = new_model(TINY.vocab_size, TINY.context_length, 32, 1, 2)
+        model = llama_of(TINY.vocab_size, TINY.context_length, 32, 1, 2)
         ids = torch.tensor(task.tokenizer.encode(task.talk.text))
         batches = text_batches(ids, TINY.windows, TINY.context_length, 0)
-        _ = learn(model, next_id_loss, batches, TINY.pretrain_steps, rate=0.01)
+        _ = learn_from(model, next_id_loss, batches, TINY.pretrain_steps, rate=0.01)
         saved = load_file(out / "pre-training.safetensors")
         for name, p in model.state_dict().items():
             assert torch.equal(p, saved[name])
@@ -326,10 +328,10 @@ class TestCommand:
         assert "seed is 1: the run in" in capsys.readouterr().err
 
     def test_every_number_of_a_plan_is_an_option(self):
-        given = vars(parser().parse_args(["--out", "x", *flags(LARGE)]))
+        given = vars(parser().parse_args(["--out", "x", *flags(GPU_PLAN)]))
         assert (
             replace(Plan(), **{f.name: given.get(f.name, f.default) for f in fields(Plan)})
-            == LARGE
+            == GPU_PLAN
         )
 
     def test_torchrun_trains_one_model_in_two_processes(self, tmp_path):
@@ -363,7 +365,7 @@ def test_two_processes_average_their_gradients(task):
     def work() -> list[float]:
         ranks = Ranks(torch.distributed.get_rank(), 2)
         model = small(task)
-        _ = learn(
+        _ = learn_from(
             model,
             next_id_loss,
             text_batches(ids, 4, 16, 0, ranks),
@@ -381,5 +383,5 @@ def test_two_processes_average_their_gradients(task):
         for pair in zip(*shares, strict=True)
     )
     model = small(task)
-    _ = learn(model, next_id_loss, both, 2, rate=0.01)
+    _ = learn_from(model, next_id_loss, both, 2, rate=0.01)
     assert first == pytest.approx([p.sum().item() for p in model.parameters()], abs=1e-3)

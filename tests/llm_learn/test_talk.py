@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from llm_learn.data import HELD_OUT, shakespeare_plays
 from llm_learn.talk import (
-    END,
-    KINDS,
+    MANNERS,
     REPLY,
+    REPLY_END,
+    REPLY_KINDS,
     ROLES,
-    RULES,
-    Task,
+    TalkTask,
     Turn,
+    draw_replies,
     is_plain,
     make_task,
     manners,
@@ -25,7 +26,6 @@ from llm_learn.talk import (
     speeches_of,
     turn_example,
     turns_of,
-    write,
 )
 
 PLAY = """# A Play
@@ -54,7 +54,7 @@ WORDS = frozenset(
 
 
 @pytest.fixture(scope="module")
-def task() -> Task:
+def task() -> TalkTask:
     return make_task(300, 400)
 
 
@@ -97,7 +97,7 @@ class TestReading:
         lines = [line for line in task.talk.text.splitlines() if line]
         assert lines and all(is_plain(line, task.talk.words) for line in lines)
         for turn in task.talk.turns:
-            assert turn.reply.endswith(KINDS[turn.kind])
+            assert turn.reply.endswith(REPLY_KINDS[turn.kind])
             assert is_plain(turn.said, task.talk.words)
 
     def test_no_words_are_refused(self):
@@ -118,7 +118,7 @@ class TestPrompts:
     @given(st.text(max_size=30))
     def test_what_a_user_types_makes_no_role(self, task, text):
         special = set(task.tokenizer.special_ids.values())
-        ids = prompt_ids(task.tokenizer, "ask", text + END + "".join(ROLES))
+        ids = prompt_ids(task.tokenizer, "ask", text + REPLY_END + "".join(ROLES))
         assert [i for i in ids if i in special] == [
             task.tokenizer.special_ids[role] for role in ROLES
         ]
@@ -155,7 +155,7 @@ class TestManners:
         ],
     )
     def test_rules(self, reply, kept):
-        found = zip(RULES, manners("tell", reply, WORDS), strict=True)
+        found = zip(MANNERS, manners("tell", reply, WORDS), strict=True)
         assert ", ".join(rule for rule, yes in found if yes) == kept
 
 
@@ -163,7 +163,9 @@ class TestWriting:
     def test_the_mask_ends_with_the_first_end(self, task, tiny_llama):
         model = tiny_llama(vocab_size=task.tokenizer.vocab_size, context_length=80)
         prompts = task.prompts(task.ask(12, random.Random(0)))
-        written = write(model, prompts, task.end_id, torch.Generator().manual_seed(0))
+        written = draw_replies(
+            model, prompts, task.end_id, torch.Generator().manual_seed(0)
+        )
         assert written.replies.shape == written.mask.shape == (12, REPLY)
         for ids, mask in zip(written.replies.tolist(), written.mask.tolist(), strict=True):
             length = ids.index(task.end_id) + 1 if task.end_id in ids else REPLY
@@ -172,7 +174,9 @@ class TestWriting:
     def test_log_probabilities_are_those_of_each_conversation_alone(self, task, tiny_llama):
         model = tiny_llama(vocab_size=task.tokenizer.vocab_size, context_length=80)
         prompts = task.prompts([("ask", "The king!"), ("tell", "I know not what to say.")])
-        written = write(model, prompts, task.end_id, torch.Generator().manual_seed(0))
+        written = draw_replies(
+            model, prompts, task.end_id, torch.Generator().manual_seed(0)
+        )
         logps = written.logps(model)
         for prompt, reply, found in zip(prompts, written.replies, logps, strict=True):
             ids = torch.tensor([[*prompt, *reply.tolist()]])
@@ -193,6 +197,6 @@ class TestWriting:
 
     def test_kinds_are_drawn_evenly_and_lines_from_what_is_learned(self, task):
         asked = task.ask(600, random.Random(0))
-        counts = [sum(kind == k for k, _ in asked) for kind in KINDS]
+        counts = [sum(kind == k for k, _ in asked) for kind in REPLY_KINDS]
         assert min(counts) > 150
         assert {said for _, said in asked} <= {turn.said for turn in task.talk.turns}
