@@ -44,10 +44,18 @@ def whole(seed: int) -> dict:
         ("four bits", chapter.Int4Linear),
     ):
         rows[name] = chapter.measured(chapter.with_layers(model, layer))
-    drafts = {"student": (model, student), "twin": (model, twin), "stale": (tuned, student)}
+    fresh = chapter.distilled(tuned, seed)
+    drafts = {
+        "student": (model, student),
+        "twin": (model, twin),
+        "of the tuned model, for itself": (tuned, fresh),
+        "of the tuned model, stale": (model, fresh),
+    }
     passes = {name: chapter.ids_a_pass(*pair) for name, pair in drafts.items()}
+    best = chapter.best_of(tuned, 16)
     print(seed, {name: round(row.all_rules, 3) for name, row in rows.items()}, flush=True)
-    return {name: plain(row) for name, row in rows.items()} | {"ids_a_pass": passes}
+    rows = {name: plain(row) for name, row in rows.items()}
+    return rows | {"ids_a_pass": passes, "best_of_16": best}
 
 
 def no_pretraining(seed: int) -> dict:

@@ -112,7 +112,7 @@ def learn_from(
         batches: those of this process.
         num_steps: updates.
         rate: AdamW's; Muon's is twice as high.
-        ranks: the processes that share the work.
+        ranks: the processes that share the work; each has the mean over its own targets.
 
     Returns:
         The loss before each update, on this process's batch.
@@ -211,6 +211,7 @@ def reinforce(
         kl = ((old_logps - reference_logps) * mask).sum(1)  # (B,)
         rewards = kept.mean(1).to(kl.device) - plan.beta * kl
         advantages = group_advantages(rewards.view(share, plan.samples)).view(-1, 1)
+        # With one update a round the ratio is 1, and the clip does not act.
         losses = ppo_clip_loss(logps, old_logps, advantages.expand_as(logps), clip=0.2)
         optimizer.zero_grad()
         ((losses * mask).sum(1) / mask.sum(1)).mean().backward()

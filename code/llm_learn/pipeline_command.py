@@ -31,7 +31,7 @@ from llm_learn.sft import answer_batch
 from llm_learn.talk import REPLY_KINDS, draw_replies, make_task
 from llm_learn.train import evaluate_loss
 
-# What one GPU can do in some minutes; the corpus is small, so a larger model would learn it by heart.
+# For a GPU. The corpus is small: a larger model would learn it by heart.
 GPU_PLAN = Plan(
     num_words=4000,
     vocab_size=4096,
@@ -110,7 +110,7 @@ class PipelineRun:
         # What cannot work is refused before anything is written.
         for name in ("windows", "examples", "prompts"):
             _ = own_share(name, getattr(plan, name), ranks)
-        self.predicted = flops(plan, prompt=8)
+        _ = flops(plan, prompt=1)
         self.say(f"reading the plays, learning {plan.vocab_size:,} tokens")
         self.task = make_task(plan.num_words, plan.vocab_size)
         encode, talk = self.task.tokenizer.encode, self.task.talk
@@ -119,6 +119,8 @@ class PipelineRun:
             for text in (talk.text, talk.held_out_text)
         )
         self.examples = self.task.examples(talk.turns)
+        lengths = [loss_mask.index(True) for _, loss_mask in self.examples]
+        self.predicted = flops(plan, sum(lengths) / len(lengths))
         self.rows: list[dict] = []
         ranks.from_first(self.begin)
 

@@ -56,6 +56,7 @@ def speculate(
     k: int,
     probs: Probs,
     generator: torch.Generator,
+    eos_id: int | None = None,
 ) -> tuple[list[int], int]:
     """Writes as the model would, in fewer passes: the new ids, and the number of passes.
 
@@ -67,6 +68,7 @@ def speculate(
         k: ids that are drafted at a time, at most; 0 drafts none.
         probs: from the model's logits to what is drawn from.
         generator: decides the draws.
+        eos_id: ends the text, and is its last id.
     """
     for name, number in (("max_new_tokens", max_new_tokens), ("k", k)):
         if number < 0:
@@ -90,10 +92,14 @@ def speculate(
         features = model.features(torch.tensor([unread]), caches)
         p = probs(model.logits(features[0, -len(drafted) - 1 :]))
         stay, weights = accept(p, q, drafted, generator)
-        text += [*stay.tolist(), int(torch.multinomial(weights, 1, generator=generator))]
+        new = [*stay.tolist(), int(torch.multinomial(weights, 1, generator=generator))]
+        passes += 1
+        if eos_id in new:
+            text += new[: new.index(eos_id) + 1]
+            break
+        text += new
         for cache in caches:
             cache.length = len(text) - 1  # what was not accepted is forgotten
-        passes += 1
     return text[len(prompt) :], passes
 
 

@@ -26,14 +26,21 @@ PLAIN_SIGNS = re.compile(r"[A-Za-z' ,.;:?!-]+")
 
 def speeches_of(play: str) -> list[list[str]]:
     """The lines of each speech of a play in Markdown; an empty list where a scene begins."""
-    speeches = []
+    speeches, speaker = [], None
     for block in play.split("\n\n"):
         lines = [line.strip() for line in re.sub(r"_[^_]*_", "", block).splitlines()]
         if any(line.startswith("#") for line in lines):
             speeches.append([])
+            speaker = None
+        names = [line for line in lines if line.startswith("**")]
         spoken = [line for line in lines if line and line[0] not in "#*["]
-        if spoken:
+        # After a stage direction the same person goes on, with the name or without.
+        goes_on = speaker is not None and (not names or names[0] == speaker)
+        if spoken and goes_on:
+            speeches[-1] += spoken
+        elif spoken:
             speeches.append(spoken)
+            speaker = names[0] if names else ""
     return speeches
 
 
@@ -146,19 +153,20 @@ ADDRESSES = frozenset(
         *("gentlemen", "cousin", "grace", "majesty", "master", "mistress"),
     }
 )
-MANNERS = ("whole", "own words", "courteous", "as asked")
+MANNERS = ("whole", "real words", "courteous", "as asked")
 
 
 def manners(kind: str, reply: str, words: Collection[str]) -> list[bool]:
     """Which of the four rules a reply keeps.
 
-    Whole: one line of 4 to 10 words with a mark at its end. Own words: words that exist, none of four letters or more
-    twice. Courteous: it addresses the other. As asked: it ends with the mark of its kind.
+    Whole: one line of 4 to 10 words with a mark at its end. Real words: those that are known,
+    and none of four letters or more twice, since a loop is no sentence. Courteous: it
+    addresses the other. As asked: it ends with the mark of its kind.
 
     Args:
         kind: one of REPLY_KINDS.
         reply: what was written until REPLY_END; empty where that was not reached.
-        words: those that exist.
+        words: those that are known.
 
     Returns:
         A truth value for each of MANNERS.
@@ -218,6 +226,7 @@ def draw_replies(
         found[:, ids.shape[1] :], (0, ids.shape[1] + REPLY - found.shape[1]), value=end_id
     )
     ends = replies == end_id
+    # An id counts if no end stands before it.
     return Written(ids, padding, replies, ends.cumsum(1) - ends.long() == 0)
 
 

@@ -98,6 +98,22 @@ class TestAccept:
 
 
 class TestSpeculate:
+    @pytest.mark.parametrize("k", [0, 1, 4])
+    def test_the_text_ends_with_its_end(self, model, small, k):
+        """As it would have been without one, up to the first that stands there."""
+        for seed in range(12):
+            found = {}
+            for eos_id in (None, 3):
+                options = {"probs": SOFTMAX, "generator": luck(seed)}
+                draft = from_model(small, 40, **options)
+                found[eos_id] = speculate(
+                    model, [1, 2], 12, draft, k=k, eos_id=eos_id, **options
+                )
+            whole, passes = found[None]
+            end = whole.index(3) + 1 if 3 in whole else len(whole)
+            assert found[3][0] == whole[:end]
+            assert found[3][1] <= passes
+
     @settings(max_examples=25)
     @given(
         prompt=st.lists(st.integers(0, V - 1), min_size=1, max_size=8),

@@ -66,6 +66,10 @@ class TestReading:
         assert [s for s in rest if s][:2] == said
         assert rest[-2:] == [[], ["I know not, my lord;", "Come hither."]]
 
+    def test_after_a_direction_the_same_person_goes_on(self):
+        play = "**A**\nOne.\n\n_Exit B_\n\nTwo.\n\n**A**\nThree.\n\n**B**\nFour.\n\n## II\n\nFive."
+        assert speeches_of(play) == [["One.", "Two.", "Three."], ["Four."], [], ["Five."]]
+
     def test_a_plain_line_has_known_words_and_no_other_signs(self):
         assert is_plain("Who is there?", WORDS)
         for line in ("Who was there?", "Who is there 2?", "“Who is there”", "", "?!"):
@@ -74,7 +78,7 @@ class TestReading:
         assert not is_plain(" ".join(["king"] * 13), WORDS)
 
     def test_what_is_not_plain_leaves_a_gap_of_one_empty_line(self):
-        speeches = [["The king!", "Unknown words.", "Speak."], [], ["Come hither."]]
+        speeches = [["The king!", "Unknreal words.", "Speak."], [], ["Come hither."]]
         text = plain_text(speeches, WORDS)
         assert text == "The king!\n\nSpeak.\n\nCome hither.\n"
 
@@ -136,20 +140,23 @@ class TestManners:
     @pytest.mark.parametrize(
         ("reply", "kept"),
         [
-            ("I know not, my lord.", "whole, own words, courteous, as asked"),
-            ("I know not, my lord?", "whole, own words, courteous"),
-            ("I know not, my lord,", "own words, courteous"),
-            ("I know, lord.", "own words, courteous, as asked"),
-            ("I know not the king.", "whole, own words, as asked"),
+            ("I know not, my lord.", "whole, real words, courteous, as asked"),
+            ("I know not, my lord?", "whole, real words, courteous"),
+            ("I know not, my lord,", "real words, courteous"),
+            ("I know, lord.", "real words, courteous, as asked"),
+            ("I know not the king.", "whole, real words, as asked"),
             ("I knowest not, my lord.", "whole, courteous, as asked"),
             ("My lord, my lord.", "whole, courteous, as asked"),
             ("I know not, lordly, my king.", "whole, as asked"),
             ("Speak,\nmy lord, speak.", "courteous, as asked"),
             (
                 "Is it not the king, is it not my lord.",
-                "whole, own words, courteous, as asked",
+                "whole, real words, courteous, as asked",
             ),
-            ("Who is it, who is it, who is it, my lord.", "own words, courteous, as asked"),
+            (
+                "Who is it, who is it, who is it, my lord.",
+                "real words, courteous, as asked",
+            ),
             (".", "as asked"),
             ("", ""),
         ],
