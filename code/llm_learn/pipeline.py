@@ -205,8 +205,8 @@ def reinforce(
         written = draw_replies(model, task.prompts(groups), task.end_id, generator)
         kept = task.kept(groups, written)  # (B, 4)
         with torch.no_grad():
-            reference_logps = written.logps(reference)
-        logps = written.logps(trained)  # (B, REPLY)
+            reference_logps = written.logps_by(reference)
+        logps = written.logps_by(trained)  # (B, REPLY)
         old_logps, mask = logps.detach(), written.mask
         kl = ((old_logps - reference_logps) * mask).sum(1)  # (B,)
         rewards = kept.mean(1).to(kl.device) - plan.beta * kl
@@ -231,8 +231,8 @@ def as_teacher(teacher: Llama) -> Callable[[nn.Module, Written], Tensor]:
 
     def loss(student: nn.Module, lesson: Written) -> Tensor:
         with torch.no_grad():
-            expected = lesson.logits(teacher)
-        kl = distillation_loss(lesson.logits(student), expected, temperature=1.0)
+            expected = lesson.logits_by(teacher)
+        kl = distillation_loss(lesson.logits_by(student), expected, temperature=1.0)
         return kl[lesson.mask].mean()
 
     return loss

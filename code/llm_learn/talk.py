@@ -193,14 +193,14 @@ class Written:
     replies: Tensor  # (B, REPLY), filled with the end
     mask: Tensor  # (B, REPLY), True up to the first end, and for it
 
-    def logits(self, model: nn.Module) -> Tensor:
+    def logits_by(self, model: nn.Module) -> Tensor:
         """What a model expects at each id of the replies, (B, REPLY, V)."""
         ids = torch.cat([self.prompts, self.replies], 1)[:, :-1]
         return model(ids, padding=self.padding)[:, self.prompts.shape[1] - 1 :]
 
-    def logps(self, model: nn.Module) -> Tensor:
+    def logps_by(self, model: nn.Module) -> Tensor:
         """The log-probabilities of the ids of the replies, (B, REPLY)."""
-        logps = self.logits(model).log_softmax(-1)
+        logps = self.logits_by(model).log_softmax(-1)
         return logps.gather(2, self.replies.unsqueeze(2)).squeeze(2)
 
 

@@ -190,7 +190,7 @@ class TestReinforcement:
         rewards = kept.mean(1).view(plan.prompts, plan.samples)
         deviations = rewards.std(1, keepdim=True) + 1e-4
         advantages = ((rewards - rewards.mean(1, keepdim=True)) / deviations).view(-1)
-        logps = written.logps(model)
+        logps = written.logps_by(model)
         means = (logps * written.mask).sum(1) / written.mask.sum(1)
         grads = torch.autograd.grad(-(advantages * means).mean(), [*model.parameters()])
         norm = torch.cat([g.flatten() for g in grads]).norm()

@@ -184,7 +184,7 @@ class TestWriting:
         written = draw_replies(
             model, prompts, task.end_id, torch.Generator().manual_seed(0)
         )
-        logps = written.logps(model)
+        logps = written.logps_by(model)
         for prompt, reply, found in zip(prompts, written.replies, logps, strict=True):
             ids = torch.tensor([[*prompt, *reply.tolist()]])
             alone = model(ids[:, :-1]).log_softmax(-1)[0, len(prompt) - 1 :]
