@@ -30,6 +30,7 @@ from llm_learn.pipeline import (
 from llm_learn.sft import answer_batch
 from llm_learn.talk import REPLY_KINDS, draw_replies, make_task
 from llm_learn.train import evaluate_loss
+from llm_learn.training_run import replacing
 
 # For a GPU. The corpus is small: a larger model would learn it by heart.
 GPU_PLAN = Plan(
@@ -274,14 +275,11 @@ class PipelineRun:
 
 def save(model: Llama, path: Path) -> None:
     """Writes the weights, all or nothing."""
-    temporary = path.with_suffix(".tmp")
-    save_file(
-        {n: p.detach().cpu().contiguous() for n, p in model.state_dict().items()}, temporary
-    )
-    temporary.replace(path)
+    weights = {n: p.detach().cpu().contiguous() for n, p in model.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(weights, temporary)
 
 
 def write_json(path: Path, value: object) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
