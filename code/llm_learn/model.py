@@ -255,7 +255,8 @@ class Llama(nn.Module):
 
     def new_caches(self, batch_size: int, capacity: int) -> list[KVCache]:
         """An empty cache for each block, with room for `capacity` positions."""
-        c, weight = self.config, self.token_embedding.weight
+        # Of a norm, which has few weights: where they are stored in fewer bits, an embedding decodes all of its own.
+        c, weight = self.config, self.norm.weight
         shape = (batch_size, c.num_kv_heads, capacity, c.head_dim)
         kind = {"dtype": weight.dtype, "device": weight.device}
         return [KVCache(*shape, **kind) for _ in self.blocks]

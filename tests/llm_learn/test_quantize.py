@@ -262,6 +262,18 @@ class TestWithLayers:
         parts = [small(ids[:, :5], caches), small(ids[:, 5:], caches)]
         torch.testing.assert_close(torch.cat(parts, 1), small(ids), rtol=0, atol=1e-2)
 
+    def test_new_caches_do_not_decode_the_table(self, model, monkeypatch):
+        """For SmolLM2 it is as much work as several tokens."""
+        small = with_layers(model, Int8Linear)
+
+        def decoded(_):
+            raise AssertionError("the whole table was decoded")
+
+        monkeypatch.setattr(Int8Table, "weight", property(decoded))
+        assert small.new_caches(1, 4)[0].keys.dtype == torch.float32
+        small.to(torch.bfloat16)
+        assert small.new_caches(1, 4)[0].keys.dtype == torch.bfloat16
+
     def test_other_models_are_refused(self, model):
         shape = {"vocab_size": 9, "context_length": 4, "d_model": 8, "num_layers": 1}
         for other in (
