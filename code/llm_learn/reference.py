@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from llm_learn.assets import asset_path
 from llm_learn.gguf import GGUF
-from llm_learn.model import Llama
+from llm_learn.model import GPT, Llama
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
 # TRL warns that its experimental parts may change; the version that we install is pinned.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -69,6 +69,53 @@ def to_hugging_face(model: Llama) -> "LlamaForCausalLM":
     theirs.load_state_dict(weights, assign=True)
     theirs.model.rotary_emb = LlamaRotaryEmbedding(config)  # its angles are no weights
     return theirs.eval()
+
+
+def to_gpt2(model: GPT) -> "GPT2LMHeadModel":
+    """Hugging Face's GPT-2, without dropout, on a copy of our weights. Needs `transformers`."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    c = model.config
+    reference = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=c.vocab_size,
+            n_positions=c.context_length,
+            n_embd=c.d_model,
+            n_layer=c.num_layers,
+            n_head=c.num_heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
+    state = {
+        "transformer.wte.weight": model.token_embedding.weight,
+        "transformer.wpe.weight": model.position_embedding.weight,
+        "transformer.ln_f.weight": model.norm.weight,
+        "transformer.ln_f.bias": model.norm.bias,
+        "lm_head.weight": model.token_embedding.weight,
+    }
+    names = {
+        "ln_1": "norm_1",
+        "attn.c_attn": "attention.qkv",
+        "attn.c_proj": "attention.out",
+        "ln_2": "norm_2",
+        "mlp.c_fc": "mlp.up",
+        "mlp.c_proj": "mlp.down",
+    }
+    for i, block in enumerate(model.blocks):
+        for theirs, ours in names.items():
+            for kind in ("weight", "bias"):
+                parameter = block.get_parameter(f"{ours}.{kind}")
+                # GPT-2 stores (in, out)
+                transposed = kind == "weight" and parameter.ndim == 2
+                state[f"transformer.h.{i}.{theirs}.{kind}"] = (
+                    parameter.T if transposed else parameter
+                )
+    reference.load_state_dict(state)
+    return reference.eval()
 
 
 def smollm2_tokenizer() -> "PreTrainedTokenizerFast":

@@ -2,8 +2,8 @@
 
 import torch
 
-from llm_learn.model import Llama, LlamaConfig, load_smollm2
-from llm_learn.reference import smollm2_tokenizer, to_hugging_face
+from llm_learn.model import GPT, GPTConfig, Llama, LlamaConfig, load_smollm2
+from llm_learn.reference import smollm2_tokenizer, to_gpt2, to_hugging_face
 
 
 def tiny_llama() -> Llama:
@@ -57,3 +57,18 @@ def test_smollm2s_tokenizer_reads_back_what_it_cut_and_knows_the_end():
     for text in ("The city of Lyon, in 2024.", " a  b\n\n\tc", "Ünïcödé 漢字 🙂"):
         assert theirs.decode(theirs.encode(text, add_special_tokens=False)) == text
     assert theirs.eos_token_id == ours.special_ids["<|endoftext|>"]
+
+
+def test_a_gpt_in_hugging_face_s_class_has_our_logits_and_weights_of_its_own():
+    torch.manual_seed(0)
+    shape = {"vocab_size": 23, "context_length": 12, "d_model": 24, "num_layers": 2}
+    model, ids = GPT(GPTConfig(**shape, num_heads=3)).eval(), torch.randint(23, (2, 9))
+    with torch.no_grad():
+        # Biases and norms too: fresh ones are 0 and 1, which would hide a swapped pair.
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+        logits, theirs = model(ids), to_gpt2(model)
+        torch.testing.assert_close(theirs(ids).logits, logits, rtol=0, atol=1e-4)
+        for parameter in theirs.parameters():
+            parameter.zero_()
+        assert torch.equal(model(ids), logits)
