@@ -19,7 +19,7 @@ ready := $(VENV)/installed$(if $(locked),-locked)
 say = @echo; echo "== $(1)"
 run = $(VENV)/bin/python -m
 
-.PHONY: book test lab chapter experiment sync new-chapter links lock clean
+.PHONY: book test epub lab chapter experiment sync new-chapter links lock clean
 .NOTPARALLEL:
 
 book: $(ready)  ## execute what has changed, and build the site
@@ -38,6 +38,9 @@ test: $(ready)  ## everything that must pass
 	@$(run) book prove
 	$(call say,The site in a browser)
 	@$(run) pytest tests/site -n 2 --dist loadfile
+
+epub: book  ## the whole book as one file, for a reader without a network
+	@$(run) book epub
 
 chapter: $(ready)  ## execute and build one page: make chapter NAME=attention
 	@test -n "$(NAME)" || { echo "Which chapter? For example: make chapter NAME=attention"; exit 2; }

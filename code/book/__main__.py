@@ -1,4 +1,4 @@
-"""The book's command line: `python -m book build | prove | links | lab | sync | new-chapter`."""
+"""The book's command line: `python -m book build | prove | epub | links | lab | sync | new-chapter`."""
 
 import argparse
 import json
@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         "names", nargs="*", metavar="NAME", help="chapters; all where none is given"
     )
     for name, text in (
+        ("epub", "write the built site as an EPUB"),
         ("links", "ask every external address of the built site whether it answers"),
         ("lab", "open the chapters in JupyterLab"),
         ("sync", "write the package's text into the packaged cells"),
@@ -74,6 +75,10 @@ def run(args: argparse.Namespace, rest: list[str], root: Path) -> int | None:
             from book import prove
 
             return prove.main(args.names, root)
+        case "epub":
+            from book import epub
+
+            return epub.main(root)
         case "links":
             from book import links
 
@@ -97,6 +102,7 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     from jupyter_book.sphinx import build_sphinx
     from sphinx.util.console import nocolor
 
+    from book import epub
     from book.execution import ONLY
     from book.notebooks import book_chapters, find
 
@@ -144,6 +150,9 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     if name:
         for problem in unpublishable(root, pages, page):
             print(problem, file=sys.stderr)
+    elif not (pages / "html" / epub.FILE).is_file():
+        # The site links to it. Later builds leave it as it is, for the sake of whoever edits prose: `make epub`.
+        print(f"\nEPUB: {epub.bind(root)}", flush=True)
     print(
         f"\nBuilt in {time.perf_counter() - start:.1f} s. Open {pages / 'html' / f'{page}.html'}",
         flush=True,
