@@ -31,7 +31,7 @@ KINDS = {
 # Of the website alone. An exercise's hint or solution stays, and so does a cell that is folded.
 LEFT_OUT = (
     "script, style, link, button, form, nav, iframe, template, noscript, .headerlink, .copybtn,"
-    " .tocs, .prev-next-footer, .sd-stretched-link, .website-only"
+    " .prev-next-footer, .sd-stretched-link, .box-actions"
 )
 ATTRIBUTES = {"viewbox": "viewBox", "preserveaspectratio": "preserveAspectRatio"}
 NAMESPACES = {

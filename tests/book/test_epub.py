@@ -24,7 +24,7 @@ ONE = """<html><body><nav>menu</nav><main><article class="bd-article">
 <h1 id="one">One <em>and</em> only<a class="headerlink" href="#one">#</a></h1>
 <p>See <a href="two.html#there">there</a>, <a href="#one">here</a>, <a href="../../index.html">home</a>,
 <a href="../../_sources/one.txt">its source</a>, <a href="https://else.example/">else</a>.</p>
-<script>alert(1)</script><button>copy</button><br><hr>
+<ul class="box-actions"><li>Open in Colab</li></ul><script>alert(1)</script><button>copy</button><br><hr>
 <figure><img loading="lazy" src="../../_images/plot.png" alt="a curve & more"></figure>
 <img src="https://elsewhere.example/badge.svg"><p id="twice">a</p><p id="twice">b</p>
 <math display="block"><mi>x</mi></math><details><summary>Show</summary><pre>x &lt; 1</pre></details>
@@ -93,7 +93,7 @@ def test_the_manifest_has_every_file_once_and_the_spine_every_page_in_order(file
 
 def test_what_is_the_website_s_alone_is_gone(files):
     page = files["book/a-one.xhtml"].decode()
-    for gone in ("menu", "alert", "copy", "#</a>", "loading=", "badge", "@click"):
+    for gone in ("Colab", "menu", "alert", "copy", "#</a>", "loading=", "badge", "@click"):
         assert gone not in page
     assert "One <em>and</em> only" in page and "x &lt; 1" in page and 'open="open"' in page
     assert 'viewBox="0 0 1 1"' in page and "<br/>" in page
