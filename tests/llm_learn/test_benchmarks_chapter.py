@@ -59,7 +59,7 @@ class TestMachines:
         )
         assert one == same != other
 
-    @pytest.mark.parametrize("kind", ["quiet", "slowing down", "sometimes faster"])
+    @pytest.mark.parametrize("kind", ["quiet", "slowing down", "sometimes fast"])
     def test_in_turns_the_median_finds_the_truth(self, chapter, kind):
         found = chapter.results(
             "in turns, median of ratios", chapter.MACHINES[kind], times=40
