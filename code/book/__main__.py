@@ -150,14 +150,20 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     if name:
         for problem in unpublishable(root, pages, page):
             print(problem, file=sys.stderr)
-    elif not (pages / "html" / epub.FILE).is_file():
-        # The site links to it. Later builds leave it as it is, for the sake of whoever edits prose: `make epub`.
+    elif executed(root) or not (pages / "html" / epub.FILE).is_file():
+        # The site links to it. After an edit of prose alone it stays as it was, since it takes longer: `make epub`.
         print(f"\nEPUB: {epub.bind(root)}", flush=True)
     print(
         f"\nBuilt in {time.perf_counter() - start:.1f} s. Open {pages / 'html' / f'{page}.html'}",
         flush=True,
     )
     return 0
+
+
+def executed(root: Path) -> list[str]:
+    """The chapters that the last build executed."""
+    last = json.loads((root / "_build" / "last-build.json").read_text(encoding="utf-8"))
+    return last["executed"]
 
 
 def unpublishable(root: Path, pages: Path, docname: str) -> list[str]:

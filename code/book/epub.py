@@ -41,7 +41,7 @@ NAMESPACES = {
 
 
 class CannotBind(ValueError):
-    """The site has no page that the table of contents names, or a page without an article."""
+    """The site lacks a page of its table of contents, or one has no article or cannot be XML."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class Binder:
     """
 
     def __init__(self, site: Path, docnames: Iterable[str], address: str = "") -> None:
-        self.site, self.docnames, self.address = site, set(docnames), address
+        self.site = site.resolve()
+        self.docnames, self.address = set(docnames), address
 
     def page(self, docname: str) -> Page:
         """The page as XHTML.
@@ -139,10 +140,12 @@ class Binder:
     def _image(self, docname: str, image: Tag, images: dict[str, Path]) -> None:
         source = urlsplit(image.get("src", ""))
         file = (self.site / PurePosixPath(docname).parent / source.path).resolve()
-        if source.scheme or file.suffix.lower() not in KINDS or not file.is_file():
+        usable = file.suffix.lower() in KINDS and file.is_relative_to(self.site)
+        if source.scheme or not usable or not file.is_file():
             image.decompose()
             return
-        name = f"images/{file.name}"
+        # With its folders: two of them may hold files of one name.
+        name = "images/" + "-".join(file.relative_to(self.site).parts)
         images[name] = file
         for attribute in ("srcset", "loading", "decoding", "sizes"):
             image.attrs.pop(attribute, None)
@@ -259,7 +262,10 @@ def write_epub(
     order = [pages[docname] for part in parts for docname in part.docnames]
     for number, page in enumerate(order):
         text = XHTML.format(language=language, title=escape(page.title), body=page.body)
-        ElementTree.fromstring(text)  # raises where a page is not well-formed
+        try:
+            ElementTree.fromstring(text)
+        except ElementTree.ParseError as error:
+            raise CannotBind(f"{page.docname} is not well-formed: {error}") from None
         files[f"book/{page.name}"] = text.encode()
         kinds = [n for n, has in (("mathml", page.has_math), ("svg", page.has_svg)) if has]
         properties = f' properties="{" ".join(kinds)}"' if kinds else ""

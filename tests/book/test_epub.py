@@ -118,11 +118,9 @@ def test_without_an_address_a_link_to_the_site_is_only_its_words(root):
 def test_ids_are_unique_and_pictures_are_packed_with_their_description(files):
     page = files["book/a-one.xhtml"].decode()
     assert page.count('id="twice"') == 1
-    assert '<img src="images/plot.png" alt="a curve &amp; more"/>' in page.replace(
-        'alt="a curve &amp; more" src="images/plot.png"',
-        'src="images/plot.png" alt="a curve &amp; more"',
-    )
-    assert files["book/images/plot.png"] == b"not really"
+    (image,) = ElementTree.fromstring(page).iterfind(".//{*}img")
+    assert image.attrib == {"src": "images/_images-plot.png", "alt": "a curve & more"}
+    assert files["book/images/_images-plot.png"] == b"not really"
 
 
 def test_the_same_pages_give_the_same_bytes(root):
@@ -135,6 +133,14 @@ def test_a_page_that_cannot_be_bound_is_named_and_nothing_is_written(root, chang
     path = root / "_build/html/chapters/a/two.html"
     path.unlink() if change == "missing" else path.write_text("<p>no article</p>")
     with pytest.raises(CannotBind, match=r"two\.html"):
+        bind(root)
+    assert not list((root / "_build/html").glob("*.epub*"))
+
+
+def test_a_page_that_is_no_xml_is_named_and_nothing_is_written(root):
+    path = root / "_build/html/chapters/a/two.html"
+    path.write_text(TWO.replace("There.", "\x01"), encoding="utf-8")
+    with pytest.raises(CannotBind, match="chapters/a/two is not well-formed"):
         bind(root)
     assert not list((root / "_build/html").glob("*.epub*"))
 
