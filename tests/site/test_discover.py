@@ -217,7 +217,6 @@ def test_a_chapter_prints_as_text_in_dark_ink(chromium, theme, tmp_path):
         site.settle(page)
         assert page.evaluate(VISIBLE, CHROME) != []  # on the screen they are there
         page.emulate_media(media="print")
-        page.wait_for_timeout(300)  # colours that fade
         assert page.evaluate(VISIBLE, CHROME) == []
         assert page.evaluate(CUT) == []
         if theme == "dark":  # in the light theme code keeps its colours
