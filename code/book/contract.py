@@ -102,11 +102,6 @@ def front_matter(chapter, book):
             f"llm_learn.extras must list extras of pyproject.toml ({sorted(book.extras)}), unknown: "
             + str(unknown if isinstance(meta.get("extras"), list) else meta.get("extras")),
         )
-    if not isinstance(meta.get("exclusive"), bool):
-        yield (
-            1,
-            "set llm_learn.exclusive to true (it publishes times: alone when the book is built) or false",
-        )
     if not isinstance(meta.get("excused", {}), dict):
         yield (
             1,

@@ -1,8 +1,8 @@
 """Sphinx extension that executes the chapters before their pages are read.
 
-Stale chapters run two at a time, each in one thread; the others come from the cache. Afterwards myst-nb finds
-every notebook in the cache, and the executed notebooks are written with all their outputs. It works with
-`python -m book build` and with a plain `jupyter-book build .` alike.
+Stale chapters run two at a time, each in one thread, and one waits while the other measures times; the others
+come from the cache. Afterwards myst-nb finds every notebook in the cache, and the executed notebooks are written
+with all their outputs. It works with `python -m book build` and with a plain `jupyter-book build .` alike.
 """
 
 import json
@@ -168,32 +168,28 @@ class Book:
     ) -> list[str]:
         """Executes chapters, the longest first, and returns a message for each that failed."""
         self._say(f"\n{len(chapters)} of {len(self.chapters)} chapters to execute")
-        chapters = sorted(
-            chapters, key=lambda c: (c.exclusive, -c.budget.cpu_seconds if c.budget else 0)
-        )
+        chapters = sorted(chapters, key=lambda c: -c.budget.cpu_seconds if c.budget else 0)
         numbers = {chapter.docname: number for number, chapter in enumerate(chapters, 1)}
         failures = []
-        for exclusive, workers in ((False, WORKERS), (True, 1)):
-            group = [chapter for chapter in chapters if chapter.exclusive == exclusive]
-            pool = ThreadPoolExecutor(workers)
-            jobs = {
-                pool.submit(self._one, c, f"[{numbers[c.docname]}/{len(chapters)}]"): c
-                for c in group
-            }
-            try:
-                for job in as_completed(jobs):
-                    chapter, error = jobs[job], job.exception()
-                    if error is None:
-                        self._keep(chapter, fingerprints[chapter.docname], *job.result())
-                    elif isinstance(error, kernels.ChapterFailed):
-                        failures.append(self._explain(chapter, error))
-                    else:
-                        raise error
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                kernels.stop_all()
-                raise
-            pool.shutdown()
+        pool = ThreadPoolExecutor(WORKERS)
+        jobs = {
+            pool.submit(self._one, c, f"[{numbers[c.docname]}/{len(chapters)}]"): c
+            for c in chapters
+        }
+        try:
+            for job in as_completed(jobs):
+                chapter, error = jobs[job], job.exception()
+                if error is None:
+                    self._keep(chapter, fingerprints[chapter.docname], *job.result())
+                elif isinstance(error, kernels.ChapterFailed):
+                    failures.append(self._explain(chapter, error))
+                else:
+                    raise error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            kernels.stop_all()
+            raise
+        pool.shutdown()
         return failures
 
     def _measured(self) -> list[tuple[ChapterNotebook, dict[str, Any]]]:

@@ -48,11 +48,6 @@ class ChapterNotebook:
         return [cell for cell in self.notebook.cells if cell.cell_type == "code"]
 
     @property
-    def exclusive(self) -> bool:
-        """Whether it publishes times, and therefore runs alone when the book is built; the proof ignores them."""
-        return bool(self.settings.get("exclusive", False))
-
-    @property
     def budget(self) -> Budget | None:
         """The declared budget, or None where there is no usable one."""
         declared = self.settings.get("budget")

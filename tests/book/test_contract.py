@@ -93,7 +93,6 @@ BAD = [
         "budget.cpu_seconds",
     ),
     ("front_matter", ("extras: []", "extras: [everything]"), "everything"),
-    ("front_matter", ("exclusive: false", "exclusive: always"), "exclusive"),
     *[
         ("anatomy", (f"({role}-attention)=\n", ""), f"({role}-attention)=")
         for role in ROLES
@@ -101,12 +100,12 @@ BAD = [
     ("anatomy", ("(idea-attention)=", "(idea-something)="), "(idea-attention)="),
     (
         "anatomy",
-        ("exclusive: false", "exclusive: false\n  excused: {cost: no}"),
+        ("extras: []", "extras: []\n  excused: {cost: no}"),
         "remove the excuse",
     ),
     (
         "anatomy",
-        ("exclusive: false", "exclusive: false\n  excused: {fun: none at all here}"),
+        ("extras: []", "extras: []\n  excused: {fun: none at all here}"),
         "not a role",
     ),
     ("verified", ("verify(\n", "print(\n"), "verify"),
@@ -385,7 +384,7 @@ def test_a_message_names_the_line(good, book):
 def test_an_excused_role_is_not_missed(good, book):
     text = good.replace("(cost-attention)=\n", "")
     text = text.replace(
-        "exclusive: false", "exclusive: false\n  excused: {cost: nothing here is computed}"
+        "extras: []", "extras: []\n  excused: {cost: nothing here is computed}"
     )
     assert problems_of(text, "anatomy", book) == []
 

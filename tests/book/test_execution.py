@@ -2,10 +2,14 @@
 
 import json
 import re
+import subprocess
+import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
+import psutil
 import pytest
 from tinybook import FRONT, TinyBook, page
 
@@ -114,7 +118,7 @@ def test_a_failing_cell_fails_the_build_and_the_others_are_kept(
 
 
 @pytest.mark.slow
-def test_jupyter_book_alone_executes_and_writes_glue_tags_and_exclusive_chapters(
+def test_jupyter_book_alone_executes_and_writes_glue_and_tags(
     tiny_book: TinyBook,
 ) -> None:
     glue = 'from myst_nb import glue\nglue("answer", "6 times 7", display=False)'
@@ -125,7 +129,6 @@ def test_jupyter_book_alone_executes_and_writes_glue_tags_and_exclusive_chapters
         "import os\nprint(os.environ['OMP_NUM_THREADS'], os.getcwd())",
     ]
     text = page("Beta", cells, tags={1: "raises-exception", 2: "skip-execution"})
-    text = text.replace("  part: part\n", "  part: part\n  exclusive: true\n")
     tiny_book.write("chapters/part/beta.md", text + "\n{glue:text}`answer`\n")
     done = tiny_book.run(
         "-c",
@@ -150,10 +153,6 @@ def test_jupyter_book_alone_executes_and_writes_glue_tags_and_exclusive_chapters
     assert cells[1].outputs[0].ename == "ZeroDivisionError"
     threads, folder = cells[3].outputs[0].text.split()
     assert threads == "1" and not folder.startswith(str(tiny_book.root))
-    start = done.stdout.index("part/beta …")
-    assert all(
-        done.stdout.index(f"part/{name} took") < start for name in ("alpha", "gamma")
-    )
 
 
 @pytest.mark.slow
@@ -455,6 +454,74 @@ def test_a_dying_kernel_names_the_cell(tiny_book: TinyBook) -> None:
         kernels.ChapterFailed, match=r"(?s)beta.md, code cell 2.*the kernel died"
     ):
         kernels.execute(beta, kernels.kernel_environment(tiny_book.root))
+
+
+TICKING = """
+import sys, time
+from pathlib import Path
+largest, last = 0.0, time.monotonic()
+Path(sys.argv[1]).touch()
+while not Path("MEASURED").exists():
+    time.sleep(0.01)
+    now = time.monotonic()
+    largest, last = max(largest, now - last), now
+print(largest > 0.9)
+"""
+
+
+@pytest.mark.slow
+def test_a_chapter_and_what_it_started_wait_while_another_measures_times(
+    tiny_book: TinyBook, tmp_path: Path
+) -> None:
+    measured = tmp_path / "measured"
+    ticking = [
+        f"import subprocess, sys\nscript = {TICKING.replace('MEASURED', str(measured))!r}",
+        f"""child = subprocess.Popen(
+    [sys.executable, "-c", script, "{tmp_path}/child"], stdout=subprocess.PIPE, text=True
+)
+sys.argv = ["", "{tmp_path}/kernel"]
+exec(script)
+print(child.communicate()[0].strip())""",
+    ]
+    measuring = [
+        f"""import time
+from pathlib import Path
+while not all((Path("{tmp_path}") / name).exists() for name in ("child", "kernel")):
+    time.sleep(0.01)""",
+        "time.sleep(1)",
+        f'Path("{measured}").touch()',
+    ]
+    tags = {1: "nbval-ignore-output"}
+    tiny_book.write("chapters/part/beta.md", page("Beta", ticking))
+    tiny_book.write("chapters/part/gamma.md", page("Gamma", measuring, tags=tags))
+    done = tiny_book.build()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert outputs(tiny_book, "beta") == ["True\nTrue\n"]
+
+
+def test_a_suspended_chapter_goes_on_where_the_measurement_does_not_end(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(kernels, "LONGEST_PAUSE_SECONDS", 0.1)
+    measuring, other = ShyKernel(0), ShyKernel(0)
+    sleeper = subprocess.Popen(["sleep", "60"])
+    other.km = SimpleNamespace(provisioner=SimpleNamespace(pid=sleeper.pid))
+    monkeypatch.setattr(kernels, "_running", {measuring, other})
+    process = psutil.Process(sleeper.pid)
+    try:
+        with kernels._others_suspended(measuring):
+            assert wait_until(lambda: process.status() == psutil.STATUS_STOPPED)
+            assert wait_until(lambda: process.status() != psutil.STATUS_STOPPED)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def wait_until(happens, seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while not happens() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return happens()
 
 
 class ShyKernel:

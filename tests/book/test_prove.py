@@ -27,10 +27,7 @@ def built_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cells = ["6 * 7", "1 / 0", "import time\ntime.time()", "print('same')"]
     book.write("chapters/part/beta.md", page("Beta", cells, tags=tags))
     text = page("Gamma", ["import os, sys\nprint(os.environ['PYTHONHASHSEED'])"])
-    book.write(
-        "chapters/part/gamma.md",
-        text.replace("  part: part\n", "  part: part\n  exclusive: true\n"),
-    )
+    book.write("chapters/part/gamma.md", text)
     done = book.build()
     assert done.returncode == 0, done.stdout + done.stderr
     clean.prepare(book.root)
