@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -107,6 +108,8 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     from book.notebooks import book_chapters, find
 
     start = time.perf_counter()
+    # Whoever ends the build ends its kernels too: one that is suspended cannot see that it is alone.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     output = root / "_build"
     chapters = book_chapters(root)
     page = "index"

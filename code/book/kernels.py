@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
 from book.notebooks import ChapterNotebook
@@ -40,14 +40,15 @@ def _book_usage():
     return json.dumps({"cpu_seconds": round(seconds, 2), "peak_memory_gib": round(peak / 2**30, 3)})
 """
 
-# What the proof does not compare is what a cell measured with a clock.
-MEASURES_TIME = "nbval-ignore-output"
-# A suspended kernel may hold a lock that the measuring cell waits for.
-LONGEST_PAUSE_SECONDS = 60
+# What the proof does not compare, a cell has measured.
+NOT_COMPARED = "nbval-ignore-output"
+CLOCKS = re.compile(r"\b(fastest_seconds|perf_counter)\(")
+# A suspended kernel may hold a lock that the measuring cell waits for, or wait for an answer itself, 30 seconds at most.
+LONGEST_PAUSE_SECONDS = 25
 
 _running: set[NotebookClient] = set()
 _stopped = threading.Event()
-# Held while a cell measures, and while a kernel starts: none may start beside a measurement.
+# Held while a cell measures, and while a kernel starts or ends, which would disturb it.
 _quiet = threading.Lock()
 
 
@@ -107,7 +108,13 @@ def execute(
     """
     notebook = copy.deepcopy(chapter.notebook)
     client = NotebookClient(
-        notebook, timeout=None, record_timing=False, coalesce_streams=True
+        notebook,
+        timeout=None,
+        record_timing=False,
+        coalesce_streams=True,
+        # It may be suspended between its answer and the rest of its output.
+        iopub_timeout=2 * LONGEST_PAUSE_SECONDS,
+        raise_on_iopub_timeout=True,
     )
     client.extra_arguments = [
         "--log-level=CRITICAL"
@@ -122,14 +129,18 @@ def execute(
         number = 0
         for index, cell in enumerate(notebook.cells):
             number += cell.cell_type == "code"
-            measures = MEASURES_TIME in cell.metadata.get("tags", ())
             try:
-                with _others_suspended(client) if measures else nullcontext():
+                with _others_suspended(client) if measures_time(cell) else nullcontext():
                     client.execute_cell(
                         cell, index, execution_count=client.code_cells_executed + 1
                     )
             except CellExecutionError as error:
                 problem = f"{error.ename}: {error.evalue}"
+                raise ChapterFailed(
+                    _describe(chapter, index, number, problem), str(error)
+                ) from None
+            except CellTimeoutError as error:
+                problem = "the kernel did not send the end of its output"
                 raise ChapterFailed(
                     _describe(chapter, index, number, problem), str(error)
                 ) from None
@@ -156,40 +167,58 @@ def stop_all() -> None:
     """Kills every running kernel, so that an interrupted build leaves nothing behind."""
     _stopped.set()
     for client in list(_running):
-        for process in _processes(client):
-            process.kill()
+        _each(_processes(client), psutil.Process.kill)
+
+
+def measures_time(cell: NotebookNode) -> bool:
+    """Whether a cell looks at a clock, so that whoever shares the machine would be measured too."""
+    tags = cell.metadata.get("tags", ())
+    return bool(
+        cell.cell_type == "code" and (NOT_COMPARED in tags or CLOCKS.search(cell.source))
+    )
 
 
 def _processes(client: NotebookClient) -> list[psutil.Process]:
-    """A kernel and the processes that it started, which may be none any more."""
+    """A kernel and the processes that it started; none where it has ended."""
     pid = getattr(getattr(client.km, "provisioner", None), "pid", None)
-    if not pid or not psutil.pid_exists(pid):
-        return []
-    kernel = psutil.Process(pid)
-    return [*kernel.children(recursive=True), kernel]
+    with suppress(psutil.NoSuchProcess):
+        if pid:
+            kernel = psutil.Process(pid)
+            return [kernel, *kernel.children(recursive=True)]
+    return []
+
+
+def _each(
+    processes: list[psutil.Process], action: Callable[[psutil.Process], None]
+) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            action(process)
 
 
 @contextmanager
 def _others_suspended(client: NotebookClient) -> Iterator[None]:
     """Suspends every other kernel, so that a cell measures times on a quiet machine."""
-
-    def each(action: Callable[[psutil.Process], None]) -> None:
-        for process in suspended:
-            with suppress(psutil.NoSuchProcess):
-                action(process)
-
+    suspended = []
     with _quiet:
-        suspended = [
-            process for other in list(_running - {client}) for process in _processes(other)
-        ]
-        each(psutil.Process.suspend)
-        waker = threading.Timer(LONGEST_PAUSE_SECONDS, each, [psutil.Process.resume])
-        waker.start()
+        waker = threading.Timer(
+            LONGEST_PAUSE_SECONDS, _each, [suspended, psutil.Process.resume]
+        )
         try:
+            for other in list(_running - {client}):
+                for _ in range(
+                    2
+                ):  # before it stops, a kernel may have started another process
+                    processes = _processes(other)
+                    suspended += processes
+                    _each(processes, psutil.Process.suspend)
+            waker.start()
             yield
         finally:
             waker.cancel()
-            each(psutil.Process.resume)
+            if waker.is_alive():
+                waker.join()  # or it would resume others during the next measurement
+            _each(suspended, psutil.Process.resume)
 
 
 @contextmanager
@@ -197,23 +226,23 @@ def _kernel(
     client: NotebookClient, environment: dict[str, str], folder: str
 ) -> Iterator[None]:
     _running.add(client)
+    stack = ExitStack()
     try:
-        with ExitStack() as stack:
-            for attempts_left in (2, 1, 0):
-                try:
-                    with _quiet:
-                        stack.enter_context(
-                            client.setup_kernel(env=environment, cwd=folder)
-                        )
-                    break
-                # Its ports are chosen before it takes them: another process may have been faster.
-                except RuntimeError:
-                    if not attempts_left:
-                        raise
-            if _stopped.is_set():
-                raise ChapterFailed("the build was interrupted", "")
-            yield
+        for attempts_left in (2, 1, 0):
+            try:
+                with _quiet:
+                    if _stopped.is_set():
+                        raise ChapterFailed("the build was interrupted", "")
+                    stack.enter_context(client.setup_kernel(env=environment, cwd=folder))
+                break
+            # Its ports are chosen before it takes them: another process may have been faster.
+            except RuntimeError:
+                if not attempts_left:
+                    raise
+        yield
     finally:
+        with _quiet:
+            stack.close()
         _running.discard(client)
 
 

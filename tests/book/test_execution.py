@@ -2,9 +2,9 @@
 
 import json
 import re
-import subprocess
+import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -461,7 +461,9 @@ import sys, time
 from pathlib import Path
 largest, last = 0.0, time.monotonic()
 Path(sys.argv[1]).touch()
+begun = last
 while not Path("MEASURED").exists():
+    assert last < begun + 120
     time.sleep(0.01)
     now = time.monotonic()
     largest, last = max(largest, now - last), now
@@ -486,7 +488,9 @@ print(child.communicate()[0].strip())""",
     measuring = [
         f"""import time
 from pathlib import Path
+begun = time.monotonic()
 while not all((Path("{tmp_path}") / name).exists() for name in ("child", "kernel")):
+    assert time.monotonic() < begun + 120
     time.sleep(0.01)""",
         "time.sleep(1)",
         f'Path("{measured}").touch()',
@@ -499,22 +503,97 @@ while not all((Path("{tmp_path}") / name).exists() for name in ("child", "kernel
     assert outputs(tiny_book, "beta") == ["True\nTrue\n"]
 
 
-def test_a_suspended_chapter_goes_on_where_the_measurement_does_not_end(
-    monkeypatch,
-) -> None:
-    monkeypatch.setattr(kernels, "LONGEST_PAUSE_SECONDS", 0.1)
+class Waker:
+    """A timer that goes off when it is told to."""
+
+    def __init__(self, seconds: float, action, arguments) -> None:
+        self.seconds, self.ring = seconds, lambda: action(*arguments)
+
+    def start(self) -> None:
+        pass
+
+    def cancel(self) -> None:
+        self.ring = None
+
+    def is_alive(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def other_kernel(monkeypatch):
+    """A client that measures, and the process of another one."""
+    process = psutil.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     measuring, other = ShyKernel(0), ShyKernel(0)
-    sleeper = subprocess.Popen(["sleep", "60"])
-    other.km = SimpleNamespace(provisioner=SimpleNamespace(pid=sleeper.pid))
+    other.km = SimpleNamespace(provisioner=SimpleNamespace(pid=process.pid))
     monkeypatch.setattr(kernels, "_running", {measuring, other})
-    process = psutil.Process(sleeper.pid)
-    try:
-        with kernels._others_suspended(measuring):
-            assert wait_until(lambda: process.status() == psutil.STATUS_STOPPED)
-            assert wait_until(lambda: process.status() != psutil.STATUS_STOPPED)
-    finally:
-        sleeper.kill()
-        sleeper.wait()
+    yield measuring, process
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
+    process.wait()
+
+
+def is_stopped(process: psutil.Process) -> bool:
+    assert process.status() != psutil.STATUS_ZOMBIE
+    return process.status() == psutil.STATUS_STOPPED
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_suspended_kernel_goes_on_after_the_measurement(
+    other_kernel, fails: bool
+) -> None:
+    measuring, process = other_kernel
+    with suppress(ZeroDivisionError), kernels._others_suspended(measuring):
+        assert wait_until(lambda: is_stopped(process))
+        if fails:
+            1 / 0  # noqa: B018
+    assert wait_until(lambda: not is_stopped(process))
+    assert not kernels._quiet.locked()
+
+
+def test_a_suspended_kernel_goes_on_where_the_measurement_does_not_end(
+    other_kernel, monkeypatch
+) -> None:
+    wakers = []
+
+    def timer(*arguments) -> Waker:
+        wakers.append(Waker(*arguments))
+        return wakers[-1]
+
+    monkeypatch.setattr(kernels.threading, "Timer", timer)
+    measuring, process = other_kernel
+    with kernels._others_suspended(measuring):
+        assert wait_until(lambda: is_stopped(process))
+        (waker,) = wakers
+        assert waker.seconds == kernels.LONGEST_PAUSE_SECONDS
+        waker.ring()
+        assert wait_until(lambda: not is_stopped(process))
+    assert waker.ring is None
+
+
+def test_a_kernel_that_has_ended_is_not_suspended(other_kernel) -> None:
+    measuring, process = other_kernel
+    process.kill()
+    process.wait()
+    with kernels._others_suspended(measuring):
+        assert kernels._quiet.locked()
+
+
+@pytest.mark.parametrize(
+    ("source", "tags", "measures"),
+    [
+        ("x = 1", [], False),
+        ("print(fastest_seconds(work))", [], True),
+        ("begun = time.perf_counter()", [], True),
+        ("from llm_learn.notebook import fastest_seconds", [], False),
+        ("my_fastest_seconds(work)", [], False),
+        ("x = 1", ["nbval-ignore-output"], True),
+        ("x = 1", ["hide-input"], False),
+    ],
+)
+def test_which_cells_measure_time(source: str, tags: list[str], measures: bool) -> None:
+    cell = nbformat.v4.new_code_cell(source, metadata={"tags": tags})
+    assert kernels.measures_time(cell) is measures
+    assert not kernels.measures_time(nbformat.v4.new_markdown_cell(source))
 
 
 def wait_until(happens, seconds: float = 20) -> bool:
