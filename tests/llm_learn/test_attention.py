@@ -329,6 +329,12 @@ def test_attention_rejects_values_of_another_batch():
         )
 
 
+def test_multi_head_attention_with_one_head_is_attention():
+    layer, x = MultiHeadAttention(d_model=6, num_heads=1), torch.randn(2, 5, 6)
+    q, k, v = layer.qkv(x).chunk(3, -1)
+    torch.testing.assert_close(layer(x), layer.out(scaled_dot_product_attention(q, k, v)))
+
+
 @pytest.mark.parametrize(
     ("d_model", "num_heads"), [(10, 3), (8, 0), (8, -2), (4, 8), (0, 2), (-8, 2)]
 )

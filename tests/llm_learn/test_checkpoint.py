@@ -145,6 +145,15 @@ def test_a_checkpoint_of_another_kind_of_optimizer_is_refused(tmp_path):
     assert not adamw.state
 
 
+def test_a_schedule_that_has_marked_its_optimizer_does_not_make_it_another_one(tmp_path):
+    model, optimizers = make()
+    _ = torch.optim.lr_scheduler.ConstantLR(
+        optimizers[0]
+    )  # adds `initial_lr` to its groups
+    save_checkpoint(tmp_path / "a", model, optimizers, {})
+    load_checkpoint(tmp_path / "a", *make())
+
+
 def test_a_random_generator_goes_on(tmp_path):
     generator = torch.Generator().manual_seed(3)
     torch.rand(7, generator=generator)
@@ -179,7 +188,7 @@ def test_an_error_leaves_nothing(tmp_path, monkeypatch, broken):
 
 def test_an_existing_folder_is_not_overwritten(tmp_path):
     model, optimizers = make()
-    with pytest.raises(ValueError, match=r"folder is .*: it exists already"):
+    with pytest.raises(ValueError, match=rf"folder is '{tmp_path}': it exists already"):
         save_checkpoint(tmp_path, model, optimizers, {})
     assert not list(tmp_path.iterdir())
 

@@ -86,8 +86,14 @@ def test_rope_keeps_lengths_and_leaves_position_zero_alone(head_dim, position):
 
 
 def test_rope_speeds_fall_from_one_by_equal_factors():
-    speeds = rope_frequencies(8, base=10_000.0)
+    speeds = rope_frequencies(8)
     torch.testing.assert_close(speeds, torch.tensor([1.0, 0.1, 0.01, 0.001]))
+
+
+@given(even, st.sampled_from([10_000.0, 500_000.0]))
+def test_rope_speeds_are_rounded_once(head_dim, base):
+    exact = [base ** -(2 * i / head_dim) for i in range(head_dim // 2)]
+    assert torch.equal(rope_frequencies(head_dim, base=base), torch.tensor(exact))
 
 
 @given(st.integers(1, 5), st.integers(1, 9))

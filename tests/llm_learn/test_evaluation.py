@@ -59,6 +59,15 @@ def test_a_bootstrap_interval_is_scipys():
     assert bootstrap_interval(values) == pytest.approx(tuple(theirs), abs=0.05 * width)
 
 
+def test_a_bootstrap_interval_repeats_and_draws_every_value():
+    values = np.array([5.0, 1.0])
+    assert bootstrap_interval(values) == bootstrap_interval(values, 4000, 0) == (1.0, 5.0)
+    many = np.arange(50.0)
+    assert bootstrap_interval(many) == bootstrap_interval(many, resamples=4000, seed=0)
+    assert bootstrap_interval(many) != bootstrap_interval(many, seed=1)
+    assert bootstrap_interval(many) != bootstrap_interval(many, resamples=40)
+
+
 def test_a_bootstrap_interval_holds_the_mean_and_shrinks_with_the_root_of_n():
     few, many = np.array([0.0, 1.0] * 20), np.array([0.0, 1.0] * 80)
     (low, high), (near, far) = bootstrap_interval(few), bootstrap_interval(many)

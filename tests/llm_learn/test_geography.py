@@ -11,16 +11,33 @@ from llm_learn.geography import (
     single_token_countries,
 )
 
-PLACES = read_places()
+
+@pytest.fixture(scope="module")
+def places():
+    return read_places()
 
 
-def test_no_question_tells_its_answer_and_every_choice_is_of_the_continent():
-    assert len(PLACES) > 200 and {continent for continent, _, _ in PLACES} == set(
+def test_places_are_written_as_people_write_them(places):
+    assert {
+        ("Europe", "Paris", "France"),
+        ("America", "Buenos Aires", "Argentina"),
+        ("Africa", "Banjul", "the Gambia"),
+        ("Asia", "Manila", "the Philippines"),
+    } <= set(places)
+    for _, city, country in places:
+        assert "_" not in city and not set("(&.") & set(country)
+        assert city[:4] not in country
+    cities = {city for _, city, _ in places}
+    assert not {"Andorra", "Tunis", "Mexico City", "Jerusalem", "Sarajevo"} & cities
+
+
+def test_no_question_tells_its_answer_and_every_choice_is_of_the_continent(places):
+    assert len(places) > 200 and {continent for continent, _, _ in places} == set(
         CONTINENTS
     )
-    countries = {c: {land for where, _, land in PLACES if where == c} for c in CONTINENTS}
+    countries = {c: {land for where, _, land in places if where == c} for c in CONTINENTS}
     for (continent, city, country), question in zip(
-        PLACES, draw_questions(PLACES, 0), strict=True
+        places, draw_questions(places, 0), strict=True
     ):
         assert question.city == city and question.choices[question.right] == country
         assert (
@@ -31,18 +48,19 @@ def test_no_question_tells_its_answer_and_every_choice_is_of_the_continent():
         assert city not in DISPUTED
 
 
-def test_draws_differ_only_in_the_wrong_answers_and_repeat():
-    first, again, other = (draw_questions(PLACES, seed) for seed in (0, 0, 1))
+def test_draws_differ_only_in_the_wrong_answers_and_repeat(places):
+    first, again, other = (draw_questions(places, seed) for seed in (0, 0, 1))
     assert again == first and other != first
     assert [q.city for q in other] == [q.city for q in first]
-    places = [q.right for q in other]
-    assert all(places.count(k) > len(places) / 8 for k in range(4))
+    right = [q.right for q in other]
+    assert all(right.count(k) > len(right) / 8 for k in range(4))
 
 
-def test_a_continent_needs_four_countries():
-    places = [("Asia", f"city {k}", f"country {k}") for k in range(3)]
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_continent_needs_four_countries(number):
+    places = [("Asia", f"city {k}", f"country {k}") for k in range(number)]
     with pytest.raises(
-        ValueError, match="places has 3 countries in Asia: a question needs 4"
+        ValueError, match=f"places has {number} countries in Asia: a question needs 4"
     ):
         draw_questions(places, 0)
 
@@ -58,6 +76,7 @@ def test_every_continent_has_its_countries_by_names_that_can_be_written():
     assert {"the United Kingdom", "Iceland", "Russia"} <= flat["Europe"]
     assert {"Madagascar", "the Gambia", "Niger"} <= flat["Africa"]
     assert {"South Korea", "Turkey", "Russia"} <= flat["Asia"]
+    assert {"the Bahamas", "Cuba"} <= flat["America"]
     assert "Spain" not in flat["Africa"] and "the United States" in flat["America"]
 
 

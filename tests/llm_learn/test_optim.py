@@ -353,6 +353,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():
     for optimizer, rate in ((muon, 0.3), (adamw, 0.2)):
         (group,) = optimizer.param_groups
         assert (group["lr"], group["weight_decay"]) == (rate, 0.0)
+    assert adamw.param_groups[0]["betas"] == (0.9, 0.99)
 
 
 def test_muon_and_adamw_reject_a_model_without_blocks():
@@ -378,6 +379,8 @@ def test_width_groups_hold_every_parameter_once_and_slow_down_what_sums_over_the
 def test_width_groups_reject_a_width_that_is_none():
     with pytest.raises(ValueError, match="base_width is 0: it must be at least 1"):
         width_groups(make_gpt(), 0.1, base_width=0)
+    slowest, _ = width_groups(make_gpt(), 0.1, base_width=1)
+    assert slowest["lr"] == 0.1 / make_gpt().config.d_model
 
 
 def test_the_first_step_has_the_size_of_the_learning_rate_whatever_the_gradient():

@@ -5,6 +5,7 @@ import math
 import bm25s
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,6 +39,19 @@ def test_bm25_is_a_librarys(passages, query):
     known = [word for word in query if any(word in passage for passage in passages)]
     theirs = library.get_scores(known) if known else np.zeros(len(passages))
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_bm25_has_lucenes_settings_and_its_limits_are_allowed():
+    passages = [["a", "b", "b", "c"], ["a", "d"], ["e"]]
+    usual = BM25(passages).scores(["a", "b"])
+    assert usual.dtype == torch.float64
+    assert torch.equal(usual, BM25(passages, k1=1.2, b=0.75).scores(["a", "b"]))
+    once = BM25(passages, k1=0, b=0).scores(
+        ["b"]
+    )  # without k1 more of a word counts no more
+    assert once.tolist() == [math.log(1 + 2.5 / 1.5), 0, 0]
+    by_length = BM25(passages, k1=1, b=1).scores(["a"])
+    assert by_length[1] > by_length[0] > 0
 
 
 def test_bm25_is_its_formula():
@@ -75,6 +89,20 @@ def test_a_guide_is_drawn_by_its_seed_and_names_each_building_once():
     assert notes == guide(3) != guide(4)
     assert len(notes) == len({(note.kind, note.place) for note in notes}) == 30
     assert len(guide(0, 144)) == 144 and guide(0, 0) == []
+
+
+def test_years_have_four_digits_and_visitors_three():
+    numbers = [
+        int(wanted)
+        for note in guide(0, 144)
+        for _, wanted in note.facts
+        if wanted.isdigit()
+    ]
+    years = [number for number in numbers if number > 999]
+    visitors = [number for number in numbers if number <= 999]
+    assert len(years) > 50 < len(visitors)
+    assert 1500 <= min(years) < 1520 and 1970 < max(years) < 1990
+    assert 100 <= min(visitors) < 120 and 980 < max(visitors) < 999
 
 
 @given(st.integers(0, 10_000))

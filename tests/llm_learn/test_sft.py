@@ -168,6 +168,21 @@ def test_fine_tuning_does_not_depend_on_micro_batches(micro_batch_size):
         torch.testing.assert_close(whole, cut, rtol=0, atol=1e-6)
 
 
+def test_the_learning_rate_follows_the_schedule(monkeypatch):
+    factors = []
+
+    def spy(model, optimizers, batches, *, factor, max_grad_norm):
+        factors.append(factor)
+        return 0.0
+
+    monkeypatch.setattr("llm_learn.sft.train_step", spy)
+    config = recipe(max_steps=6, batch_size=1, warmup_steps=2)
+    generator = torch.Generator().manual_seed(0)
+    examples = [([1, 2], [False, True])]
+    fine_tune(small_llama(), examples, config, pad_id=0, generator=generator)
+    assert factors == [config.factor(step) for step in range(6)] and factors[0] < factors[1]
+
+
 def test_every_example_is_seen_once_before_any_is_seen_again(monkeypatch):
     examples = [([i, i], [False, True]) for i in range(7)]
     seen = []
