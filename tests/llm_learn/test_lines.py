@@ -122,7 +122,32 @@ def test_pairs_are_the_two_answers_in_either_order(tiny_model_of_lines):
     assert (kept | turned).all() and kept.any() and turned.any()
     some = pairs[torch.tensor([3, 1])]
     assert isinstance(some, Pairs)
-    assert some.rejected.equal(pairs.rejected[[3, 1]])
+    for name in ("prompts", "chosen", "rejected"):
+        assert getattr(some, name).equal(getattr(pairs, name)[[3, 1]])
+    again = judged_pairs(*models, 50, seed=5)
+    assert again.chosen.equal(pairs.chosen)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_model_of_lines_is_tuned_to_finish_them(monkeypatch, seed):
+    seen = []
+    monkeypatch.setattr(lines, "fine_tune", lambda *a, **k: seen.append((a, k)))
+    model = lines.model_of_lines(seed)
+    (((tuned, examples, config), options),) = seen
+    assert tuned is model and options["pad_id"] == LINE_END
+    assert options["generator"].initial_seed() == seed
+    assert len(examples) == len(train_and_test()[0])
+    for (ids, loss_mask), line in zip(examples[:50], train_and_test()[0], strict=False):
+        assert ids == (*line, LINE_END)
+        assert loss_mask == [False, *[True] * len(line)]
+    assert (config.max_steps, config.batch_size, config.warmup_steps) == (300, 64, 30)
+    assert config.learning_rate == 0.004
+    shape = model.config
+    assert (shape.vocab_size, shape.context_length) == (LINE_END + 1, PROMPT + ANSWER)
+    assert (shape.d_model, shape.d_ff, shape.num_layers) == (64, 168, 2)
+    assert shape.num_heads == shape.num_kv_heads == 4
+    torch.manual_seed(seed)
+    assert model.token_embedding.weight.equal(type(model)(shape).token_embedding.weight)
 
 
 def test_answer_logits_stand_before_the_ids_that_they_expect(tiny_model_of_lines):

@@ -113,6 +113,7 @@ class TestPrompts:
     def test_a_prompt_is_the_beginning_of_its_example(self, task):
         for turn in task.talk.turns[:50]:
             ids, loss_mask = turn_example(task.tokenizer, turn)
+            assert task.examples([turn, turn]) == [(ids, loss_mask)] * 2
             prompt = prompt_ids(task.tokenizer, turn.kind, turn.said)
             assert ids[: len(prompt)] == prompt and not any(loss_mask[: len(prompt)])
             assert all(loss_mask[len(prompt) :])

@@ -149,7 +149,8 @@ def test_other_errors():
         Vocabulary([["a"]]).encode(["a", "z"])
     with pytest.raises(ValueError, match="rows holds no ids"):
         pad_rows([[], []])
-    with pytest.raises(ValueError, match="num_train is 0: it must be at least 1"):
-        number_translation("de", num_train=0)
+    for name in ("num_train", "longest_train", "num_test"):
+        with pytest.raises(ValueError, match=f"^{name} is 0: it must be at least 1"):
+            number_translation("de", **{name: 0})
     with pytest.raises(ValueError, match="predicted has 1 rows: expected 2"):
         exact_match(torch.tensor([[2]]), [([3], [4]), ([3], [4])])
