@@ -26,6 +26,8 @@ def write(path, tensors=(), settings=(), kind=gguf.GGMLQuantizationType.F32):
             writer.add_float32(name, value)
         else:
             writer.add_uint32(name, value)
+    if alignment := dict(settings).get("general.alignment"):
+        writer.data_alignment = alignment
     for name, array in dict(tensors).items():
         writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
     writer.write_header_to_file()
@@ -88,6 +90,14 @@ def test_settings_of_every_kind_come_back(tmp_path):
 
 
 # Invariants
+
+
+@pytest.mark.parametrize("alignment", [64, 1024])
+def test_tensors_begin_where_the_file_says(tmp_path, alignment):
+    tensors = {"a": np.arange(32.0, dtype=np.float32), "b": np.ones(5, np.float32)}
+    path = write(tmp_path / "m.gguf", tensors, {"general.alignment": alignment})
+    for name, array in tensors.items():
+        assert GGUF(path).tensor(name).tolist() == array.tolist()
 
 
 def test_a_tensor_of_many_blocks_is_decoded_in_parts_without_a_seam(tmp_path):

@@ -104,6 +104,7 @@ def test_fastest_seconds_takes_the_shortest_run():
     assert next(naps, None) is None
     with pytest.raises(ValueError, match="repeats is 0: it must be at least 1"):
         fastest_seconds(lambda: None, 0)
+    assert fastest_seconds(lambda: None, 1) >= 0
 
 
 def test_fitted_power_finds_the_exponent():
@@ -111,7 +112,8 @@ def test_fitted_power_finds_the_exponent():
     for power in (-1.0, 0.5, 2.0):
         values = [7 * size**power for size in sizes]
         assert fitted_power(sizes, values) == pytest.approx(power)
-    for wrong in (([1, 2], [1]), ([1, 0], [1, 2]), ([3, 3], [1, 2])):
+    unequal, none_above_0, one_size = ([1, 2], [1]), ([1, 0], [1, 2]), ([3, 3], [1, 2])
+    for wrong in (unequal, none_above_0, ([1, 2], [1, 0]), one_size):
         with pytest.raises(ValueError, match="two sizes at least"):
             fitted_power(*wrong)
 
