@@ -50,7 +50,9 @@ def test_colors_are_distinct_and_stand_out_from_white():
 @pytest.mark.parametrize("make", [np.array, torch.tensor, list])
 def test_heat_map_draws_the_values(ax, make):
     values = [[0.0, 0.25, 1.0], [0.5, 0.75, 0.1]]
+    ax.grid(True)  # as the book's style has it; over an image it would cut through cells
     image = heat_map(ax, make(values), ["r1", "r2"], ["a", "b", "c"])
+    assert not any(line.get_visible() for line in ax.get_xgridlines() + ax.get_ygridlines())
     # A float32 tensor's rounding.
     np.testing.assert_allclose(image.get_array(), values, atol=1e-7)
     assert image.axes is ax
