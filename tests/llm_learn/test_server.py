@@ -209,10 +209,12 @@ class TestServer:
         clock = iter(range(1000))
         fake = SimpleNamespace(time=lambda: next(clock))
         monkeypatch.setattr("llm_learn.server.time", fake)
-        lines = server.client.post(self.url, json=body(stream=True)).text.split("\n\n")[:-2]
-        assert (
-            len({json.loads(line.removeprefix("data: "))["created"] for line in lines}) == 1
-        )
+        asked = body(stream=True, stream_options={"include_usage": True})
+        lines = server.client.post(self.url, json=asked).text.split("\n\n")[:-2]
+        parts = [json.loads(line.removeprefix("data: ")) for line in lines]
+        assert len({part["created"] for part in parts}) == 1 < len(parts)
+        assert {part["object"] for part in parts} == {"chat.completion.chunk"}
+        assert parts[-1]["choices"] == [] and "usage" in parts[-1]
 
     def test_a_failure_before_the_first_piece_has_its_status(self, server):
         planted = body(messages=[{"role": "user", "content": "!"}], stream=True)
@@ -365,6 +367,21 @@ class TestRequests:
         request = request_from(body(temperature=temperature), make_engine(), MODEL)
         logits = torch.tensor([[30.0, -30.0, 0.0]])
         assert sample_next(logits, **request.options).item() == 0
+
+    @pytest.mark.parametrize(("top_p", "drawn"), [(0, 1), (1, 3), (0.5, 2)])
+    def test_top_p_decides_how_many_ids_can_be_drawn(self, top_p, drawn):
+        request = request_from(body(top_p=top_p, seed=0), make_engine(), MODEL)
+        logits = torch.tensor([[0.4, 0.35, 0.25]]).log()
+        ids = {sample_next(logits, **request.options).item() for _ in range(60)}
+        assert ids == set(range(drawn))
+
+    @pytest.mark.parametrize("seed", [-(1 << 63), (1 << 63) - 1])
+    def test_seeds_have_64_bits(self, seed):
+        request = request_from(body(seed=seed), make_engine(), MODEL)
+        assert "generator" in request.options
+        beyond = seed - 1 if seed < 0 else seed + 1
+        with pytest.raises(Refusal, match="seed is"):
+            request_from(body(seed=beyond), make_engine(), MODEL)
 
     def test_a_seed_decides_the_draws(self):
         draws = []
