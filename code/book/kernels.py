@@ -206,9 +206,8 @@ def _others_suspended(client: NotebookClient) -> Iterator[None]:
         )
         try:
             for other in list(_running - {client}):
-                for _ in range(
-                    2
-                ):  # before it stops, a kernel may have started another process
+                # Twice: before it stops, a kernel may have started another process.
+                for _ in range(2):
                     processes = _processes(other)
                     suspended += processes
                     _each(processes, psutil.Process.suspend)

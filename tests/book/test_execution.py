@@ -1,7 +1,9 @@
 """What is executed when, what fails a build, and what the executed notebooks hold."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -501,6 +503,40 @@ while not all((Path("{tmp_path}") / name).exists() for name in ("child", "kernel
     done = tiny_book.build()
     assert done.returncode == 0, done.stdout + done.stderr
     assert outputs(tiny_book, "beta") == ["True\nTrue\n"]
+
+
+@pytest.mark.slow
+def test_a_build_that_is_ended_leaves_no_kernel_not_even_a_suspended_one(
+    tiny_book: TinyBook, tmp_path: Path
+) -> None:
+    tell = f"""import os, time
+from pathlib import Path
+_ = (Path("{tmp_path}") / "NAME").write_text(str(os.getpid()))"""
+    wait = f"""begun = time.monotonic()
+while not (Path("{tmp_path}") / "gamma").exists() and time.monotonic() < begun + 120:
+    time.sleep(0.01)"""
+    cells = [tell.replace("NAME", "beta"), wait, "time.sleep(600)"]
+    tags = {2: "nbval-ignore-output"}
+    tiny_book.write("chapters/part/beta.md", page("Beta", cells, tags=tags))
+    cells = [tell.replace("NAME", "gamma") + "\ntime.sleep(600)"]
+    tiny_book.write("chapters/part/gamma.md", page("Gamma", cells))
+    building = psutil.Popen(
+        [sys.executable, "-m", "book", "build"],
+        cwd=tiny_book.root,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "code")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    told, running = [tmp_path / "beta", tmp_path / "gamma"], [building]
+    try:
+        assert wait_until(lambda: all(p.exists() and p.read_text() for p in told), 120)
+        running += [psutil.Process(int(path.read_text())) for path in told]
+        assert wait_until(lambda: is_stopped(running[-1]))
+        building.terminate()
+        assert building.wait(60) != 0
+        assert wait_until(lambda: not any(process.is_running() for process in running))
+    finally:
+        kernels._each(running, psutil.Process.kill)
 
 
 class Waker:

@@ -147,9 +147,8 @@ def test_a_checkpoint_of_another_kind_of_optimizer_is_refused(tmp_path):
 
 def test_a_schedule_that_has_marked_its_optimizer_does_not_make_it_another_one(tmp_path):
     model, optimizers = make()
-    _ = torch.optim.lr_scheduler.ConstantLR(
-        optimizers[0]
-    )  # adds `initial_lr` to its groups
+    # It adds `initial_lr` to the optimizer's groups.
+    _ = torch.optim.lr_scheduler.ConstantLR(optimizers[0])
     save_checkpoint(tmp_path / "a", model, optimizers, {})
     load_checkpoint(tmp_path / "a", *make())
 

@@ -133,19 +133,15 @@ def test_a_model_of_lines_is_tuned_to_finish_them(monkeypatch, seed):
     seen = []
     monkeypatch.setattr(lines, "fine_tune", lambda *a, **k: seen.append((a, k)))
     model = lines.model_of_lines(seed)
-    (((tuned, examples, config), options),) = seen
+    (((tuned, examples, _), options),) = seen
     assert tuned is model and options["pad_id"] == LINE_END
     assert options["generator"].initial_seed() == seed
     assert len(examples) == len(train_and_test()[0])
     for (ids, loss_mask), line in zip(examples[:50], train_and_test()[0], strict=False):
         assert ids == (*line, LINE_END)
         assert loss_mask == [False, *[True] * len(line)]
-    assert (config.max_steps, config.batch_size, config.warmup_steps) == (300, 64, 30)
-    assert config.learning_rate == 0.004
     shape = model.config
     assert (shape.vocab_size, shape.context_length) == (LINE_END + 1, PROMPT + ANSWER)
-    assert (shape.d_model, shape.d_ff, shape.num_layers) == (64, 168, 2)
-    assert shape.num_heads == shape.num_kv_heads == 4
     torch.manual_seed(seed)
     assert model.token_embedding.weight.equal(type(model)(shape).token_embedding.weight)
 

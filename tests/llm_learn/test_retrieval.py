@@ -46,9 +46,8 @@ def test_bm25_has_lucenes_settings_and_its_limits_are_allowed():
     usual = BM25(passages).scores(["a", "b"])
     assert usual.dtype == torch.float64
     assert torch.equal(usual, BM25(passages, k1=1.2, b=0.75).scores(["a", "b"]))
-    once = BM25(passages, k1=0, b=0).scores(
-        ["b"]
-    )  # without k1 more of a word counts no more
+    # Without k1, more of the same word counts no more.
+    once = BM25(passages, k1=0, b=0).scores(["b"])
     assert once.tolist() == [math.log(1 + 2.5 / 1.5), 0, 0]
     by_length = BM25(passages, k1=1, b=1).scores(["a"])
     assert by_length[1] > by_length[0] > 0
