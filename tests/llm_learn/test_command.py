@@ -20,6 +20,7 @@ from llm_learn import command, training_run
 from llm_learn.checkpoint import save_checkpoint
 from llm_learn.command import main, parser
 from llm_learn.distributed import Ranks, in_processes
+from llm_learn.optim import cosine_schedule
 from llm_learn.training_run import TrainingRun
 
 SMALL = {
@@ -157,6 +158,25 @@ def test_micro_batches_are_taken(tmp_path, text, monkeypatch):
     monkeypatch.setattr(training_run, "train_step", spy)
     assert main(arguments(tmp_path / "run", text, micro_batch_size=3)) == 0
     assert sizes == [[3, 1]] * 12
+
+
+def test_the_rate_follows_its_schedule_and_gradients_their_norm(
+    tmp_path, text, monkeypatch
+):
+    taken, step = [], training_run.train_step
+
+    def spy(*given, factor, max_grad_norm):
+        taken.append((factor, max_grad_norm))
+        return step(*given, factor=factor, max_grad_norm=max_grad_norm)
+
+    monkeypatch.setattr(training_run, "train_step", spy)
+    out = tmp_path / "run"
+    flags = arguments(out, text, warmup_steps=4, floor=0.25, max_grad_norm=0.5)
+    assert main(flags) == 0
+    rates = [
+        cosine_schedule(n, max_steps=12, warmup_steps=4, floor=0.25) for n in range(12)
+    ]
+    assert taken == [(rate, 0.5) for rate in rates] and len(set(rates)) > 6
 
 
 def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path, text):
@@ -382,6 +402,21 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     out = tmp_path / "run"
     assert main(arguments(out, text, **changes)) == 2
     assert f"error: {message}" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "accepted"), [("model", ("gpt", "llama")), ("device", ("cpu", "cuda"))]
+)
+def test_what_is_no_choice_is_refused_with_the_choices(
+    tmp_path, text, capsys, flag, accepted
+):
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit):
+        _ = main(arguments(out, text, **{flag: "abacus"}))
+    said = capsys.readouterr().err
+    assert f"--{flag}: invalid choice: 'abacus'" in said
+    assert all(name in said.rpartition("invalid choice")[2] for name in accepted)
     assert not out.exists()
 
 

@@ -139,6 +139,15 @@ class TestLearning:
         with pytest.raises(ValueError, match=message):
             own_share("windows", 3, Ranks(0, 2))
 
+    @pytest.mark.parametrize(
+        ("stage", "name"), [(reinforce, "prompts"), (lessons, "examples")]
+    )
+    def test_a_stage_says_what_it_cannot_share(self, task, monkeypatch, stage, name):
+        monkeypatch.setattr(pipeline, "shared", lambda model, ranks: model)
+        plan = replace(TINY, **{name: 3})
+        with pytest.raises(ValueError, match=f"^{name} is 3: 2 processes cannot"):
+            _ = next(stage(small(task), task, plan, 0, Ranks(0, 2)))
+
 
 class TestReinforcement:
     def test_replies_that_are_rewarded_become_likelier(self, task, monkeypatch):
