@@ -8,15 +8,17 @@ import subprocess
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from llm_learn import pipeline
+from llm_learn import pipeline, pipeline_command
 from llm_learn.distributed import Ranks, in_processes
 from llm_learn.pipeline import (
     Plan,
+    Round,
     as_teacher,
     example_batches,
     flops,
@@ -28,7 +30,7 @@ from llm_learn.pipeline import (
     reinforce,
     text_batches,
 )
-from llm_learn.pipeline_command import GPU_PLAN, main, parser
+from llm_learn.pipeline_command import GPU_PLAN, PipelineRun, main, parser
 from llm_learn.talk import MANNERS, TalkTask, draw_replies, make_task
 from llm_learn.train import IGNORED
 
@@ -290,6 +292,55 @@ class TestCommand:
         saved = load_file(out / "pre-training.safetensors")
         for name, p in model.state_dict().items():
             assert torch.equal(p, saved[name])
+
+        # It predicts for its own prompts.
+        prompts = [loss_mask.index(True) for _, loss_mask in task.examples(task.talk.turns)]
+        predicted = flops(TINY, sum(prompts) / len(prompts))
+        report = json.loads((out / "report.json").read_text())
+        assert {row["stage"]: row["flops"] for row in report} == predicted
+
+    def test_what_it_says_in_the_end_is_likeliest(self, task):
+        model = small(task)
+        prompts = task.prompts([("ask", "Good night.")])
+        likeliest = draw_replies(
+            model, prompts, task.end_id, torch.Generator(), temperature=0.0
+        )
+        # A model that has learned nothing seldom ends, and a reply without its end is no text.
+        as_ids = SimpleNamespace(
+            prompts=task.prompts,
+            end_id=task.end_id,
+            texts=lambda written: written.replies.tolist(),
+        )
+        run = SimpleNamespace(task=as_ids, ranks=Ranks(0, 1))
+        assert PipelineRun.reply(run, model, "ask", "Good night.") == (
+            likeliest.replies[0].tolist()
+        )
+
+    def test_large_begins_from_the_plan_for_a_gpu(self, monkeypatch):
+        begun = []
+
+        class Recorder:
+            def __init__(self, folder, plan, seed, ranks):
+                begun.append((folder, plan, seed))
+
+            def go(self):
+                pass
+
+        monkeypatch.setattr(pipeline_command, "PipelineRun", Recorder)
+        assert main(["--out", "x"]) == main(["--out", "x", "--large", "--rounds", "7"]) == 0
+        assert begun == [
+            (Path("x"), Plan(), 0),
+            (Path("x"), replace(GPU_PLAN, rounds=7), 0),
+        ]
+
+    def test_every_tenth_round_is_told(self):
+        lines = []
+        rounds = [Round([0.5] * len(MANNERS), 0.25, kl) for kl in range(1, 26)]
+        PipelineRun.follow(SimpleNamespace(say=lines.append), rounds)
+        assert lines == [
+            "  round 10: 25.0% keep all rules, 10.0 nats from the start",
+            "  round 20: 25.0% keep all rules, 20.0 nats from the start",
+        ]
 
     def test_an_interrupted_run_goes_on(self, tmp_path, monkeypatch, capsys):
         out = tmp_path / "run"
