@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+SECONDS_TO_END = 10  # for a process that has given its result
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -180,8 +182,9 @@ def in_processes(work: Callable[[], object], world_size: int = 2) -> list:
                         error = found[rank]
                         why = f"{type(error).__name__}: {error}"
                         raise RuntimeError(f"process {rank} failed: {why}") from error
+            # What they had to say is here. With PyTorch 2.7 the end of a gloo group has been seen to wait for ever.
             for process in processes:
-                process.join()
+                process.join(SECONDS_TO_END)
         finally:
             for process in processes:
                 process.kill()  # where one has failed, the others would wait for ever

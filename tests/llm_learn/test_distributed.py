@@ -1,7 +1,9 @@
 """Several processes compute what one computes; errors of one end all."""
 
 import os
+import threading
 import time
+from multiprocessing import active_children
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from llm_learn import distributed
 from llm_learn.distributed import Gathered, Ranks, in_processes, joined, lost_contact, shard
 from llm_learn.model import GPT, GPTConfig, Llama, LlamaConfig
 from llm_learn.optim import AdamW, decay_groups
@@ -139,6 +142,23 @@ def test_a_process_that_fails_ends_the_others():
     ) as caught:
         in_processes(work)
     assert "rank 1 has had enough" in str(caught.value.__cause__)
+
+
+def test_a_process_that_has_given_its_result_may_not_stay(monkeypatch):
+    monkeypatch.setattr(distributed, "SECONDS_TO_END", 0.2)
+
+    def work():
+        # A process ends after its threads, and this one will not.
+        threading.Thread(target=time.sleep, args=(60,)).start()
+        return os.getpid()
+
+    begun = time.monotonic()
+    pids = in_processes(work)
+    assert len(set(pids)) == 2 and time.monotonic() - begun < 30
+    deadline = time.monotonic() + 10
+    while left := [child for child in active_children() if child.pid in pids]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
 
 
 def test_a_process_that_ends_without_a_word_ends_the_others():
