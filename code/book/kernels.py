@@ -40,6 +40,12 @@ def _book_usage():
     return json.dumps({"cpu_seconds": round(seconds, 2), "peak_memory_gib": round(peak / 2**30, 3)})
 """
 
+KERNEL_OPTIONS = [
+    "--log-level=CRITICAL",  # else each warns that loopback is not encrypted
+    # Registered first, so called last: what chapters leave to the end is done. To take the interpreter apart,
+    # with torch and transformers in it, would take another second.
+    '--IPKernelApp.exec_lines=__import__("atexit").register(__import__("os")._exit, 0) and None',
+]
 # What the proof does not compare, a cell has measured.
 NOT_COMPARED = "nbval-ignore-output"
 CLOCKS = re.compile(r"\b(fastest_seconds|perf_counter)\(")
@@ -116,9 +122,7 @@ def execute(
         iopub_timeout=2 * LONGEST_PAUSE_SECONDS,
         raise_on_iopub_timeout=True,
     )
-    client.extra_arguments = [
-        "--log-level=CRITICAL"
-    ]  # else each warns that loopback is not encrypted
+    client.extra_arguments = KERNEL_OPTIONS
     start = time.perf_counter()
     with (
         TemporaryDirectory(prefix="llm-learn-") as folder,

@@ -157,8 +157,7 @@ def test_the_best_share_is_where_gain_and_penalty_balance(
     definitions_of, start, gain, beta, forward
 ):
     best = definitions_of(SLUG).best_share(start, gain, beta, forward)
-    share = torch.tensor(best).double()
-    share.requires_grad_()
+    share = torch.tensor(best, dtype=torch.float64, requires_grad=True)
     p, q = (share, torch.tensor(start).double())[:: 1 - 2 * forward]
     kl = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
     (slope,) = torch.autograd.grad(gain * share - beta * kl, share)
