@@ -402,14 +402,16 @@ def test_notebooks_become_one_commit_that_replaces_the_last(tmp_path):
     assert git("show", "notebooks:chapters/part/a.ipynb") == ["2"]
 
 
-def test_the_weekly_run_takes_the_newest_and_checks_links():
+def test_the_weekly_run_takes_the_newest_and_the_lowest_and_checks_links():
     weekly = workflow("weekly")
     # YAML reads the key `on` as true.
     assert weekly[True]["schedule"] and "workflow_dispatch" in weekly[True]
-    newest, report = weekly["jobs"]["newest"], weekly["jobs"]["report"]
-    assert {"make test", "make links"} <= set(commands(newest))
-    assert "LOCKED" not in str(weekly) and "cache" not in str(newest)
-    assert report["needs"] == "newest" and report["if"] == "failure()"
+    jobs = weekly["jobs"]
+    assert {"make test", "make links"} <= set(commands(jobs["newest"]))
+    assert commands(jobs["lowest"])[-2:] == ["make lowest", "make test"]
+    assert "LOCKED" not in str(weekly) and "cache" not in str(weekly)
+    assert set(jobs["report"]["needs"]) == set(jobs) - {"report"}
+    assert jobs["report"]["if"] == "failure()"
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
