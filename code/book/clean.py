@@ -17,7 +17,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from book.files import write_atomically
-from book.kernels import KERNEL_OPTIONS
 from book.source import project
 
 KERNEL = "llm-learn-clean"
@@ -144,7 +143,7 @@ def _digest(*texts: str) -> str:
 def _register(root: Path, python: Path) -> None:
     folder = root / "_build" / ".home" / "jupyter" / "data" / "kernels" / KERNEL
     folder.mkdir(parents=True, exist_ok=True)
-    command = [str(python), "-m", "ipykernel_launcher", *KERNEL_OPTIONS]
+    command = [str(python), "-m", "ipykernel_launcher", "--log-level=CRITICAL"]
     specification = {
         "argv": [*command, "-f", "{connection_file}"],
         "display_name": "LLM Learn, installed",

@@ -20,10 +20,18 @@ from nbformat import NotebookNode
 from book.notebooks import ChapterNotebook
 
 # Evaluated in the kernel after the last cell, and kept out of the notebook. VmHWM comes first: ru_maxrss
-# starts from the peak of the process that started the kernel.
+# starts from the peak of the process that started the kernel. What is registered here is called first in the
+# end: it calls the others, and spares the second that it takes to tear down an interpreter with torch in it.
 _USAGE = """
+def _book_end():
+    import atexit, os
+    atexit.unregister(_book_end)
+    atexit._run_exitfuncs()
+    os._exit(0)
+
 def _book_usage():
-    import json, os, re, sys
+    import atexit, json, os, re, sys
+    atexit.register(_book_end)
     used = os.times()
     try:
         with open("/proc/self/status") as status:
@@ -40,12 +48,6 @@ def _book_usage():
     return json.dumps({"cpu_seconds": round(seconds, 2), "peak_memory_gib": round(peak / 2**30, 3)})
 """
 
-KERNEL_OPTIONS = [
-    "--log-level=CRITICAL",  # else each warns that loopback is not encrypted
-    # Registered first, so called last: what chapters leave to the end is done. To take the interpreter apart,
-    # with torch and transformers in it, would take another second.
-    '--IPKernelApp.exec_lines=__import__("atexit").register(__import__("os")._exit, 0) and None',
-]
 # What the proof does not compare, a cell has measured.
 NOT_COMPARED = "nbval-ignore-output"
 CLOCKS = re.compile(r"\b(fastest_seconds|perf_counter)\(")
@@ -122,7 +124,9 @@ def execute(
         iopub_timeout=2 * LONGEST_PAUSE_SECONDS,
         raise_on_iopub_timeout=True,
     )
-    client.extra_arguments = KERNEL_OPTIONS
+    client.extra_arguments = [
+        "--log-level=CRITICAL"
+    ]  # else each warns that loopback is not encrypted
     start = time.perf_counter()
     with (
         TemporaryDirectory(prefix="llm-learn-") as folder,

@@ -461,18 +461,23 @@ def test_a_dying_kernel_names_the_cell(tiny_book: TinyBook) -> None:
 def test_a_kernel_does_what_it_must_in_the_end_and_takes_no_interpreter_apart(
     tiny_book: TinyBook, tmp_path: Path
 ) -> None:
-    leaving = f"""import atexit
+    leaving = f"""import atexit, tempfile
 from pathlib import Path
 class Torn:
     def __del__(self, touch=Path("{tmp_path}/torn").touch):
         touch()
-torn = Torn()
-_ = atexit.register(Path("{tmp_path}/ended").touch)"""
+atexit.torn = Torn()  # IPython itself empties the namespace of cells
+folder = tempfile.TemporaryDirectory(dir="{tmp_path}", prefix="left-")
+def end():
+    with open("{tmp_path}/ended", "a") as file:
+        print("once", file=file)
+_ = atexit.register(end)"""
     tiny_book.write("chapters/part/beta.md", page("Beta", [leaving, "1"]))
     beta = find(book_chapters(tiny_book.root), "beta")
     notebook, _ = kernels.execute(beta, kernels.kernel_environment(tiny_book.root))
     assert [len(cell.outputs) for cell in notebook.cells if "outputs" in cell] == [0, 1]
-    assert (tmp_path / "ended").exists() and not (tmp_path / "torn").exists()
+    assert not (tmp_path / "torn").exists() and not [*tmp_path.glob("left-*")]
+    assert (tmp_path / "ended").read_text() == "once\n"
 
 
 TICKING = """
