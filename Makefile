@@ -18,6 +18,8 @@ ready := $(VENV)/installed$(if $(locked),-locked)
 
 say = @echo; echo "== $(1)"
 run = $(VENV)/bin/python -m
+resolve = $(VENV)/bin/uv pip compile --quiet --no-header --no-annotate --no-config --no-emit-index-url \
+  --no-emit-find-links --no-emit-package llm-learn
 
 .PHONY: book test epub lab chapter experiment sync new-chapter links lock lowest clean
 .NOTPARALLEL:
@@ -67,18 +69,14 @@ links: $(ready)  ## ask every external address of the built site whether it stil
 lock:  ## write requirements.lock anew, after a change of requirements; UPGRADE=1 takes the newest of all
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	@$(run) pip install --quiet "uv>=0.8,<1"
-	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-	  --no-config --no-emit-index-url --no-emit-find-links --no-emit-package llm-learn \
-	  $(if $(UPGRADE),--upgrade) --output-file requirements.lock requirements.txt
+	@$(resolve) --universal --python-version 3.11 $(if $(UPGRADE),--upgrade) --output-file requirements.lock requirements.txt
 
 # Then `make test` tells whether the lower bounds still hold. What is not named in requirements.txt stays new.
 lowest:  ## install every requirement at the lowest version that it allows, instead of the newest
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	@$(run) pip install --quiet "uv>=0.8,<1"
 	@mkdir -p _build
-	@$(VENV)/bin/uv pip compile --quiet --python $(VENV)/bin/python --resolution lowest-direct --no-header --no-annotate \
-	  --no-config --no-emit-index-url --no-emit-find-links --no-emit-package llm-learn \
-	  --output-file _build/lowest.txt requirements.txt
+	@$(resolve) --python $(VENV)/bin/python --resolution lowest-direct --output-file _build/lowest.txt requirements.txt
 	@rm -f $(VENV)/installed $(VENV)/installed-locked
 	@$(run) pip install --quiet --requirement requirements.txt --constraint _build/lowest.txt
 	@touch $(VENV)/installed

@@ -82,7 +82,7 @@ class Block(nn.Module):
 
 
 def draw_weights(module: nn.Module, num_layers: int) -> None:
-    """Draws GPT-2's first weights for a model of that many blocks, or for a part of one; biases become zero."""
+    """Draws first weights as Hugging Face does for GPT-2 with so many blocks; zero biases."""
     for name, parameter in module.named_parameters():
         if parameter.ndim == 2:
             # Each block adds to the residual stream twice; depth must not inflate its variance.
