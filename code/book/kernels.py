@@ -85,10 +85,6 @@ def kernel_environment(root: Path) -> dict[str, str]:
         ),
         **dict.fromkeys(["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TQDM_DISABLE"], "1"),
         "TOKENIZERS_PARALLELISM": "false",
-        # Large tensors that are freed stay with the process: else glibc gives them back to the system, and the next
-        # update pays for every page again: up to a third of the time of a small model with a large vocabulary.
-        "MALLOC_MMAP_THRESHOLD_": str(2**30),
-        "MALLOC_TRIM_THRESHOLD_": str(2**32),
         "PYTHONHASHSEED": "0",
         "COLUMNS": "80",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",

@@ -23,6 +23,7 @@ from llm_learn.notebook import (
     fastest_seconds,
     fitted_power,
     glue,
+    keep_memory,
     over_seeds,
     peak_bytes,
     recorded,
@@ -84,6 +85,48 @@ def test_start_uses_one_thread():
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(1)
+
+
+def page_faults_of(work) -> int:
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    work()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_memory_that_is_kept_needs_no_fresh_pages():
+    if not keep_memory(2**26):
+        pytest.skip("the C library is not glibc")
+    pages = 2**23 // 4096  # of an array
+
+    def allocate() -> None:
+        [torch.ones(2**21) for _ in range(8)]  # 8 MiB each
+
+    allocate()
+    assert page_faults_of(allocate) < pages
+    try:
+        assert keep_memory(2**17)
+        # Of the eight, what earlier tests have left free may hold some.
+        assert page_faults_of(allocate) >= 2 * pages
+    finally:
+        with mpl.rc_context():
+            start()
+    allocate()
+    assert page_faults_of(allocate) < pages
+
+
+@pytest.mark.parametrize("num_bytes", [-1, 2**31])
+def test_keep_memory_refuses_what_the_c_library_cannot_hold(num_bytes):
+    with pytest.raises(ValueError, match=rf"num_bytes is {num_bytes}: .* 2147483647"):
+        keep_memory(num_bytes)
+
+
+def test_keep_memory_says_where_there_is_no_glibc(monkeypatch):
+    def nothing(name):
+        raise OSError(name)
+
+    monkeypatch.setattr("ctypes.CDLL", nothing)
+    assert keep_memory(2**26) is False
 
 
 def test_stopwatch_tells_work_from_waiting():
