@@ -114,6 +114,14 @@ def test_memory_that_is_kept_needs_no_fresh_pages():
     assert int(few) < pages < 3 * pages < int(many)
 
 
+def test_start_keeps_memory(monkeypatch):
+    limits = []
+    monkeypatch.setattr(notebook, "keep_memory", limits.append)
+    with mpl.rc_context():
+        start()
+    assert limits == [2**26]
+
+
 @pytest.mark.parametrize("num_bytes", [-1, 2**31])
 def test_keep_memory_refuses_what_the_c_library_cannot_hold(num_bytes):
     with pytest.raises(ValueError, match=rf"num_bytes is {num_bytes}: .* 2147483647"):
