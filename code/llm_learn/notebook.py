@@ -50,16 +50,19 @@ def keep_memory(num_bytes: int) -> bool:
 
     Returns:
         Whether the C library could be told: False where it is not glibc.
+
+    Raises:
+        ValueError: `num_bytes` is negative or does not fit into a C int.
     """
     if not 0 <= num_bytes < 2**31:
         raise ValueError(f"num_bytes is {num_bytes}: it must be from 0 to {2**31 - 1}")
     try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
         return False
     # M_MMAP_THRESHOLD, and M_TRIM_THRESHOLD: from how much free memory on its end is given back.
     trim = 2**30 if num_bytes > 2**17 else 2**17
-    return bool(libc.mallopt(-3, num_bytes) and libc.mallopt(-1, trim))
+    return bool(mallopt(-3, num_bytes) and mallopt(-1, trim))
 
 
 class Stopwatch:
