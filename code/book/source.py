@@ -4,7 +4,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import yaml
@@ -133,7 +133,7 @@ class Source:
                 options.append(self.lines[first][1:])
                 first += 1
         try:
-            parsed = yaml.safe_load("\n".join(options)) or {}
+            parsed = (yaml.safe_load("\n".join(options)) or {}) if options else {}
         except yaml.YAMLError as error:
             raise ValueError(
                 f"{self.path}:{start + 1}: the cell's options are not YAML: {error}"
@@ -170,13 +170,16 @@ class Source:
         )
 
 
+# A build asks a thousand times for what is in fifty chapters.
+@lru_cache(maxsize=256)
+def _parsed_once(path: Path, slug: str, text: str) -> Source:
+    return Source(path=path, slug=slug, text=text)
+
+
 def read_source(path: Path, slug: str | None = None) -> Source:
     """The chapter in `path`; its slug is the last folder and the file's name unless given."""
-    return Source(
-        path=path,
-        slug=slug or f"{path.parent.name}/{path.stem}",
-        text=path.read_text(encoding="utf-8"),
-    )
+    slug = slug or f"{path.parent.name}/{path.stem}"
+    return _parsed_once(path, slug, path.read_text(encoding="utf-8"))
 
 
 def find_sources(root: Path = ROOT) -> Iterator[Source]:

@@ -6,7 +6,7 @@ and the page is written again whenever a record changes.
 
 import ast
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -140,12 +140,13 @@ def subject(name: str) -> tuple[str, str]:
     return (first, rest.strip()) if DOTTED.fullmatch(first) else ("", name)
 
 
-def _names(source: str) -> Iterator[str]:
+# Every check asks every module, and to parse them all takes longer than to write the other pages.
+@cache
+def _names(source: str) -> frozenset[str]:
     """The definitions of a module, and the methods of its classes."""
-    yield from (definition.name for definition in definitions(source))
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ClassDef):
-            yield from (n.name for n in node.body if isinstance(n, ast.FunctionDef))
+    classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    methods = (n.name for c in classes for n in c.body if isinstance(n, ast.FunctionDef))
+    return frozenset([*(definition.name for definition in definitions(source)), *methods])
 
 
 def packaged_module(name: str, chapter: Source, root: Path) -> str | None:
@@ -156,7 +157,7 @@ def packaged_module(name: str, chapter: Source, root: Path) -> str | None:
     found = [
         path.stem
         for path in sorted((root / "code/llm_learn").glob("*.py"))
-        if name in set(_names(path.read_text(encoding="utf-8")))
+        if name in _names(path.read_text(encoding="utf-8"))
     ]
     headers = (HEADER.match(c.source.split("\n", 1)[0]) for c in packaged_cells(chapter))
     taught = {header["module"] for header in headers if header}

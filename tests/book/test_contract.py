@@ -21,10 +21,15 @@ FILLER = "\n".join(
 )
 
 
+@pytest.fixture(scope="module")
+def this_book() -> Book:
+    return load_book()
+
+
 @pytest.mark.parametrize("name", CHECKS)
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.slug)
-def test_chapter_keeps_the_contract(chapter, name):
-    problems = CHECKS[name](chapter, load_book())
+def test_chapter_keeps_the_contract(chapter, name, this_book):
+    problems = CHECKS[name](chapter, this_book)
     assert not problems, "\n" + "\n".join(problems)
 
 
