@@ -84,12 +84,14 @@ lowest:  ## install every requirement at the lowest version that it allows, inst
 clean:  ## forget everything that was built; .venv stays
 	rm -rf _build
 
+# Compiled on all cores, where pip would use one. Some packages hold files for other Pythons, which do not compile.
 $(ready): requirements.txt pyproject.toml $(if $(locked),requirements.lock)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 	  echo "LLM Learn needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
 	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	$(call say,Python environment in $(VENV))
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	@$(run) pip install --quiet --requirement requirements.txt $(if $(locked),--constraint requirements.lock)
+	@$(run) pip install --quiet --no-compile --requirement requirements.txt $(if $(locked),--constraint requirements.lock)
+	@$(run) compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@rm -f $(VENV)/installed $(VENV)/installed-locked
 	@touch $@
