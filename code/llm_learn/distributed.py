@@ -58,6 +58,19 @@ class Ranks:
 
 
 @contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Drops what is written to stdout, even by C++: with PyTorch 2.9, each process greets its peers there."""
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@contextmanager
 def joined(device: str = "cpu") -> Iterator[Ranks]:
     """Joins the processes that torchrun has started, or is by itself.
 
@@ -75,7 +88,8 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
     if world_size == 1:
         yield Ranks(device=device)
         return
-    dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    with _silent_stdout():
+        dist.init_process_group("gloo" if device == "cpu" else "nccl")
     try:
         yield Ranks(dist.get_rank(), world_size, device)
     finally:
@@ -146,9 +160,10 @@ def in_processes(work: Callable[[], object], world_size: int = 2) -> list:
     def run(rank: int, folder: str, answer: Connection) -> None:
         address = f"file://{folder}/store"
         try:
-            dist.init_process_group(
-                "gloo", init_method=address, rank=rank, world_size=world_size
-            )
+            with _silent_stdout():
+                dist.init_process_group(
+                    "gloo", init_method=address, rank=rank, world_size=world_size
+                )
             answer.send(work())
             dist.destroy_process_group()
         except Exception as error:

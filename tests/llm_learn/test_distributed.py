@@ -184,3 +184,15 @@ def test_an_unknown_device_is_refused():
         joined("tpu"),
     ):
         pass
+
+
+def test_what_gloo_says_while_it_connects_is_dropped_and_nothing_else(capfd, monkeypatch):
+    connect = dist.init_process_group
+
+    def greet_and_connect(*args, **settings):
+        os.write(1, b"[Gloo] Rank 0 is connected to 1 peer ranks.\n")  # PyTorch 2.9 does
+        connect(*args, **settings)
+
+    monkeypatch.setattr(dist, "init_process_group", greet_and_connect)
+    in_processes(lambda: os.write(1, b"at work\n"))
+    assert capfd.readouterr().out == "at work\nat work\n"
