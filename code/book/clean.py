@@ -109,8 +109,8 @@ def _check(python: Path, folder: Path) -> None:
 def _pip(python: Path, *arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
     # Half of pip's time would go into compiling 22,000 files, of which the kernels import few.
-    command.append("--no-compile")
-    result = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    command += ["--no-compile", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise CannotPrepare(
             f"the clean environment of the proof could not be installed:\n{result.stderr.strip()}"

@@ -186,13 +186,27 @@ def test_an_unknown_device_is_refused():
         pass
 
 
+GREETING = b"[Gloo] Rank 0 is connected to 1 peer ranks.\n"  # PyTorch 2.9 does
+
+
 def test_what_gloo_says_while_it_connects_is_dropped_and_nothing_else(capfd, monkeypatch):
     connect = dist.init_process_group
 
     def greet_and_connect(*args, **settings):
-        os.write(1, b"[Gloo] Rank 0 is connected to 1 peer ranks.\n")  # PyTorch 2.9 does
+        os.write(1, GREETING)
         connect(*args, **settings)
 
     monkeypatch.setattr(dist, "init_process_group", greet_and_connect)
     in_processes(lambda: os.write(1, b"at work\n"))
     assert capfd.readouterr().out == "at work\nat work\n"
+
+
+def test_torchruns_processes_do_not_show_gloos_greeting_either(capfd, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", lambda _: os.write(1, GREETING))
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with joined() as ranks:
+        os.write(1, b"at work\n")
+    assert ranks == Ranks(0, 2)
+    assert capfd.readouterr().out == "at work\n"

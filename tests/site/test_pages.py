@@ -230,7 +230,7 @@ LOW_CONTRAST = """() => {
 }"""
 
 
-# The theme does not move anything: a desk in the light and a phone in the dark see all that can go wrong.
+# Each width and each theme once: a theme moves nothing, and an article has the same text at every width.
 @needs_browser
 @pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark")])
 @pytest.mark.parametrize("name", PAGES)
