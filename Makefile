@@ -10,6 +10,8 @@ export JUPYTER_RUNTIME_DIR := $(CURDIR)/_build/.home/jupyter/runtime
 export IPYTHONDIR := $(CURDIR)/_build/.home/ipython
 export MPLCONFIGDIR := $(CURDIR)/_build/.home/matplotlib
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Many containers set it: each of the tests' processes would compile what it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # `make book LOCKED=1` installs what was proved when this commit was made, instead of the newest allowed versions.
 LOCKED ?=

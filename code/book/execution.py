@@ -12,7 +12,8 @@ import re
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,7 @@ class Book:
             for c in chapters
         }
         try:
-            for job in as_completed(jobs):
+            for job in _as_completed(jobs):
                 chapter, error = jobs[job], job.exception()
                 if error is None:
                     self._keep(chapter, fingerprints[chapter.docname], *job.result())
@@ -288,6 +289,14 @@ class Book:
         for handler in logging.getLogger("sphinx").handlers:
             if handler.level == logging.WARNING:
                 handler.addFilter(about_it)
+
+
+def _as_completed(jobs: Iterable[Future]) -> Iterator[Future]:
+    """Like concurrent.futures.as_completed, which may sleep through a signal that another thread has received."""
+    left = set(jobs)
+    while left:
+        done, left = wait(left, timeout=1, return_when=FIRST_COMPLETED)
+        yield from done
 
 
 def _write(path: Path, text: str) -> None:

@@ -79,6 +79,8 @@ def kernel_environment(root: Path) -> dict[str, str]:
         parents=True, exist_ok=True
     )  # IPython takes a temporary folder where the parent is missing
     environment = dict(os.environ)
+    # Many containers set it: every kernel would compile torch and transformers anew, three seconds each time.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment |= {
         **dict.fromkeys(
             ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"], "1"

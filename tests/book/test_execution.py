@@ -3,9 +3,12 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +18,7 @@ import psutil
 import pytest
 from tinybook import FRONT, TinyBook, page
 
-from book import kernels
+from book import execution, kernels
 from book.fingerprint import Package, cell_names, imported_names
 from book.notebooks import (
     BOOK_CPU_SECONDS,
@@ -445,6 +448,39 @@ def test_kernels_write_inside_the_book_and_import_its_package(tmp_path: Path) ->
     )
     assert environment["PYTHONPATH"].split(":")[0] == str(tmp_path / "code")
     assert environment["OMP_NUM_THREADS"] == "1" and environment["PYTHONHASHSEED"] == "0"
+
+
+def test_kernels_keep_what_they_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    assert "PYTHONDONTWRITEBYTECODE" not in kernels.kernel_environment(tmp_path)
+
+
+def test_a_signal_that_a_working_thread_receives_is_not_slept_through() -> None:
+    class Rung(Exception):
+        pass
+
+    def ring(*_: object) -> None:
+        raise Rung
+
+    def work() -> None:
+        time.sleep(0.5)  # until the main thread waits
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+        answered.wait(60)
+
+    answered, before = threading.Event(), signal.signal(signal.SIGUSR1, ring)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(work)
+            try:
+                with pytest.raises(Rung):
+                    list(execution._as_completed([job]))
+                assert not job.done()
+            finally:
+                answered.set()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_dying_kernel_names_the_cell(tiny_book: TinyBook) -> None:
