@@ -86,7 +86,7 @@ lowest:  ## install every requirement at the lowest version that it allows, inst
 clean:  ## forget everything that was built; .venv stays
 	rm -rf _build
 
-# Compiled on all cores, where pip would use one. Some packages hold files for other Pythons, which do not compile.
+# Not compiled: of 25,000 modules few are ever imported, and Python keeps what it compiles.
 $(ready): requirements.txt pyproject.toml $(if $(locked),requirements.lock)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 	  echo "LLM Learn needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
@@ -94,6 +94,5 @@ $(ready): requirements.txt pyproject.toml $(if $(locked),requirements.lock)
 	$(call say,Python environment in $(VENV))
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	@$(run) pip install --quiet --no-compile --requirement requirements.txt $(if $(locked),--constraint requirements.lock)
-	@$(run) compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@rm -f $(VENV)/installed $(VENV)/installed-locked
 	@touch $@

@@ -1,31 +1,40 @@
 """The clean environment of the proof: the package with its extras, a kernel, and nothing of the book's own tools.
 
-It is what a reader gets from a notebook's install cell. An import that only the book's environment satisfies, or a
+It holds what a reader gets from a notebook's install cell. An import that only the book's environment satisfies, or a
 file that is missing from the installed package, fails here instead of in Colab.
+
+The package is built and installed by pip. What it asks for comes from the book's environment, whose files are linked,
+not copied: other versions could round differently, and the proof compares digits.
 """
 
 import hashlib
+import importlib.metadata as metadata
 import json
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from book.files import write_atomically
 from book.source import project
 
 KERNEL = "llm-learn-clean"
+PACKAGE = "llm-learn"
 # The kernel is Jupyter's; figures come from IPython and matplotlib.
 TOOLS = ["ipykernel"]
 
 
 class CannotPrepare(Exception):
-    """The clean environment could not be made; the message is pip's."""
+    """The clean environment could not be made."""
 
 
 def prepare(root: Path) -> Path:
@@ -33,13 +42,17 @@ def prepare(root: Path) -> Path:
 
     Returns:
         Its Python.
+
+    Raises:
+        CannotPrepare: the package cannot be installed, or asks for what is not installed here.
     """
     folder = root / "_build" / ".clean"
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    constraints = _installed_here()
     wanted = {
         "environment": _digest(
-            sys.version, constraints, *(root / "pyproject.toml").read_text().splitlines()
+            sys.version,
+            *sorted(f"{d.name}=={d.version}" for d in metadata.distributions()),
+            *(root / "pyproject.toml").read_text(encoding="utf-8").splitlines(),
         ),
         "package": _digest(*_package_texts(root)),
     }
@@ -51,17 +64,79 @@ def prepare(root: Path) -> Path:
         print("A clean environment for the proof: the package with its extras", flush=True)
         # Its own pip would be one more thing that a notebook could lean on.
         venv.create(folder, clear=True, with_pip=False)
-        (folder / "constraints.txt").write_text(constraints, encoding="utf-8")
-        with _source(root) as source:
-            needed = [f"{source}[{','.join(extras(root))}]", *TOOLS]
-            _pip(python, "--constraint", str(folder / "constraints.txt"), *needed)
+        _install_package(root, python)
+        _link(required([*_requirements(root, folder), *TOOLS]), folder)
     elif found.get("package") != wanted["package"]:
-        with _source(root) as source:
-            _pip(python, "--no-deps", "--force-reinstall", str(source))
+        _install_package(root, python)
     _check(python, folder)
     write_atomically(stamp, json.dumps(wanted))
     _register(root, python)
     return python
+
+
+def required(requirements: Iterable[str]) -> list[metadata.Distribution]:
+    """What is installed here and needed by `requirements`, directly or not; extras and markers count as for pip.
+
+    Raises:
+        CannotPrepare: something is not installed here, or in a version that does not fit.
+    """
+    found: dict[str, metadata.Distribution] = {}
+    seen = set()
+    left = [(Requirement(text), "") for text in requirements]
+    while left:
+        requirement, extra = left.pop()
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        name = canonicalize_name(requirement.name)
+        try:
+            found[name] = distribution = found.get(name) or metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            raise CannotPrepare(
+                f"{requirement} is needed, and not installed here"
+            ) from None
+        if not requirement.specifier.contains(distribution.version, prereleases=True):
+            raise CannotPrepare(
+                f"{requirement} is needed; {distribution.version} is installed"
+            )
+        for wanted in {"", *requirement.extras} - {e for n, e in seen if n == name}:
+            seen.add((name, wanted))
+            left += [(Requirement(text), wanted) for text in distribution.requires or ()]
+    return list(found.values())
+
+
+def _requirements(root: Path, folder: Path) -> list[str]:
+    """What the package that is installed in `folder` asks for, with all of its extras."""
+    (package,) = metadata.distributions(name=PACKAGE, path=[str(_site(folder))])
+    chosen = []
+    for text in package.requires or ():
+        requirement = Requirement(text)
+        marker, requirement.marker = requirement.marker, None
+        if not marker or any(marker.evaluate({"extra": e}) for e in ("", *extras(root))):
+            chosen.append(str(requirement))
+    return chosen
+
+
+def _link(distributions: Iterable[metadata.Distribution], folder: Path) -> None:
+    site = _site(folder)
+    for distribution in distributions:
+        if distribution.files is None:
+            raise CannotPrepare(
+                f"{distribution.name} has no list of its files: install it by pip"
+            )
+        for file in distribution.files:
+            # Commands and the like, beside what can be imported.
+            if ".." in file.parts or file.suffix == ".pyc":
+                continue
+            source, target = Path(distribution.locate_file(file)), site / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, target)
+            except OSError:  # another disk, or a file system without links
+                shutil.copy2(source, target)
+
+
+def _site(folder: Path) -> Path:
+    return Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))
 
 
 def extras(root: Path) -> list[str]:
@@ -106,26 +181,23 @@ def _check(python: Path, folder: Path) -> None:
         )
 
 
-def _pip(python: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-    # Half of pip's time would go into compiling 22,000 files, of which the kernels import few.
-    command += ["--no-compile", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True)
+def _install_package(root: Path, python: Path) -> None:
+    with _source(root) as source:
+        # Built by what is installed here: pip alone would fetch its tools, and need a network each time.
+        wheels = source / "wheels"
+        _pip("wheel", "--no-build-isolation", "--wheel-dir", str(wheels), str(source))
+        _pip("install", "--force-reinstall", *map(str, wheels.iterdir()), python=python)
+
+
+def _pip(command: str, *arguments: str, python: Path | None = None) -> None:
+    """pip of this environment, at work in that of `python`."""
+    pip = [sys.executable, "-m", "pip", *(["--python", str(python)] if python else [])]
+    pip += [command, "--quiet", "--no-deps", *arguments]
+    result = subprocess.run(pip, capture_output=True, text=True)
     if result.returncode:
         raise CannotPrepare(
             f"the clean environment of the proof could not be installed:\n{result.stderr.strip()}"
         )
-
-
-def _installed_here() -> str:
-    """The versions of the book's environment: other ones could round differently, and the proof compares digits."""
-    command = [sys.executable, "-m", "pip", "freeze", "--exclude-editable"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    # A checkout lists itself, too; it is what will be installed.
-    other = (
-        n for n in lines.splitlines() if " @ " not in n and not n.startswith("llm-learn")
-    )
-    return "\n".join(other) + "\n"
 
 
 def _package_texts(root: Path) -> list[str]:

@@ -9,8 +9,10 @@ import sys
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from html import escape
+from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from urllib.parse import urldefrag, urljoin, urlsplit
 from xml.etree import ElementTree
@@ -321,7 +323,8 @@ def bind(root: Path) -> Path:
     parts = read_toc(root / "_toc.yml")
     docnames = [docname for part in parts for docname in part.docnames]
     binder = Binder(site, docnames, address)
-    pages = {docname: binder.page(docname) for docname in docnames}
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        pages = dict(zip(docnames, pool.map(binder.page, docnames), strict=True))
     changelog = root / "code" / "book" / "changelog.yml"
     entries = (
         yaml.safe_load(changelog.read_text(encoding="utf-8")) if changelog.is_file() else []

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 
 from docutils import nodes
+from pybtex.backends.plaintext import Backend
+from pybtex.plugin import register_plugin
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
@@ -131,6 +133,8 @@ def pages_to_rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:
 
 
 def setup(app: Sphinx) -> dict:
+    # Else it is looked up for every citation, in the metadata of all that is installed: seven seconds a build.
+    register_plugin("pybtex.backends", "plaintext", Backend)
     app.add_config_value("book_plan", load_plan(), "")
     app.setup_extension("book.plan")
     # Late: by then the chapters' records are written, and every title is known.

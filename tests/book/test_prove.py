@@ -1,5 +1,6 @@
 """The proof refuses notebooks that say nothing and finds every output that differs; offline is offline."""
 
+import json
 import os
 import shutil
 import socket
@@ -13,6 +14,8 @@ from tinybook import TinyBook, page
 
 from book import clean, offline, prove
 from book.notebooks import book_chapters
+
+ROOT = Path(__file__).resolve().parents[2]
 
 needs_isolation = pytest.mark.skipif(
     offline.refusal() is not None,
@@ -30,7 +33,10 @@ def built_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     book.write("chapters/part/gamma.md", text)
     done = book.build()
     assert done.returncode == 0, done.stdout + done.stderr
-    clean.prepare(book.root)
+    script = f"from pathlib import Path; from book import clean; clean.prepare(Path('{book.root}'))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "code")}
+    # All that it needs is installed here.
+    assert offline.run([sys.executable, "-c", script], environment) == 0
     return book.root
 
 
@@ -115,23 +121,90 @@ def test_an_interrupted_installation_is_not_taken_for_one(tmp_path, monkeypatch)
     monkeypatch.setattr(
         clean.venv, "create", lambda folder, **_: folder.mkdir(parents=True, exist_ok=True)
     )
+    monkeypatch.setattr(clean, "_requirements", lambda root, folder: [])
+    monkeypatch.setattr(clean, "_install_package", lambda root, python: None)
     ran = []
-    monkeypatch.setattr(clean, "_pip", lambda python, *arguments: ran.append(arguments))
+    monkeypatch.setattr(clean, "_link", lambda *arguments: ran.append(arguments))
     clean.prepare(book.root)
     clean.prepare(book.root)
     assert len(ran) == 1 and stamp.is_file()
     stamp.write_text("{half")
     clean.prepare(book.root)
-    assert len(ran) == 2 and "--no-deps" not in ran[1]
+    assert len(ran) == 2
 
-    def interrupted(python, *arguments):
+    def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(clean, "_pip", interrupted)
+    monkeypatch.setattr(clean, "_install_package", interrupted)
     book.replace("code/llm_learn/other.py", "3", "4")
     with pytest.raises(KeyboardInterrupt):
         clean.prepare(book.root)
-    assert not stamp.exists()
+    assert not stamp.exists() and len(ran) == 2
+
+
+class Installed:
+    """What importlib.metadata says of a distribution."""
+
+    def __init__(self, name: str, version: str, *requires: str) -> None:
+        self.name, self.version, self.requires = name, version, list(requires)
+
+
+class TestRequired:
+    @pytest.fixture(autouse=True)
+    def installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        here = [
+            Installed("top", "1", "middle[fast]", "Old_Name>=2", "absent; extra == 'docs'"),
+            Installed(
+                "middle", "3", "low", "speed; extra == 'fast'", "unasked; extra == 'x'"
+            ),
+            Installed("low", "1", "top", "absent; python_version < '3'"),
+            *(Installed(name, "2") for name in ("old-name", "speed", "unasked")),
+        ]
+        found = {each.name: each for each in here}
+
+        def distribution(name: str) -> Installed:
+            if name not in found:
+                raise clean.metadata.PackageNotFoundError(name)
+            return found[name]
+
+        monkeypatch.setattr(clean.metadata, "distribution", distribution)
+
+    def names(self, *requirements: str) -> set[str]:
+        found = [each.name for each in clean.required(requirements)]
+        assert len(found) == len(set(found))
+        return set(found)
+
+    def test_what_is_needed_brings_what_it_needs(self) -> None:
+        assert self.names("top") == {"top", "middle", "low", "old-name", "speed"}
+        assert self.names("speed") == {"speed"} and self.names() == set()
+
+    def test_an_extra_counts_where_it_is_asked_for_even_if_late(self) -> None:
+        both = {"top", "middle", "low", "old-name", "speed", "unasked"}
+        assert self.names("top", "middle[x]") == self.names("middle[x]", "top") == both
+
+    @pytest.mark.parametrize("wanted", ["absent", "top[docs]"])
+    def test_what_is_not_installed_is_named(self, wanted: str) -> None:
+        with pytest.raises(clean.CannotPrepare, match=r"absent.*not installed here"):
+            clean.required([wanted])
+
+    def test_a_version_that_does_not_fit_is_named(self) -> None:
+        with pytest.raises(clean.CannotPrepare, match=r"speed>2 is needed; 2 is installed"):
+            clean.required(["speed>2"])
+
+
+def test_the_environment_holds_what_pip_would_install(built_root: Path) -> None:
+    folder = built_root / "_build" / ".clean"
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # as its kernel has it
+    check = subprocess.run([*pip, "check"], capture_output=True, text=True, env=env)
+    assert check.returncode == 0, check.stdout
+    command = [*pip, "list", "--format=json"]
+    done = subprocess.run(command, capture_output=True, check=True, env=env)
+    names = {entry["name"].lower() for entry in json.loads(done.stdout)}
+    assert {"llm-learn", "ipykernel", "ipython", "jupyter-client"} <= {
+        name.replace("_", "-") for name in names
+    }
+    assert not names & {"sphinx", "nbval", "torch"}
 
 
 def test_few_cells_may_escape_comparison_and_none_by_a_comment(built: TinyBook) -> None:
