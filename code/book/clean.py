@@ -131,6 +131,10 @@ def _link(distributions: Iterable[metadata.Distribution], folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(source, target)
+            except (
+                FileExistsError
+            ):  # two distributions hold it, in a folder that they share
+                continue
             except OSError:  # another disk, or a file system without links
                 shutil.copy2(source, target)
 

@@ -449,7 +449,7 @@ def test_ci_exits_as_make_does_and_ends_with_pytests_line(tmp_path):
     shutil.copy(script, tmp_path / ".ci/run")
     for name, body in {
         "make": 'echo "== 1 failed, 2 passed in 0.50s =="; echo "make: *** Error 1"; exit 3',
-        "chromium": "exit 0",
+        "chromium-headless-shell": "exit 0",
     }.items():
         (fake / name).write_text(f"#!/bin/sh\n{body}\n")
         (fake / name).chmod(0o755)

@@ -192,6 +192,58 @@ class TestRequired:
             clean.required(["speed>2"])
 
 
+class TestLink:
+    """Files of two distributions, which share a folder and a file of it."""
+
+    @pytest.fixture
+    def linked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        here, there = tmp_path / "here", tmp_path / "there"
+        names = ["shared/__init__.py", "shared/one.py", "shared/two.py", "../bin/command"]
+        names += ["shared/__pycache__/one.cpython-311.pyc"]
+        for name in names:
+            (here / name).parent.mkdir(parents=True, exist_ok=True)
+            (here / name).write_text(name)
+        monkeypatch.setattr(clean, "_site", lambda folder: folder)
+
+        def link() -> list[str]:
+            for own in ("one", "two"):
+                distribution = Installed(own, "1")
+                distribution.files = [
+                    Path(name)
+                    for name in names
+                    if own in name or name in (names[0], names[3])
+                ]
+                distribution.locate_file = lambda file: here / file
+                clean._link([distribution], there)
+            assert all((here / name).read_text() == name for name in names)
+            found = [path for path in there.rglob("*") if path.is_file()]
+            assert all(
+                path.read_text() == path.relative_to(there).as_posix() for path in found
+            )
+            return sorted(path.relative_to(there).as_posix() for path in found)
+
+        return link
+
+    def test_what_can_be_imported_is_there_once(self, linked, tmp_path: Path) -> None:
+        assert linked() == ["shared/__init__.py", "shared/one.py", "shared/two.py"]
+        assert (tmp_path / "there/shared/one.py").samefile(tmp_path / "here/shared/one.py")
+
+    def test_files_are_copied_where_they_cannot_be_linked(
+        self, linked, monkeypatch
+    ) -> None:
+        def refuse(source, target):
+            raise OSError("Invalid cross-device link")
+
+        monkeypatch.setattr(clean.os, "link", refuse)
+        assert linked() == ["shared/__init__.py", "shared/one.py", "shared/two.py"]
+
+    def test_a_distribution_without_a_list_of_files_is_named(self, tmp_path: Path) -> None:
+        distribution = Installed("unlisted", "1")
+        distribution.files = None
+        with pytest.raises(clean.CannotPrepare, match="unlisted has no list of its files"):
+            clean._link([distribution], tmp_path)
+
+
 def test_the_environment_holds_what_pip_would_install(built_root: Path) -> None:
     folder = built_root / "_build" / ".clean"
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
