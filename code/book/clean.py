@@ -131,12 +131,10 @@ def _link(distributions: Iterable[metadata.Distribution], folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(source, target)
-            except (
-                FileExistsError
-            ):  # two distributions hold it, in a folder that they share
-                continue
-            except OSError:  # another disk, or a file system without links
-                shutil.copy2(source, target)
+            except FileExistsError:
+                pass  # two distributions hold it, in a folder that they share
+            except OSError:
+                shutil.copy2(source, target)  # another disk, or no links at all
 
 
 def _site(folder: Path) -> Path:

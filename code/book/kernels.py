@@ -79,7 +79,7 @@ def kernel_environment(root: Path) -> dict[str, str]:
         parents=True, exist_ok=True
     )  # IPython takes a temporary folder where the parent is missing
     environment = dict(os.environ)
-    # Many containers set it: every kernel would compile torch and transformers anew, three seconds each time.
+    # Many containers set it: every kernel would compile torch and transformers anew, for more than two seconds.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment |= {
         **dict.fromkeys(

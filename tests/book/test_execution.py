@@ -468,15 +468,16 @@ def test_a_signal_that_a_working_thread_receives_is_not_slept_through() -> None:
         time.sleep(0.5)  # until the main thread waits
         signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
         answered.wait(60)
+        ended.append(True)
 
+    ended: list[bool] = []
     answered, before = threading.Event(), signal.signal(signal.SIGUSR1, ring)
     try:
         with ThreadPoolExecutor(1) as pool:
-            job = pool.submit(work)
             try:
                 with pytest.raises(Rung):
-                    list(execution._as_completed([job]))
-                assert not job.done()
+                    list(execution._as_completed([pool.submit(work)]))
+                assert not ended
             finally:
                 answered.set()
     finally:
