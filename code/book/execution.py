@@ -178,11 +178,13 @@ class Book:
         pool = ThreadPoolExecutor(WORKERS)
         forks = sys.platform == "linux" and len(chapters) >= WORTH_A_ZYGOTE
         zygote = Zygote(kernels.kernel_environment(self.root)) if forks else None
-        jobs = {
-            pool.submit(self._one, c, f"[{numbers[c.docname]}/{len(chapters)}]", zygote): c
-            for c in chapters
-        }
         try:
+            jobs = {
+                pool.submit(
+                    self._one, c, f"[{numbers[c.docname]}/{len(chapters)}]", zygote
+                ): c
+                for c in chapters
+            }
             for job in _as_completed(jobs):
                 chapter, error = jobs[job], job.exception()
                 if error is None:

@@ -242,7 +242,7 @@ def _kernel(
     client: NotebookClient,
     environment: dict[str, str],
     folder: str,
-    zygote: Zygote | None,
+    zygote: Zygote | None = None,
 ) -> Iterator[None]:
     _running.add(client)
     stack = ExitStack()

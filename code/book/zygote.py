@@ -1,10 +1,12 @@
 """Kernels that begin with their imports done: they are forked from one process, the zygote, which has done them.
 
-Forty chapters import the same libraries, for three to five CPU-seconds each. Only Linux forks safely, and only a
-process with one thread. The proof does without: its kernels start from nothing, and must give the same outputs.
+Forty chapters import the same libraries, for three to five CPU-seconds each. It is done on Linux alone, since elsewhere
+system libraries may not survive a fork, and with one thread, since others would not either. The proof does without: its
+kernels start from nothing, and must give the same outputs.
 """
 
 import gc
+import multiprocessing.process
 import os
 import re
 import signal
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -33,16 +36,19 @@ IMPORTS = (
     "ipykernel.kernelapp",
 )
 LAUNCHER = "ipykernel_launcher"
-SETTING = re.compile(r"\bos\.environ(\[[^]]*\] *=(?!=)| *\|=|\.(update|setdefault|pop)\()")
+# A chapter that may set the environment, which libraries read while they are imported, or that looks at its own process.
+OWN_PROCESS = re.compile(
+    r"\b(environ|putenv|unsetenv|getrusage|psutil)\b|%(set_)?env\b|/proc/self"
+)
 
-# CPU-seconds of the imports, once they are done; a kernel's own clock begins when it is forked. A chapter that needs
-# PyTorch alone is charged a second too much, which is better than three too little.
+# CPU-seconds of the imports, once they are done; a kernel's own clock begins when it is forked. Nearly all chapters
+# import PyTorch and half of them transformers: the others are charged a second too much, rather than all three too little.
 seconds_before_fork = 0.0
 
 
 def may_be_forked(sources: Iterable[str]) -> bool:
-    """Whether cells leave the environment alone, which libraries read while they are imported."""
-    return not any(SETTING.search(source) for source in sources)
+    """Whether cells can do with a kernel that has imported before they begin."""
+    return not any(OWN_PROCESS.search(source) for source in sources)
 
 
 class Zygote:
@@ -89,6 +95,8 @@ class Zygote:
                 return Forked(self._connection.recv())
             except (EOFError, OSError):
                 raise RuntimeError("the process to fork kernels from has ended") from None
+            except psutil.NoSuchProcess:
+                raise RuntimeError("a forked kernel has ended at once") from None
 
     def close(self) -> None:
         self.process.terminate()
@@ -102,8 +110,15 @@ class Forked(psutil.Process):
     stdin = stdout = stderr = None
 
     def poll(self) -> int | None:
-        """None while it runs. How it ended is not known here: it is no child of this process."""
-        return None if self.is_running() else 0
+        """None while it runs, then 0, however it ended: it is no child of this process."""
+        with suppress(psutil.NoSuchProcess):
+            if self.is_running() and self.status() != psutil.STATUS_ZOMBIE:
+                return None
+        return 0
+
+    def send_signal(self, sig: int) -> None:
+        with suppress(psutil.NoSuchProcess):
+            super().send_signal(sig)
 
 
 class _Provisioner(LocalProvisioner):
@@ -119,24 +134,33 @@ class _Provisioner(LocalProvisioner):
         return self.connection_info
 
 
+class _Stderr:
+    """Whatever is sys.stderr at the time, for the handlers that libraries give their loggers while they are imported."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.__stderr__ if sys.stderr is self else sys.stderr, name)
+
+
 def serve(descriptor: int) -> None:
     """The zygote: imports, then forks a kernel for each message, until the connection ends."""
     global seconds_before_fork
+    # The keyboard's interrupt reaches every process; the build ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.path[:] = filter(None, sys.path)  # as ipykernel's launcher does
     connection = Connection(descriptor)
     # Both are read while ipykernel and matplotlib are imported.
     os.environ["JPY_PARENT_PID"] = str(os.getpid())
-    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    sys.stderr = _Stderr()
     # What the garbage collector never touches stays shared with the kernels.
     gc.disable()
     for name in (*IMPORTS, LAUNCHER):
         import_module(name)
     gc.freeze()
+    sys.stderr = sys.__stderr__
     used = os.times()
     seconds_before_fork = used.user + used.system
-    # Kernels are not waited for. The keyboard's interrupt reaches every process; the build ends this one.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # kernels are not waited for
     while (message := _received(connection)) and (pid := os.fork()):
         connection.send(pid)
     connection.close()
@@ -146,10 +170,9 @@ def serve(descriptor: int) -> None:
 
 def _received(connection: Connection) -> Any:
     """The next message, None when the other side has ended."""
-    try:
+    with suppress(EOFError, ConnectionError):
         return connection.recv()
-    except EOFError:
-        return None
+    return None
 
 
 def _become_kernel(arguments: list[str], environment: dict[str, str], folder: str) -> None:
@@ -159,6 +182,7 @@ def _become_kernel(arguments: list[str], environment: dict[str, str], folder: st
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    multiprocessing.process.ORIGINAL_DIR = folder  # where its own children begin
     sys.argv = [sys.modules[LAUNCHER].__file__, *arguments]
     gc.enable()
     sys.modules["ipykernel.kernelapp"].launch_new_instance()
