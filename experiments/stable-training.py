@@ -173,7 +173,7 @@ if __name__ == "__main__":
     record["spikes"] = {}
     for name, defence in chapter.DEFENCES.items():
         record["spikes"][name] = [
-            chapter.damage(chapter.twins(seed, defence)) for seed in SPIKES
+            chapter.damage(chapter.twins(seed, **defence)) for seed in SPIKES
         ]
         print(name, record["spikes"][name], flush=True)
     save()
