@@ -42,7 +42,7 @@ from book.zygote import Zygote, may_be_forked
 # Set by `python -m book build --chapter`: the only chapter to execute.
 ONLY = "LLM_LEARN_CHAPTER"
 WORKERS = 2
-# It imports more than a chapter needs, and while it does nothing else begins.
+# It imports more than a chapter needs, and while it does, nothing else begins.
 WORTH_A_ZYGOTE = 5
 
 
