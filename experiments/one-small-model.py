@@ -25,6 +25,12 @@ def plain(row: object) -> dict:
     return found | {"commonest": commonest, "times": times, "replies": replies.total()}
 
 
+def distilled(teacher: chapter.Llama, seed: int) -> chapter.Llama:
+    """A student of a teacher's replies."""
+    written = chapter.lessons(teacher, chapter.TASK, chapter.PLAN, seed)
+    return chapter.distilled(teacher, written, seed)
+
+
 def whole(seed: int) -> dict:
     """Every stage, one after another."""
     torch.set_num_threads(1)
@@ -37,14 +43,14 @@ def whole(seed: int) -> dict:
     tuned = chapter.copy.deepcopy(model)
     _ = list(chapter.reinforce(model, chapter.TASK, chapter.PLAN, seed))
     rows["reinforcement"] = chapter.measured(model)
-    student, twin = chapter.distilled(model, seed), chapter.without_teacher(seed)
+    student, twin = distilled(model, seed), chapter.without_teacher(seed)
     rows["student"], rows["twin, no teacher"] = map(chapter.measured, (student, twin))
     for name, layer in (
         ("eight bits", chapter.Int8Linear),
         ("four bits", chapter.Int4Linear),
     ):
         rows[name] = chapter.measured(chapter.with_layers(model, layer))
-    fresh = chapter.distilled(tuned, seed)
+    fresh = distilled(tuned, seed)
     drafts = {
         "student": (model, student),
         "twin": (model, twin),

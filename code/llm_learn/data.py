@@ -35,7 +35,11 @@ def shakespeare_characters() -> tuple[CharTokenizer, Tensor, Tensor]:
     tokenizer = CharTokenizer("\n".join(plays.values()))
     known = "\n".join(text for name, text in plays.items() if name not in HELD_OUT)
     held_out = "\n".join(plays[name] for name in HELD_OUT)
-    return tokenizer, *(torch.tensor(tokenizer.encode(text)) for text in (known, held_out))
+    # torch.tensor takes three times as long for a list of millions of numbers as NumPy does.
+    return tokenizer, *(
+        torch.from_numpy(np.array(tokenizer.encode(text), dtype=np.int64))
+        for text in (known, held_out)
+    )
 
 
 def get_batch(
