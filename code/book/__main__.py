@@ -108,7 +108,7 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     from book.notebooks import book_chapters, find
 
     start = time.perf_counter()
-    # Whoever ends the build ends its kernels too: one that is suspended cannot see that it is alone.
+    # Whoever ends the build ends its kernels too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     output = root / "_build"
     chapters = book_chapters(root)

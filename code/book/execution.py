@@ -1,8 +1,8 @@
 """Sphinx extension that executes the chapters before their pages are read.
 
-Stale chapters run two at a time, each in one thread, and one waits while the other measures times; the others
-come from the cache. Afterwards myst-nb finds every notebook in the cache, and the executed notebooks are written
-with all their outputs. It works with `python -m book build` and with a plain `jupyter-book build .` alike.
+Stale chapters run two at a time, each in one thread; the others come from the cache. Afterwards myst-nb finds
+every notebook in the cache, and the executed notebooks are written with all their outputs. It works with
+`python -m book build` and with a plain `jupyter-book build .` alike.
 """
 
 import json

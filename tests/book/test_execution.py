@@ -9,9 +9,8 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import psutil
@@ -517,68 +516,17 @@ _ = atexit.register(end)"""
     assert (tmp_path / "ended").read_text() == "once\n"
 
 
-TICKING = """
-import sys, time
-from pathlib import Path
-largest, last = 0.0, time.monotonic()
-Path(sys.argv[1]).touch()
-begun = last
-while not Path("MEASURED").exists():
-    assert last < begun + 120
-    time.sleep(0.01)
-    now = time.monotonic()
-    largest, last = max(largest, now - last), now
-print(largest > 0.9)
-"""
-
-
 @pytest.mark.slow
-def test_a_chapter_and_what_it_started_wait_while_another_measures_times(
-    tiny_book: TinyBook, tmp_path: Path
-) -> None:
-    measured = tmp_path / "measured"
-    ticking = [
-        f"import subprocess, sys\nscript = {TICKING.replace('MEASURED', str(measured))!r}",
-        f"""child = subprocess.Popen(
-    [sys.executable, "-c", script, "{tmp_path}/child"], stdout=subprocess.PIPE, text=True
-)
-sys.argv = ["", "{tmp_path}/kernel"]
-exec(script)
-print(child.communicate()[0].strip())""",
-    ]
-    measuring = [
-        f"""import time
-from pathlib import Path
-begun = time.monotonic()
-while not all((Path("{tmp_path}") / name).exists() for name in ("child", "kernel")):
-    assert time.monotonic() < begun + 120
-    time.sleep(0.01)""",
-        "time.sleep(1)",
-        f'Path("{measured}").touch()',
-    ]
-    tags = {1: "nbval-ignore-output"}
-    tiny_book.write("chapters/part/beta.md", page("Beta", ticking))
-    tiny_book.write("chapters/part/gamma.md", page("Gamma", measuring, tags=tags))
-    done = tiny_book.build()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert outputs(tiny_book, "beta") == ["True\nTrue\n"]
-
-
-@pytest.mark.slow
-def test_a_build_that_is_ended_leaves_no_kernel_not_even_a_suspended_one(
+def test_a_build_that_is_ended_leaves_no_kernel(
     tiny_book: TinyBook, tmp_path: Path
 ) -> None:
     tell = f"""import os, time
 from pathlib import Path
-_ = (Path("{tmp_path}") / "NAME").write_text(str(os.getpid()))"""
-    wait = f"""begun = time.monotonic()
-while not (Path("{tmp_path}") / "gamma").exists() and time.monotonic() < begun + 120:
-    time.sleep(0.01)"""
-    cells = [tell.replace("NAME", "beta"), wait, "time.sleep(600)"]
-    tags = {2: "nbval-ignore-output"}
-    tiny_book.write("chapters/part/beta.md", page("Beta", cells, tags=tags))
-    cells = [tell.replace("NAME", "gamma") + "\ntime.sleep(600)"]
-    tiny_book.write("chapters/part/gamma.md", page("Gamma", cells))
+_ = (Path("{tmp_path}") / "NAME").write_text(str(os.getpid()))
+time.sleep(600)"""
+    for name in ("beta", "gamma"):
+        cells = [tell.replace("NAME", name)]
+        tiny_book.write(f"chapters/part/{name}.md", page(name.title(), cells))
     building = psutil.Popen(
         [sys.executable, "-m", "book", "build"],
         cwd=tiny_book.root,
@@ -590,105 +538,11 @@ while not (Path("{tmp_path}") / "gamma").exists() and time.monotonic() < begun +
     try:
         assert wait_until(lambda: all(p.exists() and p.read_text() for p in told), 120)
         running += [psutil.Process(int(path.read_text())) for path in told]
-        assert wait_until(lambda: is_stopped(running[-1]))
         building.terminate()
         assert building.wait(60) != 0
         assert wait_until(lambda: not any(process.is_running() for process in running))
     finally:
         kernels._each(running, psutil.Process.kill)
-
-
-class Waker:
-    """A timer that goes off when it is told to."""
-
-    def __init__(self, seconds: float, action, arguments) -> None:
-        self.seconds, self.ring = seconds, lambda: action(*arguments)
-
-    def start(self) -> None:
-        pass
-
-    def cancel(self) -> None:
-        self.ring = None
-
-    def is_alive(self) -> bool:
-        return False
-
-
-@pytest.fixture
-def other_kernel(monkeypatch):
-    """A client that measures, and the process of another one."""
-    process = psutil.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    measuring, other = ShyKernel(0), ShyKernel(0)
-    other.km = SimpleNamespace(provisioner=SimpleNamespace(pid=process.pid))
-    monkeypatch.setattr(kernels, "_running", {measuring, other})
-    yield measuring, process
-    with suppress(psutil.NoSuchProcess):
-        process.kill()
-    process.wait()
-
-
-def is_stopped(process: psutil.Process) -> bool:
-    assert process.status() != psutil.STATUS_ZOMBIE
-    return process.status() == psutil.STATUS_STOPPED
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_suspended_kernel_goes_on_after_the_measurement(
-    other_kernel, fails: bool
-) -> None:
-    measuring, process = other_kernel
-    with suppress(ZeroDivisionError), kernels._others_suspended(measuring):
-        assert wait_until(lambda: is_stopped(process))
-        if fails:
-            1 / 0  # noqa: B018
-    assert wait_until(lambda: not is_stopped(process))
-    assert not kernels._quiet.locked()
-
-
-def test_a_suspended_kernel_goes_on_where_the_measurement_does_not_end(
-    other_kernel, monkeypatch
-) -> None:
-    wakers = []
-
-    def timer(*arguments) -> Waker:
-        wakers.append(Waker(*arguments))
-        return wakers[-1]
-
-    monkeypatch.setattr(kernels.threading, "Timer", timer)
-    measuring, process = other_kernel
-    with kernels._others_suspended(measuring):
-        assert wait_until(lambda: is_stopped(process))
-        (waker,) = wakers
-        assert waker.seconds == kernels.LONGEST_PAUSE_SECONDS
-        waker.ring()
-        assert wait_until(lambda: not is_stopped(process))
-    assert waker.ring is None
-
-
-def test_a_kernel_that_has_ended_is_not_suspended(other_kernel) -> None:
-    measuring, process = other_kernel
-    process.kill()
-    process.wait()
-    with kernels._others_suspended(measuring):
-        assert kernels._quiet.locked()
-
-
-@pytest.mark.parametrize(
-    ("source", "tags", "measures"),
-    [
-        ("x = 1", [], False),
-        ("print(fastest_seconds(work))", [], True),
-        ("begun = time.perf_counter()", [], True),
-        ("from llm_learn.notebook import fastest_seconds", [], False),
-        ("my_fastest_seconds(work)", [], False),
-        ("x = 1", ["nbval-ignore-output"], True),
-        ("x = 1", ["hide-input"], False),
-    ],
-)
-def test_which_cells_measure_time(source: str, tags: list[str], measures: bool) -> None:
-    cell = nbformat.v4.new_code_cell(source, metadata={"tags": tags})
-    assert kernels.measures_time(cell) is measures
-    assert not kernels.measures_time(nbformat.v4.new_markdown_cell(source))
 
 
 def wait_until(happens, seconds: float = 20) -> bool:
