@@ -6,7 +6,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,7 +54,6 @@ def _book_usage():
 
 _running: set[NotebookClient] = set()
 _stopped = threading.Event()
-_starting = threading.Lock()  # kernels start one after another
 
 
 class ChapterFailed(Exception):
@@ -176,7 +175,7 @@ def stop_all() -> None:
     """Kills every running kernel, so that an interrupted build leaves nothing behind."""
     _stopped.set()
     for client in list(_running):
-        _each(_processes(client), psutil.Process.kill)
+        _kill(_processes(client))
 
 
 def _processes(client: NotebookClient) -> list[psutil.Process]:
@@ -189,12 +188,10 @@ def _processes(client: NotebookClient) -> list[psutil.Process]:
     return []
 
 
-def _each(
-    processes: list[psutil.Process], action: Callable[[psutil.Process], None]
-) -> None:
+def _kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            action(process)
+            process.kill()
 
 
 @contextmanager
@@ -209,13 +206,12 @@ def _kernel(
     try:
         for attempts_left in (2, 1, 0):
             try:
-                with _starting:
-                    if _stopped.is_set():
-                        raise ChapterFailed("the build was interrupted", "")
-                    if zygote:
-                        manager = client.create_kernel_manager()
-                        manager.provisioner = zygote.provisioner(manager)
-                    stack.enter_context(client.setup_kernel(env=environment, cwd=folder))
+                if _stopped.is_set():
+                    raise ChapterFailed("the build was interrupted", "")
+                if zygote:
+                    manager = client.create_kernel_manager()
+                    manager.provisioner = zygote.provisioner(manager)
+                stack.enter_context(client.setup_kernel(env=environment, cwd=folder))
                 break
             # Its ports are chosen before it takes them: another process may have been faster.
             except RuntimeError:

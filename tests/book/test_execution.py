@@ -542,7 +542,7 @@ time.sleep(600)"""
         assert building.wait(60) != 0
         assert wait_until(lambda: not any(process.is_running() for process in running))
     finally:
-        kernels._each(running, psutil.Process.kill)
+        kernels._kill(running)
 
 
 def wait_until(happens, seconds: float = 20) -> bool:

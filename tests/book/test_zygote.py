@@ -171,7 +171,7 @@ def test_nothing_outlives_a_build_that_is_killed(tiny_book: TinyBook) -> None:
         building.wait()
         assert wait_until(lambda: not any(process.is_running() for process in running))
     finally:
-        kernels._each(running, psutil.Process.kill)
+        kernels._kill(running)
 
 
 @pytest.mark.slow
