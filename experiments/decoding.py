@@ -14,7 +14,7 @@ from common import definitions, record_parts
 from torch import Tensor
 
 from llm_learn.data import HELD_OUT, shakespeare_plays
-from llm_learn.model import LlamaConfig, LlamaWithOutput, draw_by_fan_in
+from llm_learn.model import Llama, LlamaConfig, draw_by_fan_in
 
 SEEDS = [0, 1, 2]
 RECORD = Path(__file__).with_suffix(".json")
@@ -149,7 +149,7 @@ def windows(text: str) -> Tensor:
     return ids.unfold(0, CONTEXT + 1, CONTEXT)
 
 
-def new_model(width: int, num_layers: int, seed: int) -> LlamaWithOutput:
+def new_model(width: int, num_layers: int, seed: int) -> Llama:
     config = LlamaConfig(
         vocab_size=training.TOKENIZER.vocab_size,
         context_length=2 * CONTEXT,
@@ -158,9 +158,10 @@ def new_model(width: int, num_layers: int, seed: int) -> LlamaWithOutput:
         num_layers=num_layers,
         num_heads=width // 24,
         num_kv_heads=width // 24,
+        tie_embeddings=False,
     )
     torch.manual_seed(seed)
-    model = LlamaWithOutput(config)
+    model = Llama(config)
     draw_by_fan_in(model, num_layers)
     return model
 

@@ -160,6 +160,11 @@ class KVCache:
             raise ValueError(
                 f"k has shape {tuple(k.shape)}, v {tuple(v.shape)}: the cache holds {tuple(self.keys.shape)}"
             )
+        # Its memory is written in place, call after call, which would end every later backward pass.
+        if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
+            raise ValueError(
+                "k or v requires a gradient: use a cache under torch.no_grad()"
+            )
         self.keys[:, :, self.length : end] = k
         self.values[:, :, self.length : end] = v
         self.length = end

@@ -55,8 +55,12 @@ def sample_next(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Draws the next id of each row: (B, V) -> (B, 1). `temperature=0` takes the most likely one."""
-    if not temperature >= 0:
-        raise ValueError(f"temperature is {temperature}: it must be 0 (greedy) or above")
+    if temperature != 0 and not temperature >= 1e-6:
+        raise ValueError(
+            f"temperature is {temperature}: it must be 0 (greedy) or at least 1e-6"
+        )
+    # In 16 bits, sums of many probabilities are inexact, and a low temperature overflows.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     # Greedy decoding filters too: nothing it keeps is less likely, and bad arguments are refused alike.
     filtered = filter_logits(logits / (temperature or 1.0), top_k=top_k, top_p=top_p)
     if temperature == 0:
@@ -88,8 +92,8 @@ def generate(
         temperature, top_k, top_p: see `sample_next` and `filter_logits`.
         eos_id: a row that drew it is finished, and is filled with it.
         padding: (B,) how many of the first ids of each row are no text; see `pad_left`.
-        use_cache: keep keys and values instead of reading everything again, where the model can (a `Llama`) and
-            prompt and new ids together fit its context.
+        use_cache: keep keys and values instead of reading everything again, where the model can (a `Llama`), as
+            long as the ids fit its context.
         generator: decides the draws.
 
     Returns:
@@ -108,16 +112,18 @@ def generate(
         raise ValueError(
             f"padding has shape {tuple(padding.shape)}: expected ({num_rows},), and a model that skips it (a Llama)"
         )
-    # Past its context length a model reads the most recent ids only, at new positions: no key could be kept.
-    fits = num_ids + max_new_tokens <= context_length
-    cached = use_cache and can_cache and fits
-    caches = model.new_caches(num_rows, num_ids + max_new_tokens) if cached else None
+    caches = None
+    if use_cache and can_cache and max_new_tokens > 0:
+        # The last id is written and never read.
+        capacity = min(num_ids + max_new_tokens - 1, context_length)
+        caches = model.new_caches(num_rows, capacity)
     was_training = model.training
     model.eval()
     try:
         finished = torch.zeros(num_rows, 1, dtype=torch.bool, device=ids.device)
         for _ in range(max_new_tokens):
-            if caches:
+            # Past its context length a model reads the most recent ids only, at new positions: no key can be kept.
+            if caches and ids.shape[1] <= context_length:
                 new = ids[:, caches[0].length :]  # the prompt, then one id at a time
                 logits = model.logits(model.features(new, caches, padding)[:, -1])  # (B, V)
             elif padding is None:
@@ -137,7 +143,7 @@ def generate(
                 next_ids = next_ids.masked_fill(finished, eos_id)
                 finished |= next_ids == eos_id
             ids = torch.cat([ids, next_ids], dim=1)
-            if finished.all():
+            if eos_id is not None and finished.all():
                 break
     finally:
         model.train(was_training)

@@ -165,6 +165,7 @@ class LlamaConfig:
     num_kv_heads: int  # K, key/value heads, divides num_heads
     rope_base: float = 10_000.0  # the larger, the slower the slow pairs turn
     norm_eps: float = 1e-5  # added to the mean square
+    tie_embeddings: bool = True  # the output layer shares the embedding's weights
 
     def __post_init__(self):
         for field in (
@@ -241,8 +242,8 @@ class LlamaBlock(nn.Module):
 class Llama(nn.Module):
     """A decoder-only Transformer with Llama's structure (Touvron et al. 2023, arXiv:2302.13971, Section 2.2).
 
-    Key/value heads are shared as in Llama 2 (arXiv:2307.09288), and the output layer shares the embedding's
-    weights, as in many small models.
+    Key/value heads are shared as in Llama 2 (arXiv:2307.09288). The output layer shares the embedding's weights, as in
+    many small models, unless `config.tie_embeddings` is False.
     """
 
     def __init__(self, config: LlamaConfig):
@@ -251,6 +252,10 @@ class Llama(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
+        if not config.tie_embeddings:
+            shape, device = (config.d_model, config.vocab_size), self.norm.weight.device
+            # Drawn once, by `draw_weights`, like the rest.
+            self.output = nn.utils.skip_init(nn.Linear, *shape, bias=False, device=device)
         draw_weights(self, config.num_layers)
 
     def new_caches(self, batch_size: int, capacity: int) -> list[KVCache]:
@@ -310,7 +315,9 @@ class Llama(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """The output layer: features (..., C) -> (..., V)"""
-        return x @ self.token_embedding.weight.T
+        if self.config.tie_embeddings:
+            return x @ self.token_embedding.weight.T
+        return self.output(x)
 
     def forward(
         self,
@@ -322,18 +329,6 @@ class Llama(nn.Module):
         return self.logits(self.features(ids, caches, padding))
 
 
-class LlamaWithOutput(Llama):
-    """A Llama whose output layer has weights of its own."""
-
-    def __init__(self, config: LlamaConfig):
-        super().__init__(config)
-        self.output = nn.Linear(config.d_model, config.vocab_size, bias=False)
-
-    def logits(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., V)"""
-        return self.output(x)
-
-
 def interleaved_to_halves(weight: Tensor, num_heads: int) -> Tensor:
     """Reorders the rows of a projection, (heads * D, C), from RoPE's interleaved layout to that of `apply_rope`."""
     pairs = weight.unflatten(0, (num_heads, -1, 2))  # (heads, D / 2, 2, C)
@@ -341,15 +336,15 @@ def interleaved_to_halves(weight: Tensor, num_heads: int) -> Tensor:
 
 
 def llama_from_gguf(file: GGUF) -> Llama:
-    """The model in a GGUF file of Llama's architecture whose output layer shares the embedding's weights.
+    """The model in a GGUF file of Llama's architecture.
 
     Raises:
         ValueError: the file holds another architecture, or lacks a tensor.
     """
     settings = file.settings
-    if settings.get("general.architecture") != "llama" or "output.weight" in file.tensors:
+    if settings.get("general.architecture") != "llama":
         raise ValueError(
-            f"file holds {settings.get('general.architecture')!r}: expected a llama with a shared output layer"
+            f"file holds {settings.get('general.architecture')!r}: expected 'llama'"
         )
     config = LlamaConfig(
         vocab_size=settings["llama.vocab_size"],
@@ -361,11 +356,14 @@ def llama_from_gguf(file: GGUF) -> Llama:
         num_kv_heads=settings["llama.attention.head_count_kv"],
         rope_base=settings["llama.rope.freq_base"],
         norm_eps=settings["llama.attention.layer_norm_rms_epsilon"],
+        tie_embeddings="output.weight" not in file.tensors,
     )
     weights = {
         "token_embedding.weight": file.tensor("token_embd.weight"),
         "norm.weight": file.tensor("output_norm.weight"),
     }
+    if not config.tie_embeddings:
+        weights["output.weight"] = file.tensor("output.weight")
     for i in range(config.num_layers):
         names = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output")
         names += ("ffn_norm", "ffn_gate", "ffn_up", "ffn_down")

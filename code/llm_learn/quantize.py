@@ -1,11 +1,12 @@
 """Weights of eight and of four bits: whole numbers with scales, and layers that compute with them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from llm_learn.model import Llama, LlamaWithOutput
+from llm_learn.model import Llama
 
 # Of a block of a Llama.
 MATRICES = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")
@@ -20,7 +21,8 @@ def absmax(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
         group: neighbours that share a scale, a divisor of the number of weights.
 
     Returns:
-        (N, group) levels from -(2**(bits - 1) - 1) to 2**(bits - 1) - 1, as floats; (N, 1) scales
+        (N, group) levels from -(2**(bits - 1) - 1) to 2**(bits - 1) - 1, and (N, 1) scales; both float32 for a weight
+        of 16 bits, else of the weight's dtype
     """
     if bits < 2:
         raise ValueError(f"bits is {bits}: it must be at least 2")
@@ -28,7 +30,9 @@ def absmax(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"group is {group}: it must divide the number of weights, {weight.numel()}"
         )
-    rows = weight.reshape(-1, group)
+    # In float16, the inverse of a small scale is infinite.
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    rows = weight.reshape(-1, group).to(dtype)
     scales = rows.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
     inverse = torch.where(scales > 0, 1 / scales, 0)  # a group of zeros has no scale
     return (rows * inverse).round(), scales
@@ -59,7 +63,8 @@ def unpack_four(packed: Tensor) -> Tensor:
 
 
 def rounded_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Levels of eight bits, (..., N) int8, and a scale for each position, (..., 1)."""
+    """Levels of eight bits, (..., N) int8, and a scale for each position, (..., 1), of 32 bits or more."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     largest = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp(min=1e-12)
     return (x * (127 / largest)).round().to(torch.int8), largest / 127
 
@@ -77,6 +82,8 @@ def sums_in_float32(levels: Tensor, weights: Tensor) -> Tensor:
 
 def whole_sums(levels: Tensor, weights: Tensor) -> Tensor:
     """The same, in the way that is fast on this processor."""
+    if levels.device.type != "cpu":
+        return sums_in_float32(levels, weights)
     capable = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     # Of rows with a single number, torch._int_mm gives what happens to lie in memory.
     if (len(levels) == 1 or capable) and levels.shape[1] > 1:
@@ -99,19 +106,19 @@ class Int8Linear(nn.Module):
             )
         self.out_features, self.in_features = weight.shape
         levels, scales = absmax(weight.detach(), 8, self.in_features)
-        # (out_features, in_features), and (1, out_features)
+        # (out_features, in_features), and (1, out_features) of the weight's dtype
         self.register_buffer("levels", levels.to(torch.int8))
-        self.register_buffer("scales", scales.T.contiguous())
+        self.register_buffer("scales", scales.T.to(weight.dtype).contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)"""
+        """(..., in_features) -> (..., out_features), of the dtype of `x`"""
         if x.shape[-1] != self.in_features:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}: expected (..., {self.in_features})"
             )
         levels, scales = rounded_inputs(x)
         sums = whole_sums(levels.reshape(-1, self.in_features), self.levels)
-        return sums.view(*x.shape[:-1], -1) * (scales * self.scales)
+        return (sums.view(*x.shape[:-1], -1) * (scales * self.scales)).to(x.dtype)
 
 
 class Int8Table(nn.Module):
@@ -131,28 +138,34 @@ class Int8Table(nn.Module):
         return self.output.levels[ids] * self.output.scales[0, ids, None]
 
 
-def with_layers(model: Llama, make_layer: Callable[[Tensor], nn.Module]) -> LlamaWithOutput:
-    """The model with layers made from its matrices; the embedding is in eight bits.
+def with_layers(model: Llama, make_layer: Callable[[Tensor], nn.Module]) -> Llama:
+    """The model with layers made from its matrices; embedding and output layer are in eight bits.
 
     Args:
-        model: its output layer shares the embedding's weights. It stays as it is, and its norms
-            are shared.
+        model: a Llama of plain linear layers. It stays as it is, and its norms are shared.
         make_layer: from a matrix (out_features, in_features) to the layer that takes its place.
     """
-    if not isinstance(model, Llama) or isinstance(model, LlamaWithOutput):
+    parts = model.modules() if isinstance(model, Llama) else ()
+    kinds = [type(part) for part in parts if hasattr(part, "in_features")]
+    if not kinds or set(kinds) != {nn.Linear}:
         raise ValueError(
-            f"model is a {type(model).__name__}: expected a Llama with a shared output layer"
+            f"model is a {type(model).__name__} with layers of {sorted({k.__name__ for k in kinds})}: "
+            "expected a Llama whose linear layers are all nn.Linear"
         )
+    config = replace(model.config, tie_embeddings=False)
     with torch.device("meta"):  # no memory for weights that are replaced at once
-        small = LlamaWithOutput(model.config)
+        small = Llama(config)
     small.load_state_dict(model.state_dict(), strict=False, assign=True)
     for block in small.blocks:
         for path in MATRICES:
             part, name = path.split(".")
             layer = make_layer(block.get_submodule(path).weight)
             setattr(block.get_submodule(part), name, layer)
-    small.output = Int8Linear(model.token_embedding.weight)
-    small.token_embedding = Int8Table(small.output)
+    table = Int8Linear(model.token_embedding.weight)
+    small.token_embedding = Int8Table(table)
+    # Where the model shares its weights, the small one shares its levels.
+    tied = model.config.tie_embeddings
+    small.output = table if tied else Int8Linear(model.output.weight)
     return small.eval()
 
 
@@ -181,8 +194,8 @@ class Int4Linear(nn.Module):
         return (levels * self.scales.float()).view(self.out_features, -1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)"""
-        return x @ self.weight().T
+        """(..., in_features) -> (..., out_features), of the dtype of `x`"""
+        return x @ self.weight().T.to(x.dtype)
 
 
 def bytes_of(model: nn.Module) -> int:

@@ -39,12 +39,15 @@ def to_hugging_face(model: Llama) -> "LlamaForCausalLM":
         max_position_embeddings=c.context_length,
         rms_norm_eps=c.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": c.rope_base},
-        tie_word_embeddings=True,
+        tie_word_embeddings=c.tie_embeddings,
+        bos_token_id=None,
+        # Hugging Face's default, 2, is an ordinary token of another vocabulary.
+        eos_token_id=None,
     )
     table = model.token_embedding.weight
     weights = {
         "model.embed_tokens": table,
-        "lm_head": table,
+        "lm_head": table if c.tie_embeddings else model.output.weight,
         "model.norm": model.norm.weight,
     }
     kv_width = c.num_kv_heads * c.head_dim

@@ -39,7 +39,7 @@ class Seq2Seq(nn.Module):
             )
         packed = pack_padded_sequence(
             self.source_embedding(source),
-            mask.sum(1),
+            mask.sum(1).cpu(),  # lengths are read there, wherever the model is
             batch_first=True,
             enforce_sorted=False,
         )
@@ -119,8 +119,8 @@ def greedy_translation(model: nn.Module, source: Tensor, longest: int = 16) -> T
     if longest < 1:
         raise ValueError(f"longest is {longest}: it must be at least 1")
     memory, mask, state = model.encode(source)
-    word = torch.full((len(source), 1), Vocabulary.bos_id)
-    written, ended = [], torch.zeros(len(source), 1, dtype=torch.bool)
+    word = source.new_full((len(source), 1), Vocabulary.bos_id)
+    written, ended = [], torch.zeros_like(word, dtype=torch.bool)
     while len(written) < longest and not ended.all():
         logits, state, _ = model.decode(word, memory, mask, state)
         word = logits.argmax(-1).masked_fill(ended, Vocabulary.pad_id)  # (B, 1)

@@ -107,13 +107,14 @@ def fine_tune(
         lr=config.learning_rate,
         betas=config.betas,
     )
+    device = next(model.parameters()).device
     order, losses = [], []
     model.train()
     for step in tqdm(range(config.max_steps), desc="fine-tuning", leave=False):
         while len(order) < config.batch_size:
             order += torch.randperm(len(examples), generator=generator).tolist()
         batch, order = order[: config.batch_size], order[config.batch_size :]
-        x, y = answer_batch([examples[i] for i in batch], pad_id)
+        x, y = (t.to(device) for t in answer_batch([examples[i] for i in batch], pad_id))
         loss = train_step(
             model,
             [optimizer],

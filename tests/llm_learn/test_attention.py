@@ -455,6 +455,16 @@ def test_a_full_cache_refuses_more_and_keeps_what_it_has():
     assert torch.equal(cache.keys[:, :, :2], k)
 
 
+def test_a_cache_refuses_what_a_backward_pass_would_need():
+    cache, k = KVCache(1, 2, 3, 4), torch.randn(1, 2, 1, 4, requires_grad=True)
+    for one, other in ((k, k.detach()), (k.detach(), k)):
+        with pytest.raises(ValueError, match="k or v requires a gradient"):
+            cache.extend(one, other)
+    with torch.no_grad():
+        cache.extend(k, k)
+    assert cache.length == 1 and not cache.keys.requires_grad
+
+
 @pytest.mark.parametrize(
     ("k", "v"),
     [

@@ -297,12 +297,25 @@ def test_sampling_rejects_filters_that_keep_nothing(options, message, temperatur
         sample_next(torch.randn(1, 4), temperature=temperature, **options)
 
 
-@pytest.mark.parametrize("temperature", [-0.1, -INF, float("nan")])
-def test_sampling_rejects_temperatures_below_zero(temperature):
+@pytest.mark.parametrize("temperature", [-0.1, -INF, float("nan"), 1e-40])
+def test_sampling_rejects_temperatures_that_it_cannot_divide_by(temperature):
     with pytest.raises(
-        ValueError, match=rf"temperature is {temperature}: it must be 0 \(greedy\) or above"
+        ValueError,
+        match=rf"temperature is {temperature}: it must be 0 \(greedy\) or at least 1e-6",
     ):
         sample_next(torch.randn(1, 4), temperature=temperature)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_of_16_bits_are_drawn_from_as_exactly_as_any(dtype):
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0)).to(dtype) * 9
+    # Divided in float16 they would be infinite.
+    assert sample_next(logits, temperature=1e-5) == logits.argmax()
+    draws = [
+        sample_next(x.expand(500, -1), generator=torch.Generator().manual_seed(1))
+        for x in (logits, logits.float())
+    ]
+    assert torch.equal(*draws)
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 3, 4)])
@@ -349,9 +362,14 @@ PROMPTS = st.lists(
 )
 
 
-@given(length=st.integers(1, 9), rows=st.integers(1, 3), new=st.integers(0, 9))
-def test_cached_text_is_the_text_without_a_cache(length, rows, new):
-    model = tiny_llama()
+@given(
+    length=st.integers(1, 9),
+    rows=st.integers(1, 3),
+    new=st.integers(0, 9),
+    context=st.integers(9, 20),
+)
+def test_cached_text_is_the_text_without_a_cache(length, rows, new, context):
+    model = tiny_llama(context)
     ids = torch.randint(31, (rows, length))
     cached = generate(model, ids, new, temperature=0)
     assert torch.equal(cached, generate(model, ids, new, temperature=0, use_cache=False))
@@ -407,6 +425,28 @@ def test_the_cache_makes_the_model_read_each_id_once(monkeypatch):
     )
     generate(model, torch.randint(31, (1, 5)), 4, temperature=0)
     assert lengths == [5, 1, 1, 1]
+
+
+def test_the_cache_serves_until_the_context_is_full(monkeypatch):
+    """The last id is never read, so 4 and 5 fit into 8; of 4 and 7, two do not."""
+    model, lengths = tiny_llama(context_length=8), []
+    features = model.features
+    monkeypatch.setattr(
+        model,
+        "features",
+        lambda ids, *rest: (lengths.append(ids.shape[1]), features(ids, *rest))[1],
+    )
+    ids = torch.randint(31, (1, 4))
+    generate(model, ids, 5, temperature=0)
+    assert lengths == [4, 1, 1, 1, 1]
+    lengths.clear()
+    generate(model, ids, 7, temperature=0)
+    assert lengths == [4, 1, 1, 1, 1, 8, 8]
+
+
+def test_no_rows_get_as_many_ids_as_others():
+    ids = torch.zeros(0, 3, dtype=torch.long)
+    assert generate(tiny_llama(), ids, 4, temperature=0).shape == (0, 7)
 
 
 def test_without_a_cache_none_is_made(monkeypatch):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from llm_learn import optim
-from llm_learn.model import GPT, GPTConfig, LlamaConfig, LlamaWithOutput
+from llm_learn.model import GPT, GPTConfig, Llama, LlamaConfig
 from llm_learn.optim import (
     AdamW,
     Muon,
@@ -364,7 +364,7 @@ def test_muon_and_adamw_reject_a_model_without_blocks():
 def test_width_groups_hold_every_parameter_once_and_slow_down_what_sums_over_the_width():
     shape = {"vocab_size": 11, "context_length": 8, "d_model": 64, "d_ff": 96}
     heads = {"num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
-    model = LlamaWithOutput(LlamaConfig(**shape, **heads))
+    model = Llama(LlamaConfig(**shape, **heads, tie_embeddings=False))
     rates = {}
     for group in width_groups(model, 0.5, base_width=16):
         for p in group["params"]:

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from torch import nn
 
-from llm_learn.model import GPT, GPTConfig, LlamaWithOutput
+from llm_learn.lora import add_lora
+from llm_learn.model import GPT, GPTConfig
 from llm_learn.quantize import (
     MATRICES,
     Int4Linear,
@@ -47,6 +48,15 @@ class TestAbsmax:
         assert (levels.abs().amax(1) == most).all()
         off = (levels * scales - weight.view(-1, group)).abs()
         assert (off <= scales * 0.5001).all()
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_small_weights_of_16_bits_are_rounded_as_those_of_32(self, dtype):
+        """In float16 the inverse of a scale below 1/65504 is infinite."""
+        weight = numbers(8, 64, scale=1e-3).to(dtype)
+        for ours, wanted in zip(
+            absmax(weight, 8, 64), absmax(weight.float(), 8, 64), strict=True
+        ):
+            assert ours.dtype == torch.float32 and torch.equal(ours, wanted)
 
     @pytest.mark.parametrize("bits", [2, 4, 8])
     def test_it_rounds_as_torch_does_with_these_scales(self, bits):
@@ -181,6 +191,34 @@ class TestInt8Linear:
             Int8Linear(numbers(3, 4))(numbers(2, 8))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+class TestSixteenBits:
+    def test_a_row_of_zeros_stays_zero(self, dtype):
+        """The least divisor, 1e-12, is 0 in float16."""
+        x = torch.zeros(2, 4, dtype=dtype)
+        x[1] = 3
+        levels, scales = rounded_inputs(x)
+        assert levels.tolist() == [[0] * 4, [127] * 4] and scales.isfinite().all()
+
+    @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
+    def test_a_layer_answers_in_the_dtype_of_its_input(self, dtype, kind):
+        weight, x = numbers(40, 64).to(dtype), numbers(5, 64, seed=1).to(dtype)
+        out, wanted = kind(weight)(x), kind(weight.float())(x.float())
+        assert out.dtype == dtype
+        # Eight bits of a number, once for the scale and once for the sum.
+        torch.testing.assert_close(out.float(), wanted, rtol=2e-2, atol=1e-3)
+
+    @pytest.mark.usefixtures("no_gradients")
+    @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
+    def test_a_model_writes_with_a_cache(self, dtype, kind, tiny_llama, two_texts):
+        small = with_layers(tiny_llama(d_model=128, d_ff=96).to(dtype), kind)
+        ids = two_texts[0]
+        caches = small.new_caches(len(ids), 9)
+        logits = [small(ids[:, :5], caches), small(ids[:, 5:], caches)]
+        assert {x.dtype for x in logits} == {dtype}
+        assert torch.cat(logits, 1).isfinite().all()
+
+
 class TestInt4Linear:
     def test_it_reads_back_what_absmax_rounds(self):
         weight, x = numbers(40, 64), numbers(5, 64, seed=1)
@@ -274,12 +312,21 @@ class TestWithLayers:
         small.to(torch.bfloat16)
         assert small.new_caches(1, 4)[0].keys.dtype == torch.bfloat16
 
+    def test_an_output_layer_of_its_own_keeps_its_weights(self, tiny_llama, two_texts):
+        model = tiny_llama(d_model=128, d_ff=96, tie_embeddings=False)
+        small = with_layers(model, Int8Linear)
+        assert torch.equal(small.output.levels, Int8Linear(model.output.weight).levels)
+        assert torch.equal(
+            small.token_embedding.output.levels,
+            Int8Linear(model.token_embedding.weight).levels,
+        )
+
     def test_other_models_are_refused(self, model):
         shape = {"vocab_size": 9, "context_length": 4, "d_model": 8, "num_layers": 1}
         for other in (
             GPT(GPTConfig(**shape, num_heads=2)),
-            LlamaWithOutput(model.config),
             with_layers(model, Int8Linear),
+            add_lora(copy.deepcopy(model), ["qkv"], rank=2, alpha=2),
         ):
             with pytest.raises(ValueError, match=f"model is a {type(other).__name__}"):
                 with_layers(other, Int8Linear)

@@ -6,7 +6,7 @@ from llm_learn.model import GPT, GPTConfig, Llama, LlamaConfig, load_smollm2
 from llm_learn.reference import smollm2_tokenizer, to_gpt2, to_hugging_face
 
 
-def tiny_llama() -> Llama:
+def tiny_llama(**changes) -> Llama:
     config = LlamaConfig(
         vocab_size=29,
         context_length=16,
@@ -17,6 +17,7 @@ def tiny_llama() -> Llama:
         num_kv_heads=2,
         rope_base=500.0,
         norm_eps=1e-3,
+        **changes,
     )
     model = Llama(config).eval()
     for parameter in model.parameters():
@@ -39,6 +40,29 @@ def test_logits_are_ours_whatever_the_layout_of_the_weights():
         torch.testing.assert_close(
             to_hugging_face(model)(ids).logits, logits, rtol=0, atol=1e-4
         )
+
+
+def test_logits_are_ours_with_an_output_layer_of_its_own():
+    model, ids = tiny_llama(tie_embeddings=False), torch.randint(29, (2, 9))
+    theirs = to_hugging_face(model)
+    assert not theirs.config.tie_word_embeddings
+    assert theirs.lm_head.weight.data_ptr() == model.output.weight.data_ptr()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, model(ids), rtol=0, atol=1e-4)
+
+
+def test_no_id_ends_what_it_writes_unless_told():
+    """Hugging Face's Llama would end at id 2."""
+    model = tiny_llama()
+    with torch.no_grad():
+        for parameter in model.parameters():  # every id is followed by itself
+            parameter.fill_(0 if parameter.ndim == 2 else 1)
+        model.token_embedding.weight[2] = 1
+    theirs, ids = to_hugging_face(model), torch.tensor([[2, 2]])
+    written = theirs.generate(ids, max_new_tokens=5, do_sample=False)
+    assert written.tolist() == [[2] * 7]
+    assert theirs.generation_config.eos_token_id is None
+    assert theirs.generation_config.bos_token_id is None
 
 
 def test_weights_are_shared_and_gradients_are_not():

@@ -183,6 +183,20 @@ def test_the_learning_rate_follows_the_schedule(monkeypatch):
     assert factors == [config.factor(step) for step in range(6)] and factors[0] < factors[1]
 
 
+def test_batches_go_where_the_model_is(monkeypatch):
+    devices = set()
+
+    def spy(model, optimizers, batches, **_):
+        devices.update(t.device.type for batch in batches for t in batch)
+        return 0.0
+
+    monkeypatch.setattr("llm_learn.sft.train_step", spy)
+    generator = torch.Generator().manual_seed(0)
+    examples = [([1, 2], [False, True])] * 2
+    fine_tune(small_llama().to("meta"), examples, recipe(), pad_id=0, generator=generator)
+    assert devices == {"meta"}
+
+
 def test_every_example_is_seen_once_before_any_is_seen_again(monkeypatch):
     examples = [([i, i], [False, True]) for i in range(7)]
     seen = []
