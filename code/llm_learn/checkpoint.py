@@ -14,6 +14,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
+class UnreadableCheckpoint(ValueError):
+    """A folder that holds no complete checkpoint."""
+
+
+def _sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk; Windows has no way to ask for that."""
+    if os.name != "posix":
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which gets its name when the block ends; where the block fails, it is gone."""
@@ -26,7 +41,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
         for file in temporary.iterdir():
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())
+        _sync_folder(temporary)
         temporary.rename(folder)
+        # Else a failure could undo the renaming, after older checkpoints have been removed.
+        _sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -71,7 +89,8 @@ def load_checkpoint(
     """Puts the model and its optimizers into the state that was saved, and returns the progress.
 
     Raises:
-        ValueError: the folder is no checkpoint, or one of another model or of other optimizers.
+        UnreadableCheckpoint: the folder holds no checkpoint, or a damaged one.
+        ValueError: it holds a checkpoint of another model or of other optimizers.
     """
     folder = Path(folder)
     try:
@@ -79,8 +98,8 @@ def load_checkpoint(
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         state = _put_back(state, "", tensors)
         weights, saved, progress = state["model"], state["optimizers"], state["progress"]
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UnreadableCheckpoint(
             f"folder is {str(folder)!r}: it holds no checkpoint ({error})"
         ) from error
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from llm_learn.assets import AssetError
 from llm_learn.checkpoint import new_folder
 from llm_learn.data import save_tokens, shakespeare
 from llm_learn.distributed import Ranks, joined
@@ -104,7 +105,7 @@ def begin_or_resume(
         if ranks.is_first:
             print(json.dumps(settings, indent=1))
         return TrainingRun(folder, settings, ranks, sharing).go()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, AssetError) as error:
         if ranks.is_first:
             print(f"error: {error}", file=sys.stderr)
         return 2
@@ -115,10 +116,7 @@ def begin_or_resume(
 
 def opened(folder: Path, given: dict, resume: bool, ranks: Ranks) -> dict:
     """The settings of the run in that folder, which is made if there is nothing to resume."""
-    if resume:
-        settings = saved_settings(folder, given)
-    else:
-        settings = {"text": [], **{n: d for n, (d, _) in OPTIONS.items()}, **given}
+    settings = saved_settings(folder, given) if resume else default_settings() | given
     if settings["batch_size"] % ranks.world_size:
         raise ValueError(
             f"batch_size is {settings['batch_size']}: {ranks.world_size} processes cannot share it evenly"
@@ -128,12 +126,17 @@ def opened(folder: Path, given: dict, resume: bool, ranks: Ranks) -> dict:
     return settings
 
 
+def default_settings() -> dict:
+    return {"text": []} | {name: default for name, (default, _) in OPTIONS.items()}
+
+
 def saved_settings(folder: Path, given: dict) -> dict:
     """The settings of the run in that folder, which options may repeat and not change."""
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"--out is {str(folder)!r}: there is no run to resume")
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    # A run that an older version began lacks the settings that were added later.
+    settings = default_settings() | json.loads(path.read_text(encoding="utf-8"))
     for name, value in given.items():
         if value != settings[name]:
             raise ValueError(

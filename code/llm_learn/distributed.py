@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import sys
 import tempfile
 from collections import defaultdict
@@ -13,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -40,21 +42,30 @@ class Ranks:
         return (numbers / self.world_size).tolist()
 
     def from_first(self, work: Callable[[], object]) -> object:
-        """What `work()` returns on the first process, on all of them; so is a ValueError or OSError that it raises."""
+        """Calls `work()` on the first process; all processes return its result, or raise its exception."""
         if self.world_size == 1:
             return work()
         result = error = None
         if self.is_first:
             try:
                 result = work()
-            except (ValueError, OSError) as raised:
-                error = raised
+            except Exception as raised:
+                error = _portable(raised)
         outcome = [result, error]
         dist.broadcast_object_list(outcome, src=0, device=self.device)
         result, error = outcome
         if error is not None:
             raise error
         return result
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception, or a RuntimeError with its message if other processes cannot rebuild it."""
+    try:
+        _ = pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 @contextmanager
@@ -109,9 +120,11 @@ def shard(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer: of all its parameters, with or without a state.
     """
     whole = list(model.parameters())
+    # Without a mesh, PyTorch takes the accelerator that it was built for, even if this machine has none.
+    mesh = init_device_mesh(whole[0].device.type, (dist.get_world_size(),))
     for block in model.blocks:
-        fully_shard(block)
-    fully_shard(model)
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
     shards = dict(zip(whole, model.parameters(), strict=True))
     for group in optimizer.param_groups:
         group["params"] = [shards[p] for p in group["params"]]
@@ -159,6 +172,9 @@ def in_processes(work: Callable[[], object], world_size: int = 2) -> list:
 
     def run(rank: int, folder: str, answer: Connection) -> None:
         address = f"file://{folder}/store"
+        # By loopback, whatever the name of this machine may resolve to.
+        loopback = "lo0" if sys.platform == "darwin" else "lo"
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
         try:
             with _silent_stdout():
                 dist.init_process_group(
@@ -169,9 +185,6 @@ def in_processes(work: Callable[[], object], world_size: int = 2) -> list:
         except Exception as error:
             answer.send(error)
 
-    # By loopback, whatever the name of this machine may resolve to.
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     # Each starts as a copy of this process; Windows cannot do that.
     fork = multiprocessing.get_context("fork")
     pipes = [fork.Pipe(duplex=False) for _ in range(world_size)]
@@ -201,6 +214,13 @@ def in_processes(work: Callable[[], object], world_size: int = 2) -> list:
             for process in processes:
                 process.join(SECONDS_TO_END)
         finally:
-            for process in processes:
-                process.kill()  # where one has failed, the others would wait for ever
+            started = [process for process in processes if process.pid is not None]
+            for process in started:
+                process.kill()  # after a failure, the others would wait for ever
+            for process in started:
+                process.join()
+                process.close()
+            for pipe in pipes:
+                for end in pipe:
+                    end.close()
     return [found[rank] for rank in range(world_size)]

@@ -39,6 +39,10 @@ def bootstrap_interval(
     """
     if values.ndim != 1 or not len(values):
         raise ValueError(f"values has shape {values.shape}: expected (N,), at least one")
-    drawn = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
+    rng, means = np.random.default_rng(seed), []
+    at_once = max(1, 2**20 // len(values))  # resamples in memory
+    for done in range(0, resamples, at_once):
+        shape = min(at_once, resamples - done), len(values)
+        means.append(values[rng.integers(0, len(values), shape)].mean(1))
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)

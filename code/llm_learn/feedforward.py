@@ -1,6 +1,7 @@
 """What each position does by itself, after it has read from the others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -168,8 +169,31 @@ def load_balancing_loss(logits: Tensor, chosen: Tensor) -> Tensor:
     return num_experts * (share * logits.softmax(-1).mean(0)).sum()
 
 
+class LossScale:
+    """The factor on the model's loss in a backward pass; `WithLoss` multiplies its second loss by the same factor."""
+
+    def __init__(self):
+        self.factor = 1.0
+
+    @contextmanager
+    def times(self, factor: float) -> Iterator[None]:
+        """Multiplies the factor in a `with` block around `backward`; blocks inside each other multiply."""
+        before = self.factor
+        self.factor = before * factor
+        try:
+            yield
+        finally:
+            self.factor = before
+
+
+loss_scale = LossScale()
+
+
 class WithLoss(torch.autograd.Function):
-    """Hands a tensor on, and in the backward pass adds the gradient of a second loss to that of the model's."""
+    """Returns a tensor unchanged; the backward pass adds the gradient of a second loss to that of the model's loss.
+
+    If you multiply the model's loss by a factor, run the backward pass in `with loss_scale.times(factor):`.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, loss: Tensor) -> Tensor:
@@ -177,11 +201,14 @@ class WithLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return grad, torch.ones((), dtype=grad.dtype, device=grad.device)
+        return grad, torch.full((), loss_scale.factor, dtype=grad.dtype, device=grad.device)
 
 
 def balanced(gates: Gates, weight: float) -> Gates:
-    """The same gates; training them lowers `weight` times the load-balancing loss as well."""
+    """The same gates; training them lowers `weight` times the load-balancing loss as well.
+
+    With micro-batches this is the mean of their losses, each computed from the shares in its own micro-batch.
+    """
     if not weight >= 0:
         raise ValueError(f"weight is {weight}: it cannot be negative")
 

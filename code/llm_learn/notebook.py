@@ -96,7 +96,7 @@ def fastest_seconds(work: Callable[[], object], repeats: int = 3) -> float:
 
 def fitted_power(sizes: Sequence[float], values: Sequence[float]) -> float:
     """The p for which size ** p, times a constant, fits the values best, on logarithmic axes."""
-    if len(sizes) != len(values) or min(*sizes, *values) <= 0 or len(set(sizes)) < 2:
+    if len(sizes) != len(values) or len(set(sizes)) < 2 or min(*sizes, *values) <= 0:
         raise ValueError(
             f"sizes is {list(sizes)}, values {list(values)}: "
             "expected as many of each, all above 0, for two sizes at least"

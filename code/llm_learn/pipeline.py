@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -19,7 +18,7 @@ from llm_learn.model import Llama, LlamaConfig, draw_by_fan_in
 from llm_learn.optim import AdamW, muon_and_adamw, wsd_schedule
 from llm_learn.sft import Example, answer_batch
 from llm_learn.talk import REPLY, TalkTask, Written, draw_replies
-from llm_learn.train import IGNORED
+from llm_learn.train import IGNORED, summed_loss
 
 Batch = tuple[Tensor, Tensor]  # ids (B, T), and for each the next, or IGNORED
 ALONE = Ranks()
@@ -143,9 +142,9 @@ def learn_from(
 
 
 def next_id_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy in nats a target."""
+    """Cross-entropy in nats per target."""
     x, y = batch
-    return F.cross_entropy(model(x).flatten(0, 1), y.flatten(), ignore_index=IGNORED)
+    return summed_loss(model(x), y) / (y != IGNORED).sum()
 
 
 def text_batches(

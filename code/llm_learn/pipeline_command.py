@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from llm_learn.assets import AssetError
+from llm_learn.checkpoint import new_folder
 from llm_learn.distributed import Ranks, joined
 from llm_learn.model import Llama
 from llm_learn.pipeline import (
@@ -28,7 +30,8 @@ from llm_learn.pipeline import (
     text_batches,
 )
 from llm_learn.sft import answer_batch
-from llm_learn.talk import REPLY_KINDS, draw_replies, make_task
+from llm_learn.talk import REPLY_KINDS, TalkTask, draw_replies, make_task, read_talk
+from llm_learn.tokenizers import BPETokenizer
 from llm_learn.train import evaluate_loss
 from llm_learn.training_run import replacing
 
@@ -90,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = replace(GPU_PLAN if large else Plan(), **given)
         with joined(device) as ranks:
             PipelineRun(folder, plan, seed, ranks).go()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, AssetError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -112,8 +115,14 @@ class PipelineRun:
         for name in ("windows", "examples", "prompts"):
             _ = own_share(name, getattr(plan, name), ranks)
         _ = flops(plan, prompt=1)
-        self.say(f"reading the plays, learning {plan.vocab_size:,} tokens")
-        self.task = make_task(plan.num_words, plan.vocab_size)
+        begun = ranks.from_first(self.is_begun)
+        if begun:
+            self.say("reading the plays and the tokenizer")
+            tokenizer = BPETokenizer.load(folder / "tokenizer.json")
+            self.task = TalkTask(read_talk(plan.num_words), tokenizer)
+        else:
+            self.say(f"reading the plays, learning {plan.vocab_size:,} tokens")
+            self.task = make_task(plan.num_words, plan.vocab_size)
         encode, talk = self.task.tokenizer.encode, self.task.talk
         self.ids, self.held_out = (
             torch.tensor(encode(text)).to(ranks.device)
@@ -123,26 +132,36 @@ class PipelineRun:
         lengths = [loss_mask.index(True) for _, loss_mask in self.examples]
         self.predicted = flops(plan, sum(lengths) / len(lengths))
         self.rows: list[dict] = []
-        ranks.from_first(self.begin)
+        if not begun:
+            ranks.from_first(self.begin)
 
-    def begin(self) -> None:
-        """Makes the folder, or checks that it was begun with the same plan."""
-        path, settings = self.folder / "plan.json", asdict(self.plan) | {"seed": self.seed}
+    def settings(self) -> dict:
+        return asdict(self.plan) | {"seed": self.seed}
+
+    def is_begun(self) -> bool:
+        """Whether the folder holds a run, which must have been begun with the same plan."""
+        path = self.folder / "plan.json"
         if path.is_file():
             begun = json.loads(path.read_text(encoding="utf-8"))
-            for name, value in settings.items():
+            for name, value in self.settings().items():
                 if begun.get(name) != value:
                     raise ValueError(
                         f"{name} is {value}: the run in {str(self.folder)!r} was begun with {begun.get(name)}"
                     )
-            return
+            return True
         if self.folder.exists() and (
             not self.folder.is_dir() or any(self.folder.iterdir())
         ):
             raise ValueError(f"--out is {str(self.folder)!r}: it exists, and holds no run")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.task.tokenizer.save(self.folder / "tokenizer.json")
-        write_json(path, settings)
+        return False
+
+    def begin(self) -> None:
+        """Makes the folder with the tokenizer and the plan: all of it or nothing."""
+        with new_folder(self.folder) as temporary:
+            self.task.tokenizer.save(temporary / "tokenizer.json")
+            write_json(temporary / "plan.json", self.settings())
+            if self.folder.exists():
+                self.folder.rmdir()  # empty; on Windows nothing can be renamed onto it
 
     def say(self, text: str) -> None:
         if self.ranks.is_first:

@@ -4,11 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from llm_learn.data import get_batch
+from llm_learn.feedforward import loss_scale
 from llm_learn.optim import AdamW, cosine_schedule, decay_groups
 
 # The target that cross-entropy leaves out of its mean, in PyTorch and in Hugging Face's models.
@@ -21,7 +24,7 @@ class TrainConfig:
 
     max_steps: int  # updates
     batch_size: int  # B, windows in an update
-    micro_batch_size: int | None = None  # windows at a time, to save memory; None: all
+    micro_batch_size: int | None = None  # windows in memory at a time; None: all
     learning_rate: float  # at the peak of the schedule
     warmup_steps: int = 0  # updates until the peak
     floor: float = 0.1  # the schedule's last factor
@@ -71,6 +74,38 @@ class History:
     eval_losses: list[float] = field(default_factory=list)  # nats a token
 
 
+def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """The cross-entropy summed over all targets but those of -100, nats; computed in float32 or float64.
+
+    Args:
+        logits: (B, T, V)
+        targets: (B, T)
+    """
+    logits = logits.flatten(0, 1)
+    # A sum of many terms in bfloat16 or float16 would lose most of their digits.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def mean_over_processes(model: nn.Module, counts: Sequence[int]) -> list[float]:
+    """The means of the counts over the processes that average the model's gradients, each of which calls this.
+
+    Args:
+        model: wrapped by DistributedDataParallel or divided by `fully_shard`; any other is trained by one process.
+        counts: of this process.
+    """
+    if isinstance(model, DistributedDataParallel):
+        group = model.process_group
+    else:
+        sharded = (p for p in model.parameters() if hasattr(p, "device_mesh"))
+        if (p := next(sharded, None)) is None:
+            return list(counts)
+        group = p.device_mesh.get_group()
+    sums = torch.tensor(counts, device=next(model.parameters()).device)
+    dist.all_reduce(sums, group=group)
+    return [total / dist.get_world_size(group) for total in sums.tolist()]
+
+
 @torch.no_grad()
 def evaluate_loss(model: nn.Module, ids: Tensor, *, batch_size: int = 64) -> float:
     """The mean loss in nats a token over a text, cut into windows of the model's context length.
@@ -95,8 +130,7 @@ def evaluate_loss(model: nn.Module, ids: Tensor, *, batch_size: int = 64) -> flo
     total = 0.0
     try:
         for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
-            logits = model(x).flatten(0, 1)
-            total += F.cross_entropy(logits, y.flatten(), reduction="sum").item()
+            total += summed_loss(model(x), y).item()
     finally:
         model.train(was_training)
     return total / targets.numel()
@@ -112,16 +146,20 @@ def train_step(
 ) -> float:
     """One update of a language model, with the gradient of the mean loss over all targets of its batches.
 
+    Several processes that average their gradients, by DistributedDataParallel or `fully_shard`, take the mean over
+    the targets of all processes. A second loss, added by `WithLoss`, is averaged over batches by their positions.
+
     Args:
         model: maps ids (B, T) to logits (B, T, V).
         optimizers: share the model's parameters among them.
         batches: inputs (B, T) and targets (B, T), of which those of -100 do not count; only one batch at a time is
-            in memory, with its activations.
+            in memory, with its activations. Each process has the same number of batches.
         factor: on every group's learning rate, from a schedule.
         max_grad_norm: the gradient of the whole model is scaled down to this norm.
 
     Returns:
-        The mean loss before the update, nats a token.
+        The mean loss before the update, nats per token. With several processes, the mean of what they return is the
+        mean loss.
     """
     if not batches:
         raise ValueError("batches is empty: an update needs one at least")
@@ -129,18 +167,18 @@ def train_step(
         optimizer.zero_grad()
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-    counts = [int((y != IGNORED).sum()) for _, y in batches]
-    if not sum(counts):
+    counts = [sum(int((y != IGNORED).sum()) for _, y in batches)]
+    counts += [sum(y.numel() for _, y in batches)]
+    num_targets, num_positions = mean_over_processes(model, counts)
+    if not num_targets:
         raise ValueError(f"batches has no target: every one is {IGNORED}")
     total = 0.0
-    for (x, y), count in zip(batches, counts, strict=True):
-        if not count:
-            continue
-        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
-        # Gradients add up. Each batch counts by its targets, so that their sum is that of one large batch.
-        share = loss * (count / sum(counts))
-        share.backward()
-        total += share.item()
+    for x, y in batches:
+        # Gradients add up. Dividing by the targets of all batches makes their sum that of one large batch.
+        loss = summed_loss(model(x), y) / num_targets
+        with loss_scale.times(y.numel() / num_positions):
+            loss.backward()
+        total += loss.item()
     nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     for optimizer in optimizers:
         optimizer.step()
@@ -180,7 +218,8 @@ def train(
         if val_ids is None:
             return
         history.eval_steps.append(step)
-        history.eval_losses.append(evaluate_loss(model, val_ids))
+        size = config.micro_batch_size or 64
+        history.eval_losses.append(evaluate_loss(model, val_ids, batch_size=size))
         if on_eval is not None:
             on_eval(step, history.eval_losses[-1])
 

@@ -1,6 +1,7 @@
 """A training run in its folder, by one process or by several."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -9,14 +10,15 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from llm_learn.checkpoint import load_checkpoint, save_checkpoint
+from llm_learn.checkpoint import UnreadableCheckpoint, load_checkpoint, save_checkpoint
 from llm_learn.data import TokenLoader, load_tokens
 from llm_learn.distributed import Gathered, Ranks, lost_contact, shard
 from llm_learn.generate import generate
@@ -26,6 +28,8 @@ from llm_learn.tokenizers import BPETokenizer, CharTokenizer
 from llm_learn.train import History, TrainConfig, evaluate_loss, train_step
 
 SAMPLE_IDS = 300  # of the text that is written at the end
+CSV_COLUMNS = ["updates", "train_loss", "validation_loss"]  # of losses.csv
+MOST_POINTS = 2000  # of the batches' losses in the figure
 
 
 def train_config(settings: dict) -> TrainConfig:
@@ -92,11 +96,13 @@ class TrainingRun:
         val_ids = load_tokens(folder / "val.npy")[: settings["eval_ids"]]
         self.val_ids = torch.from_numpy(val_ids.astype("int64")).to(ranks.device)
         self.history = History()
+        self.complete = (0, 0)  # rows of losses.csv that cannot change, and their bytes
+        self.csv_bytes = None  # size of losses.csv, once this process has written it
         ranks.from_first(self.remove_unfinished)
         if checkpoints := self.checkpoints():
-            progress = load_checkpoint(checkpoints[-1], self.model, [self.optimizer])
+            progress = self.load(checkpoints)
             self.loader.load_state_dict(progress["loader"])
-            self.history = History(**progress["history"])
+            self.history = self.read_history(progress)
         self.trained = self.model
         if ranks.world_size > 1 and sharing == "fsdp":
             shard(self.model, self.optimizer)
@@ -106,6 +112,40 @@ class TrainingRun:
     def remove_unfinished(self) -> None:
         for unfinished in self.folder.glob("step-*.tmp"):
             shutil.rmtree(unfinished)
+
+    def load(self, checkpoints: list[Path]) -> dict:
+        """Loads the latest checkpoint; returns its progress."""
+        try:
+            return load_checkpoint(checkpoints[-1], self.model, [self.optimizer])
+        except UnreadableCheckpoint as error:
+            before = checkpoints[-2] if len(checkpoints) > 1 else "the beginning"
+            raise ValueError(
+                f"{error}; delete that folder, and --resume goes on from {before}"
+            ) from error
+
+    def read_history(self, progress: dict) -> History:
+        """The losses up to a checkpoint: the rows of losses.csv before its update, and the row that it holds."""
+        if "history" in progress:  # checkpoints once held all losses
+            return History(**progress["history"])
+        step, *latest = progress["latest"]
+        path, history = self.folder / "losses.csv", History()
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(islice(csv.reader(file), 1, step + 1))
+            for n, (done, loss, validation) in enumerate([*rows, (step, *latest)]):
+                if int(done) != n:
+                    raise ValueError(f"row {n} is of update {done}")
+                if n:
+                    history.losses.append(float(loss))
+                if validation != "":
+                    history.eval_steps.append(n)
+                    history.eval_losses.append(float(validation))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{path} must hold the losses of the first {step - 1} updates, which the run needs to go on: "
+                f"restore it ({error})"
+            ) from error
+        return history
 
     @property
     def step(self) -> int:
@@ -201,49 +241,96 @@ class TrainingRun:
         )
 
     def evaluate(self) -> None:
+        """The loss of the validation text, of which each process computes an equal part.
+
+        The last windows, fewer than there are processes, are computed by all: with FSDP, all need the same number of
+        forward passes.
+        """
+        size, length = self.ranks.world_size, self.settings["context_length"]
+        windows = (len(self.val_ids) - 1) // length
+        each, rest = divmod(windows, size)
+        own = self.val_ids[self.ranks.rank * each * length :][: each * length + 1]
+        last = self.val_ids[size * each * length :]
+        at_once = self.config.micro_batch_size or self.config.batch_size // size
+        loss = sum(
+            count / windows * evaluate_loss(self.model, ids, batch_size=at_once)
+            for count, ids in ((size * each, own), (rest, last))
+            if count
+        )
         self.history.eval_steps.append(self.step)
-        self.history.eval_losses.append(evaluate_loss(self.model, self.val_ids))
+        self.history.eval_losses += self.ranks.mean([loss])
 
     def save(self) -> None:
-        """Writes a checkpoint and the losses, and removes what `keep` has no room for."""
+        """Writes the losses and a checkpoint, and removes what `keep` has no room for."""
+        # First, since the checkpoint relies on them.
+        self.ranks.from_first(self.write_losses)
         folder = self.folder / f"step-{self.step:08}"
         if not self.ranks.from_first(folder.exists):
             model, optimizer = Gathered(self.model), Gathered(self.optimizer)
             # A loss tells of the weights before its update: these may be broken already.
             if not all(p.isfinite().all() for p in model.whole.values()):
                 raise self.diverged("weights are no numbers")
-            progress = {"loader": self.loader.state_dict(), "history": vars(self.history)}
+            # The update, its loss, and the validation loss after it: losses.csv has the rest.
+            (latest,) = self.rows(self.step)
+            progress = {"loader": self.loader.state_dict(), "latest": latest}
             self.ranks.from_first(
                 lambda: save_checkpoint(folder, model, [optimizer], progress)
             )
         self.ranks.from_first(self.tidy)
 
     def tidy(self) -> None:
-        """Removes what `keep` has no room for, and writes the losses."""
+        """Removes what `keep` has no room for, and draws the losses."""
         for old in self.checkpoints()[: -self.settings["keep"]]:
             shutil.rmtree(old)
-        self.save_losses()
+        self.draw_losses()
 
-    def save_losses(self) -> None:
-        """Writes losses.csv and losses.png."""
+    def rows(self, first: int) -> list[list]:
+        """The rows of losses.csv from that update on."""
         validation = dict(
             zip(self.history.eval_steps, self.history.eval_losses, strict=True)
         )
+        return [
+            [n, self.history.losses[n - 1] if n else "", validation.get(n, "")]
+            for n in range(first, self.step + 1)
+        ]
+
+    def write_losses(self) -> None:
+        """Appends to losses.csv what is new; the last row is written again, since an evaluation may have followed it."""
+        path = self.folder / "losses.csv"
+        # A new process, or a file that has been changed, writes all of it.
+        whole = not path.is_file() or path.stat().st_size != self.csv_bytes
+        first, begin = (0, 0) if whole else self.complete
+        *complete, last = self.rows(first)
+        text = lines([CSV_COLUMNS, *complete] if whole else complete)
         with (
-            replacing(self.folder / "losses.csv") as path,
-            path.open("w", newline="") as file,
+            replacing(path) if whole else nullcontext(path) as target,
+            target.open("wb" if whole else "r+b") as file,
         ):
-            writer = csv.writer(file)
-            writer.writerow(["updates", "train_loss", "validation_loss"])
-            for done in range(self.step + 1):
-                loss = self.history.losses[done - 1] if done else ""
-                writer.writerow([done, loss, validation.get(done, "")])
+            file.seek(begin)
+            file.truncate()
+            file.write(text + lines([last]))
+            self.csv_bytes = file.tell()
+            file.flush()
+            os.fsync(file.fileno())
+        self.complete = (self.step, begin + len(text))
+
+    def save_losses(self) -> None:
+        self.write_losses()
+        self.draw_losses()
+
+    def draw_losses(self) -> None:
+        """Writes losses.png."""
         # Imported late, since it takes a second; without a window, since there may be no screen.
         from matplotlib.figure import Figure
 
         axis = (figure := Figure(figsize=(7.2, 3.6))).add_subplot()
-        axis.plot(range(1, self.step + 1), self.history.losses, alpha=0.4, label="batches")
-        axis.plot(*zip(*validation.items(), strict=True), "o-", label="validation")
+        every = max(1, -(-self.step // MOST_POINTS))
+        points = range(every, self.step + 1, every)
+        losses = self.history.losses[every - 1 :: every]
+        axis.plot(points, losses, alpha=0.4, label="batches")
+        axis.plot(
+            self.history.eval_steps, self.history.eval_losses, "o-", label="validation"
+        )
         axis.set(xlabel="updates", ylabel="loss, nats a token")
         axis.legend()
         with replacing(self.folder / "losses.png") as path:
@@ -260,6 +347,12 @@ class TrainingRun:
             generator=generator,
         )
         return self.tokenizer.decode(ids[0].tolist())
+
+
+def lines(rows: list[list]) -> bytes:
+    """Rows as lines of a CSV file."""
+    csv.writer(text := io.StringIO()).writerows(rows)
+    return text.getvalue().encode()
 
 
 @contextmanager

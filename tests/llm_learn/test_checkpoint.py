@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from llm_learn import checkpoint
-from llm_learn.checkpoint import load_checkpoint, save_checkpoint
+from llm_learn.checkpoint import UnreadableCheckpoint, load_checkpoint, save_checkpoint
 from llm_learn.optim import AdamW, Muon
 
 
@@ -105,6 +107,44 @@ def test_keys_that_could_be_confused_are_refused(tmp_path, key):
     with pytest.raises(ValueError, match="progress has the key"):
         save_checkpoint(tmp_path / "a", model, optimizers, {"inner": {key: 1}})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders cannot be synchronised")
+def test_a_checkpoint_and_its_name_are_on_the_disk_when_it_is_there(tmp_path, monkeypatch):
+    done, sync, rename = [], os.fsync, Path.rename
+
+    def record_sync(opened):
+        done.append(os.fstat(opened).st_ino)
+        sync(opened)
+
+    def record_rename(path, target):
+        done.append("renamed")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(Path, "rename", record_rename)
+    model, optimizers = make()
+    folder = tmp_path / "a"
+    save_checkpoint(folder, model, optimizers, {})
+    *before, named, after = done
+    inside = {path.stat().st_ino for path in folder.iterdir()}
+    assert set(before) == inside | {folder.stat().st_ino} and len(inside) == 2
+    assert named == "renamed" and after == tmp_path.stat().st_ino
+
+
+@pytest.mark.parametrize("garbage", [b"", b"{", b"[]", b"null", b"\xff\xfe\x00"])
+def test_a_damaged_checkpoint_is_told_from_one_of_another_model(tmp_path, garbage):
+    model, optimizers = make()
+    save_checkpoint(tmp_path / "a", model, optimizers, {})
+    with pytest.raises(ValueError, match="another model") as error:
+        load_checkpoint(tmp_path / "a", *make(width=4))
+    assert error.type is ValueError
+    for name in ("state.json", "tensors.safetensors"):
+        kept = (tmp_path / "a" / name).read_bytes()
+        (tmp_path / "a" / name).write_bytes(garbage)
+        with pytest.raises(UnreadableCheckpoint, match="it holds no checkpoint"):
+            load_checkpoint(tmp_path / "a", model, optimizers)
+        (tmp_path / "a" / name).write_bytes(kept)
 
 
 def test_others_may_read_what_the_umask_allows(tmp_path):

@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -17,10 +19,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from llm_learn import command, training_run
+from llm_learn.assets import AssetError
 from llm_learn.checkpoint import save_checkpoint
 from llm_learn.command import main, parser
 from llm_learn.distributed import Ranks, in_processes
 from llm_learn.optim import cosine_schedule
+from llm_learn.train import evaluate_loss
 from llm_learn.training_run import TrainingRun
 
 SMALL = {
@@ -108,6 +112,155 @@ def test_an_interrupted_run_ends_as_the_other_did(
     a, b = (weights(folder / "step-00000012") for folder in (whole, broken))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert rows(whole) == rows(broken)
+
+
+def test_a_run_of_an_older_version_takes_the_defaults_of_later_settings(tmp_path, text):
+    out = tmp_path / "run"
+    assert main(arguments(out, text)) == 0
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    del config["keep"], config["weight_decay"]
+    (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    settings = command.saved_settings(out, {})
+    assert settings["keep"] == 2 and settings["weight_decay"] == 0.1
+    assert settings["d_model"] == 16 and settings["text"] == [str(text)]
+    assert main(["--out", str(out), "--resume", "--keep", "2"]) == 0
+
+
+def test_the_data_that_cannot_be_had_is_an_error_and_no_traceback(
+    tmp_path, monkeypatch, capsys
+):
+    def fail():
+        raise AssetError("'shakespeare' cannot be downloaded: connect to the network")
+
+    monkeypatch.setattr(command, "shakespeare", fail)
+    assert main(arguments(tmp_path / "run")) == 2
+    said = capsys.readouterr().err
+    assert said == "error: 'shakespeare' cannot be downloaded: connect to the network\n"
+    assert not (tmp_path / "run").exists()
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("part", ["tensors.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(
+    tmp_path, text, capsys, part
+):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    for folder in (whole, out):
+        assert main(arguments(folder, text)) == 0
+    latest, before = out / "step-00000012", out / "step-00000008"
+    halve(latest / part)
+    capsys.readouterr()
+    assert main(["--out", str(out), "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert f"error: folder is {str(latest)!r}: it holds no checkpoint" in error
+    assert f"delete that folder, and --resume goes on from {before}" in error
+    shutil.rmtree(latest)
+    assert main(["--out", str(out), "--resume"]) == 0
+    assert (out / "losses.csv").read_bytes() == (whole / "losses.csv").read_bytes()
+    a, b = (weights(folder / "step-00000012") for folder in (whole, out))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    # Without any other, the run begins again.
+    shutil.rmtree(before)
+    halve(latest / part)
+    assert main(["--out", str(out), "--resume"]) == 2
+    assert "--resume goes on from the beginning" in capsys.readouterr().err
+
+
+def test_checkpoints_do_not_grow_and_losses_are_appended(tmp_path, text, monkeypatch):
+    out, written, write = tmp_path / "run", [], TrainingRun.write_losses
+
+    def write_and_look(run):
+        write(run)
+        path = run.folder / "losses.csv"
+        written.append((path.stat().st_ino, path.read_bytes()))
+
+    monkeypatch.setattr(TrainingRun, "write_losses", write_and_look)
+    changes = {"max_steps": 500, "checkpoint_every": 50, "keep": 10, "eval_every": 25}
+    assert main(arguments(out, text, **changes)) == 0
+    assert len(written) == 10
+    for (inode, before), (same, after) in pairwise(written):
+        # The same file, of which the last row alone is written again.
+        assert same == inode
+        assert after.startswith(before[: before.rstrip().rindex(b"\n") + 1])
+    # Before, 50 losses took 1 kB and 500 took 10 kB.
+    sizes = [(path / "state.json").stat().st_size for path in sorted(out.glob("step-*"))]
+    assert len(sizes) == 10 and max(sizes) - min(sizes) < 64
+    assert [row[0] for row in rows(out)[1:]] == [str(step) for step in range(501)]
+    assert [int(row[0]) for row in rows(out)[1:] if row[2]] == list(range(0, 501, 25))
+
+
+def losses_after_a_crash(whole: Path, out: Path) -> None:
+    """What a run leaves that was killed after its checkpoint at update 8, while it wrote more losses."""
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "step-00000012")
+    lines = (whole / "losses.csv").read_bytes().splitlines(keepends=True)
+    (out / "losses.csv").write_bytes(b"".join(lines[:9]))  # to update 7
+
+
+def test_a_run_killed_while_it_writes_losses_ends_as_the_other_did(tmp_path, text):
+    whole = tmp_path / "whole"
+    assert main(arguments(whole, text)) == 0
+    for name, more in (("a", b""), ("b", b"8,1.2"), ("c", b"8,9.5,\r\n9,9.5,\r\n10,")):
+        out = tmp_path / name
+        losses_after_a_crash(whole, out)
+        with (out / "losses.csv").open("ab") as file:
+            file.write(more)
+        assert main(["--out", str(out), "--resume"]) == 0
+        assert (out / "losses.csv").read_bytes() == (whole / "losses.csv").read_bytes()
+
+
+def test_a_run_without_its_losses_says_what_it_needs(tmp_path, text, capsys):
+    out = tmp_path / "run"
+    assert main(arguments(out, text)) == 0
+    losses = (out / "losses.csv").read_text(encoding="utf-8")
+    for damaged in (None, "updates,train_loss\n", losses.replace("\n5,", "\n50,")):
+        (out / "losses.csv").unlink(missing_ok=True)
+        if damaged is not None:
+            (out / "losses.csv").write_text(damaged, encoding="utf-8")
+        assert main(["--out", str(out), "--resume"]) == 2
+        error = capsys.readouterr().err
+        assert f"error: {out / 'losses.csv'} must hold the losses of the first 11" in error
+
+
+def test_losses_that_are_changed_during_a_run_are_written_again(
+    tmp_path, text, monkeypatch
+):
+    whole, out, update = tmp_path / "whole", tmp_path / "run", TrainingRun.update
+    assert main(arguments(whole, text)) == 0
+
+    def update_and_change(run):
+        if run.step == 5:
+            (out / "losses.csv").unlink()
+        if run.step == 9:
+            (out / "losses.csv").write_text("mine", encoding="utf-8")
+        return update(run)
+
+    monkeypatch.setattr(TrainingRun, "update", update_and_change)
+    assert main(arguments(out, text)) == 0
+    assert (out / "losses.csv").read_bytes() == (whole / "losses.csv").read_bytes()
+
+
+def test_a_checkpoint_that_holds_all_losses_as_they_once_did_goes_on(tmp_path, text):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    for folder in (whole, out):
+        assert main(arguments(folder, text)) == 0
+    shutil.rmtree(out / "step-00000012")
+    table = rows(out)[1:10]  # to update 8
+    path = out / "step-00000008" / "state.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    del state["progress"]["latest"]
+    state["progress"]["history"] = {
+        "losses": [float(row[1]) for row in table if row[1]],
+        "eval_steps": [int(row[0]) for row in table if row[2]],
+        "eval_losses": [float(row[2]) for row in table if row[2]],
+    }
+    path.write_text(json.dumps(state), encoding="utf-8")
+    (out / "losses.csv").unlink()
+    assert main(["--out", str(out), "--resume"]) == 0
+    assert (out / "losses.csv").read_bytes() == (whole / "losses.csv").read_bytes()
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path, text):
@@ -247,6 +400,40 @@ def test_several_processes_train_as_one_and_may_take_turns_with_it(
     assert a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(a[name], b[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("sharing", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [
+        # 7 windows: 2 for each of 3 processes, and one for all of them.
+        ({"micro_batch_size": 1}, [1, 1, 1]),
+        ({}, [2, 1]),
+        ({"eval_ids": 17}, [2]),  # 2 windows, which 3 processes cannot share
+        ({"eval_ids": 49}, [2]),
+    ],
+)
+def test_processes_share_an_evaluation_in_parts_of_a_micro_batch(
+    tmp_path, text, sharing, changes, sizes
+):
+    out = tmp_path / "run"
+    defaults = {name: default for name, (default, _) in command.OPTIONS.items()}
+    shape = {"batch_size": 6, "text": [str(text)]}
+    settings = defaults | SMALL | shape | changes
+    command.begin(out, settings)
+
+    def work():
+        run = TrainingRun(out, settings, Ranks(dist.get_rank(), 3), sharing)
+        sizes = []
+        run.model.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
+        run.evaluate()
+        return sizes, run.history.eval_losses
+
+    run = TrainingRun(out, settings)
+    wanted = evaluate_loss(run.model, run.val_ids)
+    for found, losses in in_processes(work, 3):
+        assert found == sizes
+        assert losses == [pytest.approx(wanted, abs=1e-6)]
 
 
 def test_an_error_of_the_first_process_ends_all(tmp_path, text, monkeypatch):

@@ -1,10 +1,12 @@
 """Several processes compute what one computes; errors of one end all."""
 
+import multiprocessing
 import os
 import threading
 import time
 from multiprocessing import active_children
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,10 +14,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from llm_learn import distributed
+from llm_learn.assets import AssetError
 from llm_learn.distributed import Gathered, Ranks, in_processes, joined, lost_contact, shard
 from llm_learn.model import GPT, GPTConfig, Llama, LlamaConfig
 from llm_learn.optim import AdamW, decay_groups
-from llm_learn.train import train_step
+from llm_learn.train import IGNORED, train_step
 
 SHAPE = {"vocab_size": 13, "context_length": 6, "d_model": 8, "num_layers": 2}
 IDS = torch.randint(13, (4, 7), generator=torch.Generator().manual_seed(0))
@@ -77,6 +80,76 @@ def test_several_processes_train_as_one_does(name, sharing, world_size):
             torch.testing.assert_close(torch.tensor(ours), alone, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("built_for", ["cuda", "mps", "xpu"])
+def test_fsdp_uses_the_models_device_whatever_pytorch_was_built_for(built_for, monkeypatch):
+    # On Linux, PyTorch's ordinary package is built for CUDA, on a Mac for MPS, whatever the machine has.
+    monkeypatch.setattr(torch._C, "_get_accelerator", lambda *_: torch.device(built_for))
+
+    def work():
+        model = make_model("llama")
+        optimizer = make_optimizer(model)
+        shard(model, optimizer)
+        losses = steps(model, optimizer, IDS[dist.get_rank() :: 2], 2)
+        kinds = {p.device.type for p in model.parameters()}
+        return kinds, Ranks(dist.get_rank(), 2).mean(losses)
+
+    model = make_model("llama")
+    wanted = steps(model, make_optimizer(model), IDS, 2)
+    for kinds, losses in in_processes(work):
+        assert kinds == {"cpu"}
+        assert losses == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("sharing", ["ddp", "fsdp"])
+@pytest.mark.parametrize("targets", [(6, 1), (3, 0)])
+def test_processes_with_unequal_targets_take_the_gradient_of_the_whole_batch(
+    sharing, targets
+):
+    """Each process has two micro-batches of one window, in which the first `targets` positions count."""
+    x, y = IDS[:, :-1], IDS[:, 1:].clone()
+    for rank, count in enumerate(targets):
+        y[2 * rank, count:] = IGNORED
+        y[2 * rank + 1] = IGNORED  # a micro-batch without any target
+
+    def gradient(model, batches):
+        still = torch.optim.SGD(model.parameters(), lr=0.0)
+        loss = train_step(model, [still], batches, max_grad_norm=1e9)
+        grads = [p.grad for p in model.parameters()]
+        whole = [g.full_tensor() if isinstance(g, DTensor) else g for g in grads]
+        return loss, [g.tolist() for g in whole]
+
+    def work():
+        model = make_model("llama").double()
+        if sharing == "fsdp":
+            shard(model, torch.optim.SGD(model.parameters(), lr=0.0))
+        else:
+            model = DistributedDataParallel(model)
+        own = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
+        return gradient(model, list(zip(x[own].split(1), y[own].split(1), strict=True)))
+
+    wanted_loss, wanted = gradient(make_model("llama").double(), [(x, y)])
+    found = in_processes(work)
+    assert sum(loss for loss, _ in found) / 2 == pytest.approx(wanted_loss, abs=1e-12)
+    for _, grads in found:
+        for ours, theirs in zip(grads, wanted, strict=True):
+            # float64; sums in another order.
+            torch.testing.assert_close(
+                torch.tensor(ours), torch.tensor(theirs), atol=1e-12, rtol=1e-9
+            )
+
+
+def test_processes_without_any_target_all_refuse_the_batch():
+    def work():
+        model = DistributedDataParallel(make_model("gpt"))
+        still = torch.optim.SGD(model.parameters(), lr=0.0)
+        x, y = IDS[:, :-1], torch.full((4, 6), IGNORED)
+        with pytest.raises(ValueError, match="batches has no target"):
+            train_step(model, [still], [(x, y)])
+        return True
+
+    assert in_processes(work) == [True, True]
+
+
 def test_each_process_holds_its_share_only():
     def work():
         model = make_model("gpt")
@@ -116,7 +189,14 @@ def test_what_the_first_process_does_all_receive():
     assert Ranks().from_first(lambda: 5) == 5
 
 
-@pytest.mark.parametrize("kind", [ValueError, OSError])
+class Unportable(Exception):
+    """Cannot be rebuilt from its pickle."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} {second}")
+
+
+@pytest.mark.parametrize("kind", [ValueError, OSError, KeyError, AssetError])
 def test_an_error_of_the_first_process_is_raised_in_all(kind):
     def fail():
         raise kind("no room")
@@ -129,6 +209,46 @@ def test_an_error_of_the_first_process_is_raised_in_all(kind):
     assert in_processes(work) == [True, True]
     with pytest.raises(kind, match="no room"):
         Ranks().from_first(fail)
+
+
+def test_an_exception_that_cannot_travel_is_raised_in_all_as_a_runtime_error():
+    def fail():
+        raise Unportable("no", "room")
+
+    def work():
+        with pytest.raises(RuntimeError, match="Unportable: no room"):
+            Ranks(dist.get_rank(), 2).from_first(fail)
+        return True
+
+    assert in_processes(work) == [True, True]
+
+
+def test_processes_leave_nothing_behind_in_the_caller(monkeypatch):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    before = psutil.Process().num_fds()
+    named = in_processes(lambda: os.environ["GLOO_SOCKET_IFNAME"])
+    assert named in (["lo"] * 2, ["lo0"] * 2)
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+    assert psutil.Process().num_fds() == before
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")  # a name that is set is kept
+    with pytest.raises(RuntimeError, match=r"process . failed: .*mine"):
+        in_processes(lambda: None)
+
+
+def test_a_process_that_cannot_be_started_ends_the_others_and_is_reported(monkeypatch):
+    start, started = multiprocessing.context.ForkProcess.start, []
+
+    def start_once(process):
+        if started:
+            raise OSError(11, "no more processes")
+        start(process)
+        started.append(process.pid)
+
+    monkeypatch.setattr(multiprocessing.context.ForkProcess, "start", start_once)
+    with pytest.raises(OSError, match="no more processes"):
+        in_processes(lambda: None)
+    # It is gone, not a zombie that waits for its parent.
+    assert not psutil.pid_exists(started[0])
 
 
 def test_a_process_that_fails_ends_the_others():

@@ -1,6 +1,7 @@
 """Scores against enumeration, and against what they estimate."""
 
 import math
+import tracemalloc
 from itertools import combinations
 
 import numpy as np
@@ -66,6 +67,26 @@ def test_a_bootstrap_interval_repeats_and_draws_every_value():
     assert bootstrap_interval(many) == bootstrap_interval(many, resamples=4000, seed=0)
     assert bootstrap_interval(many) != bootstrap_interval(many, seed=1)
     assert bootstrap_interval(many) != bootstrap_interval(many, resamples=40)
+
+
+@pytest.mark.parametrize(
+    ("n", "resamples"), [(1, 5), (7, 4000), (300, 4000), (2049, 2000), (2**20 + 3, 5)]
+)
+def test_a_bootstrap_interval_in_parts_is_that_of_all_resamples_at_once(n, resamples):
+    values = np.random.default_rng(1).normal(size=n)
+    drawn = np.random.default_rng(3).integers(0, n, (resamples, n))
+    expected = np.quantile(values[drawn].mean(1), [0.025, 0.975])
+    assert bootstrap_interval(values, resamples, seed=3) == tuple(expected)
+
+
+def test_a_bootstrap_interval_of_many_values_needs_little_memory():
+    tracemalloc.start()
+    try:
+        _ = bootstrap_interval(np.arange(50_000.0), resamples=200)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 40e6  # all at once take 160 MB
 
 
 def test_a_bootstrap_interval_holds_the_mean_and_shrinks_with_the_root_of_n():

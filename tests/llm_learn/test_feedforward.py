@@ -1,6 +1,7 @@
 """The MLP equals GPT-2's, the SwiGLU Llama's, the mixture Mixtral's, and all treat each position by itself."""
 
 import math
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from llm_learn.feedforward import (
     WithLoss,
     balanced,
     load_balancing_loss,
+    loss_scale,
     renormalised_gates,
     softmax_gates,
 )
@@ -284,6 +286,25 @@ def test_with_loss_hands_its_input_on():
     assert torch.equal(out, x)
     out.sum().backward()
     assert x.grad.tolist() == [1, 1, 1] and y.grad.item() == 4.0
+
+
+def test_a_loss_that_is_scaled_scales_the_second_loss():
+    def gradients(scales: list[float]) -> list[float]:
+        x, y = (torch.tensor(v, requires_grad=True) for v in (3.0, 2.0))
+        loss = WithLoss.apply(x, y * y).square()
+        with ExitStack() as stack:
+            for scale in scales:
+                loss = scale * loss
+                stack.enter_context(loss_scale.times(scale))
+            loss.backward()
+        return [x.grad.item(), y.grad.item()]
+
+    assert gradients([]) == [6, 4]
+    assert gradients([1024.0]) == [6 * 1024, 4 * 1024]  # as a scaler for float16 does
+    assert gradients([0.5, 0.25]) == [6 / 8, 4 / 8]
+    with pytest.raises(OSError), loss_scale.times(3.0):
+        raise OSError
+    assert gradients([]) == [6, 4]
 
 
 @pytest.mark.parametrize(

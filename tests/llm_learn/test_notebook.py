@@ -164,7 +164,7 @@ def test_fitted_power_finds_the_exponent():
         values = [7 * size**power for size in sizes]
         assert fitted_power(sizes, values) == pytest.approx(power)
     unequal, none_above_0, one_size = ([1, 2], [1]), ([1, 0], [1, 2]), ([3, 3], [1, 2])
-    for wrong in (unequal, none_above_0, ([1, 2], [1, 0]), one_size):
+    for wrong in (unequal, none_above_0, ([1, 2], [1, 0]), one_size, ([], [])):
         with pytest.raises(ValueError, match="two sizes at least"):
             fitted_power(*wrong)
 

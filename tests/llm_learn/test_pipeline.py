@@ -13,8 +13,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional as F
 
 from llm_learn import pipeline, pipeline_command
+from llm_learn.assets import AssetError
 from llm_learn.distributed import Ranks, in_processes
 from llm_learn.pipeline import (
     Plan,
@@ -31,7 +33,16 @@ from llm_learn.pipeline import (
     text_batches,
 )
 from llm_learn.pipeline_command import GPU_PLAN, PipelineRun, main, parser
-from llm_learn.talk import MANNERS, TalkTask, draw_replies, make_task
+from llm_learn.talk import (
+    MANNERS,
+    REPLY_END,
+    ROLES,
+    TalkTask,
+    draw_replies,
+    make_task,
+    read_talk,
+)
+from llm_learn.tokenizers import BPETokenizer
 from llm_learn.train import IGNORED
 
 TINY = Plan(
@@ -111,6 +122,14 @@ class TestLearning:
         logps = model(x).log_softmax(-1)[:, 3:]
         expected = -logps.gather(2, x[:, 3:, None]).mean()
         torch.testing.assert_close(next_id_loss(model, (x, y)), expected)
+
+    def test_a_loss_in_few_bits_is_summed_in_float32(self, task):
+        model = small(task).bfloat16()
+        x, y = torch.randint(400, (2, 8, 16))
+        expected = F.cross_entropy(model(x).float().flatten(0, 1), y.flatten())
+        loss = next_id_loss(model, (x, y))
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
     def test_batches_depend_on_the_seed_alone(self, task):
         ids = torch.arange(300)
@@ -279,6 +298,50 @@ class TestCommand:
             report, json.loads((out / "report.json").read_text()), strict=True
         ):
             assert new == old | {"seconds": None}
+
+    def test_it_goes_on_with_the_tokenizer_that_it_has_written(
+        self, tmp_path, capsys, monkeypatch
+    ):
+        out = tmp_path / "run"
+        assert main(["--out", str(out), *flags(TINY)]) == 0
+        report = json.loads((out / "report.json").read_text())
+        talk = read_talk(TINY.num_words)
+        # As another version of a library might learn it, from the same plays.
+        other = BPETokenizer.train(talk.text[::-1], 400, (*ROLES, REPLY_END))
+        monkeypatch.setattr(pipeline_command, "make_task", lambda *_: TalkTask(talk, other))
+        assert main(["--out", str(out), *flags(TINY)]) == 0
+        assert json.loads((out / "report.json").read_text()) == [
+            row | {"seconds": None} for row in report
+        ]
+
+    def test_a_folder_is_begun_completely_or_not_at_all(
+        self, tmp_path, capsys, monkeypatch
+    ):
+        def fail(*_):
+            raise OSError(28, "No space left on device")
+
+        out = tmp_path / "run"
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline_command, "write_json", fail)
+            assert main(["--out", str(out), *flags(TINY)]) == 2
+        assert "error: [Errno 28] No space left" in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+        out.mkdir()  # empty: it can be begun
+        PipelineRun(out, TINY, 0, Ranks())
+        assert {path.name for path in out.iterdir()} == {"tokenizer.json", "plan.json"}
+
+    def test_the_data_that_cannot_be_had_is_an_error_and_no_traceback(
+        self, tmp_path, capsys, monkeypatch
+    ):
+        def fail(*_):
+            raise AssetError("'shakespeare' cannot be downloaded: connect to the network")
+
+        monkeypatch.setattr(pipeline_command, "make_task", fail)
+        assert main(["--out", str(tmp_path / "run"), *flags(TINY)]) == 2
+        said = capsys.readouterr().err
+        assert said == (
+            "error: 'shakespeare' cannot be downloaded: connect to the network\n"
+        )
 
     def test_it_is_the_page_s_pipeline(self, tmp_path, task):
         """The same seed gives the weights that the functions give."""

@@ -10,6 +10,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from llm_learn.data import get_batch
+from llm_learn.feedforward import (
+    MLP,
+    MixtureOfExperts,
+    WithLoss,
+    balanced,
+    loss_scale,
+    softmax_gates,
+)
 from llm_learn.model import GPT, GPTConfig
 from llm_learn.optim import AdamW
 from llm_learn.train import IGNORED, TrainConfig, evaluate_loss, train, train_step
@@ -134,6 +142,74 @@ def test_targets_that_do_not_count_are_no_part_of_a_step():
         assert (a.grad - b).abs().max() < 1e-12
 
 
+class WithZLoss(nn.Module):
+    """A model whose training also lowers the mean square of log Z over all positions."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids):
+        logits = self.model(ids)
+        return WithLoss.apply(logits, 0.7 * logits.logsumexp(-1).square().mean())
+
+
+@pytest.mark.parametrize("sizes", [[4, 4], [1, 2, 5], [1] * 8])
+def test_a_second_loss_that_is_a_mean_does_not_depend_on_how_the_batch_is_cut(sizes):
+    x, y = torch.randint(11, (2, 8, 8))
+    y[3, 2:], y[4] = IGNORED, IGNORED  # some positions, and a whole window, are no targets
+    model = tiny_gpt().double()
+    logits = model(x)
+    (
+        F.cross_entropy(logits.flatten(0, 1), y.flatten())
+        + 0.7 * logits.logsumexp(-1).square().mean()
+    ).backward()
+    parts = list(zip(x.split(sizes), y.split(sizes), strict=True))
+    cut = gradients_after(WithZLoss(tiny_gpt().double()), parts)
+    for p, ours in zip(model.parameters(), cut, strict=True):
+        assert (p.grad - ours).abs().max() < 1e-12  # float64
+    assert loss_scale.factor == 1.0
+
+
+def router_gradients(num_parts: int, num_windows: int, weight: float) -> torch.Tensor:
+    """Of the first block of a GPT whose blocks have four balanced experts."""
+    torch.manual_seed(0)
+    x, y = torch.randint(11, (2, num_windows, 8))
+    model = tiny_gpt()
+    for block in model.blocks:
+        block.mlp = MixtureOfExperts(
+            d_model=16, num_experts=4, top_k=1,
+            make_expert=lambda: MLP(d_model=16, d_ff=16), gates=balanced(softmax_gates, weight),
+        )  # fmt: skip
+    model.double()
+    size = num_windows // num_parts
+    _ = gradients_after(model, list(zip(x.split(size), y.split(size), strict=True)))
+    return model.blocks[0].mlp.router.weight.grad
+
+
+@pytest.mark.parametrize("num_parts", [2, 8])
+def test_a_balancing_loss_is_averaged_over_micro_batches(num_parts):
+    # Each micro-batch has shares of its own. Where they are those of the whole batch, nothing else may differ.
+    torch.manual_seed(0)
+    x, y = torch.randint(11, (2, 1, 8)).repeat(1, 8, 1)
+    grads = []
+    for parts in (1, num_parts):
+        torch.manual_seed(1)
+        model = tiny_gpt()
+        model.blocks[0].mlp = MixtureOfExperts(
+            d_model=16, num_experts=4, top_k=1,
+            make_expert=lambda: MLP(d_model=16, d_ff=16), gates=balanced(softmax_gates, 1.0),
+        )  # fmt: skip
+        batches = list(zip(x.split(8 // parts), y.split(8 // parts), strict=True))
+        _ = gradients_after(model.double(), batches)
+        grads.append(model.blocks[0].mlp.router.weight.grad)
+    assert (grads[0] - grads[1]).abs().max() < 1e-12
+    # Of different windows, the shares differ by chance, the less the larger the micro-batches are.
+    whole = router_gradients(1, 256, 1.0)
+    cut = router_gradients(num_parts, 256, 1.0)
+    assert (whole - cut).norm() < 0.1 * whole.norm()
+
+
 def test_a_step_forgets_the_gradients_that_it_finds():
     batch = tuple(torch.randint(11, (2, 3, 8)))
     model = tiny_gpt().double()
@@ -207,6 +283,31 @@ def test_evaluation_does_not_depend_on_the_batch_size(batch_size):
     assert evaluate_loss(model, ids, batch_size=batch_size) == pytest.approx(
         evaluate_loss(model, ids, batch_size=5), abs=1e-12
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_in_few_bits_are_summed_in_float32(dtype):
+    model = tiny_gpt(vocab_size=50).to(dtype)
+    ids = torch.randint(50, (8 * 64 + 1,))
+    by_size = [evaluate_loss(model, ids, batch_size=size) for size in (1, 8, 64)]
+    exact = evaluate_loss(tiny_gpt(vocab_size=50), ids)
+    # Logits are rounded, but not their sums: the kernels of larger products may round in another order.
+    assert max(by_size) - min(by_size) < 1e-4
+    assert by_size == pytest.approx([exact] * 3, abs=2e-3)
+    x, y = ids[:-1].view(64, 8), ids[1:].view(64, 8)
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    parts = list(zip(x.split(16), y.split(16), strict=True))
+    assert train_step(model, [still], parts) == pytest.approx(by_size[0], abs=1e-4)
+
+
+def test_training_evaluates_as_many_windows_at_a_time_as_it_trains_on():
+    sizes = []
+    model = tiny_gpt()
+    model.register_forward_hook(lambda module, args, _: sizes.append(len(args[0])))
+    config = TrainConfig(**RECIPE | {"batch_size": 4}, micro_batch_size=2)
+    ids = torch.randint(11, (200,))
+    train(model, ids, ids, config, generator=seeded_generator())
+    assert max(sizes) == 2
 
 
 def test_evaluation_needs_one_window_and_its_last_target():
