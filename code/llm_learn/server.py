@@ -13,9 +13,11 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -43,14 +45,21 @@ class ServedModel:
     """What a server knows of the model that its engine runs."""
 
     name: str  # under which clients ask for it
-    # From messages, each with a role and a content, to ids; raises ValueError for what it
-    # cannot read.
+    # From messages, each with a role and a content, to the ids of all their text; raises
+    # ValueError for what it cannot read. Called in several threads.
     prompt_ids: Callable[[list[dict[str, str]]], list[int]]
     token_bytes: Sequence[bytes]  # of each id
 
     def __post_init__(self):
         if not self.name:
             raise ValueError("name is empty: clients ask for a model by its name")
+        if not self.token_bytes:
+            raise ValueError("token_bytes is empty: a model has at least one id")
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes that one id stands for, at most."""
+        return max(map(len, self.token_bytes))
 
 
 class Service:
@@ -68,6 +77,9 @@ class Service:
         self.engine, self.model, self.max_waiting = engine, model, max_waiting
         self.mail: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.closed = self.stopped = False
+        self.door = (
+            threading.Lock()
+        )  # nothing comes between a look at `closed` and the mail
         self.thread = threading.Thread(target=self.work, daemon=True, name="engine")
         self.thread.start()
 
@@ -98,8 +110,9 @@ class Service:
             self.stopped = True
             self.end_all("cancelled")
 
-        self.closed = True
-        self.mail.put(last)
+        with self.door:
+            self.closed = True
+            self.mail.put(last)
         self.thread.join()
 
     def submit(self, request: Request) -> None:
@@ -110,12 +123,15 @@ class Service:
             Refusal: too many wait, or the service is closed.
         """
         self.engine.check(request)
-        if self.closed:
-            raise Refusal(503, "the server is closing")
-        # What is in the mail waits too; a cancellation among it counts as one more.
-        if len(self.engine.waiting) + self.mail.qsize() >= self.max_waiting:
-            raise Refusal(503, f"{self.max_waiting} requests are waiting: try again later")
-        self.mail.put(lambda: self.engine.submit(request))
+        with self.door:
+            if self.closed:
+                raise Refusal(503, "the server is closing")
+            # What is in the mail waits too; a cancellation among it counts as one more.
+            if len(self.engine.waiting) + self.mail.qsize() >= self.max_waiting:
+                raise Refusal(
+                    503, f"{self.max_waiting} requests are waiting: try again later"
+                )
+            self.mail.put(lambda: self.engine.submit(request))
 
     def cancel(self, request: Request) -> None:
         """The text is wanted no more."""
@@ -196,8 +212,9 @@ def request_from(body: object, engine: Engine, model: ServedModel) -> Request:
         )
     if not isinstance(body.get("stream_options"), dict | None):
         raise Refusal(400, "stream_options is no object", "stream_options")
-    if body.get("n") not in (None, 1):
-        raise Refusal(400, f"n is {body['n']!r}: one answer is written", "n")
+    n = body.get("n")
+    if n is not None and (type(n) is not int or n != 1):
+        raise Refusal(400, f"n is {n!r}: one answer is written", "n")
     messages = body.get("messages")
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise Refusal(
@@ -208,6 +225,13 @@ def request_from(body: object, engine: Engine, model: ServedModel) -> Request:
             {"role": as_known(m.get("role")), "content": text_in(m.get("content"))}
             for m in messages
         ]
+        # Before the text is cut into tokens, which takes time.
+        size = sum(len(m["content"].encode(errors="replace")) for m in plain)
+        most = model.longest_token * engine.room_after(1)
+        if size > most:
+            raise ValueError(
+                f"messages holds {size:,} bytes of text: no prompt of more than {most:,} fits"
+            )
         prompt = model.prompt_ids(plain)
     except ValueError as error:
         raise Refusal(400, str(error), "messages") from error
@@ -301,7 +325,7 @@ def app(service: Service) -> Starlette:
         return JSONResponse({"object": "list", "data": [row]})
 
     async def completions(http: HTTPRequest) -> Response:
-        content = b""
+        content = bytearray()
         async for part in http.stream():
             content += part
             if len(content) > MOST_BYTES:
@@ -310,7 +334,8 @@ def app(service: Service) -> Starlette:
             body = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise Refusal(400, f"the body is no JSON: {error}") from error
-        request = request_from(body, service.engine, service.model)
+        # In another thread, because tokenization takes time: meanwhile others are answered.
+        request = await run_in_threadpool(request_from, body, service.engine, service.model)
         common, pieces = head(service.model.name), text_pieces(http, service, request)
         if not body.get("stream"):
             found = [piece async for piece in pieces]

@@ -1,10 +1,13 @@
 """Serving: keys and values in blocks, passes over many texts, and who takes part in which."""
 
 import logging
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -32,8 +35,8 @@ class BlockPool:
         self.block_size = block_size
         self.users = [0] * num_blocks
         self.free = OrderedDict.fromkeys(range(num_blocks))  # the longest free first
-        self.text_of: dict[int, tuple[int, ...]] = {}
-        self.block_of: dict[tuple[int, ...], int] = {}
+        self.hash_of: dict[int, bytes] = {}
+        self.block_of: dict[bytes, int] = {}
 
     def blocks_for(self, num_positions: int) -> int:
         """How many blocks so many positions need."""
@@ -44,8 +47,8 @@ class BlockPool:
         if not self.free:
             raise NoBlock
         block, _ = self.free.popitem(last=False)
-        if (text := self.text_of.pop(block, None)) is not None:
-            del self.block_of[text]
+        if (found := self.hash_of.pop(block, None)) is not None:
+            del self.block_of[found]
         self.users[block] = 1
         return block
 
@@ -56,18 +59,38 @@ class BlockPool:
             if self.users[block] == 0:
                 self.free[block] = None
 
-    def remember(self, ids: Sequence[int], blocks: Sequence[int], first: int = 0) -> None:
-        """Notes what stands in the blocks that these ids fill, from the block of that number on."""
-        for i in range(first, len(ids) // self.block_size):
-            text = tuple(ids[: (i + 1) * self.block_size])
-            if blocks[i] not in self.text_of and text not in self.block_of:
-                self.text_of[blocks[i]], self.block_of[text] = text, blocks[i]
+    def hashes(self, ids: Sequence[int], hashes: list[bytes] | None = None) -> list[bytes]:
+        """One for each block that these ids fill, of its own ids and the hash before, so of all ids up to its end.
 
-    def known(self, ids: Sequence[int]) -> list[int]:
+        Args:
+            ids: of a text.
+            hashes: those of the text that are known already; the missing ones are appended.
+        """
+        hashes = [] if hashes is None else hashes
+        for begin in range(len(hashes) * self.block_size, len(ids), self.block_size):
+            own = array("q", ids[begin : begin + self.block_size])
+            if len(own) == self.block_size:
+                hashes.append(sha256(b"".join([*hashes[-1:], own])).digest())
+        return hashes
+
+    def remember(
+        self,
+        ids: Sequence[int],
+        blocks: Sequence[int],
+        first: int = 0,
+        hashes: list[bytes] | None = None,
+    ) -> None:
+        """Notes what stands in the blocks that these ids fill, from the block of that number on; see `hashes`."""
+        hashes = self.hashes(ids, hashes)
+        for i in range(first, len(ids) // self.block_size):
+            if blocks[i] not in self.hash_of and hashes[i] not in self.block_of:
+                self.hash_of[blocks[i]], self.block_of[hashes[i]] = hashes[i], blocks[i]
+
+    def known(self, ids: Sequence[int], hashes: list[bytes] | None = None) -> list[int]:
         """The blocks that hold the beginning of these ids; not of the last, which has to be read for its logits."""
         found: list[int] = []
-        for i in range((len(ids) - 1) // self.block_size):
-            block = self.block_of.get(tuple(ids[: (i + 1) * self.block_size]))
+        for prefix in self.hashes(ids, hashes)[: (len(ids) - 1) // self.block_size]:
+            block = self.block_of.get(prefix)
             if block is None:
                 break
             found.append(block)
@@ -101,29 +124,40 @@ class Pages:
     Args:
         config: of the model.
         num_blocks, block_size: those of the pool.
+        dtype, device: those of the model's weights.
 
     Attributes:
         keys, values: (layers, slots, K, D)
     """
 
-    def __init__(self, config: LlamaConfig, num_blocks: int, block_size: int):
+    def __init__(
+        self,
+        config: LlamaConfig,
+        num_blocks: int,
+        block_size: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ):
         for name, number in (("num_blocks", num_blocks), ("block_size", block_size)):
             if number < 1:
                 raise ValueError(f"{name} is {number}: it must be at least 1")
         slots = num_blocks * block_size
         shape = (config.num_layers, slots, config.num_kv_heads, config.head_dim)
-        self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
+        self.keys, self.values = (
+            torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)
+        )
         self.block_size = block_size
 
     def slots(self, row: Row) -> Tensor:
         """Where the positions of a row lie, from the first of its text to the last of its new ids: (S,)"""
-        positions = torch.arange(row.start + len(row.ids))
+        positions = torch.arange(row.start + len(row.ids), device=self.keys.device)
         if len(row.blocks) * self.block_size < len(positions):
             raise ValueError(
                 f"blocks has {len(row.blocks)} blocks of {self.block_size} positions: "
                 f"the row has {len(positions)}"
             )
-        table = torch.tensor(row.blocks)
+        table = torch.tensor(row.blocks, device=self.keys.device)
         return (
             table[positions // self.block_size] * self.block_size
             + positions % self.block_size
@@ -136,11 +170,11 @@ def read_rows(model: Llama, pages: Pages, rows: Sequence[Row]) -> Tensor:
 
     Args:
         model: reads.
-        pages: of that model; changed.
+        pages: of that model, with its dtype and device; changed.
         rows: texts, at least one, each once.
 
     Returns:
-        (rows, V) logits for the id after each row's last
+        (rows, V) logits for the id after each row's last, float32 and on the CPU, where ids are chosen
     """
     longest = max((row.start + len(row.ids) for row in rows), default=0)
     if not 1 <= longest <= model.config.context_length:
@@ -148,16 +182,23 @@ def read_rows(model: Llama, pages: Pages, rows: Sequence[Row]) -> Tensor:
             f"rows has {len(rows)} texts of up to {longest} positions: "
             f"expected at least one, and at most {model.config.context_length} positions"
         )
-    ids = torch.tensor([i for row in rows for i in row.ids])  # (N,)
+    # Of a norm, as in `Llama.new_caches`: where weights are stored in fewer bits, a norm's are not.
+    weight = model.norm.weight
+    if (pages.keys.dtype, pages.keys.device) != (weight.dtype, weight.device):
+        raise ValueError(
+            f"pages holds {pages.keys.dtype} on {pages.keys.device}: "
+            f"the model's weights are {weight.dtype} on {weight.device}"
+        )
+    ids = torch.tensor([i for row in rows for i in row.ids], device=weight.device)  # (N,)
     slots = [pages.slots(row) for row in rows]
     new = torch.cat([s[row.start :] for s, row in zip(slots, rows, strict=True)])  # (N,)
     positions = torch.cat(
         [torch.arange(row.start, len(s)) for s, row in zip(slots, rows, strict=True)]
-    )
-    ends = torch.tensor([len(row.ids) for row in rows]).cumsum(0)  # (rows,)
+    ).to(weight.device)
+    ends = list(accumulate(len(row.ids) for row in rows))
     groups = [*single_ids(rows, slots, ends), *longer(rows, slots, ends)]
-    rope = model.rope(positions)
     x = model.token_embedding(ids).unsqueeze(0)  # (1, N, C)
+    rope = [table.to(x.dtype) for table in model.rope(positions)]
     for i, layer in enumerate(model.blocks):
         q, k, v = (
             t.squeeze(0).transpose(0, 1)
@@ -171,7 +212,8 @@ def read_rows(model: Llama, pages: Pages, rows: Sequence[Row]) -> Tensor:
             )
         x = x + layer.attention.out(heads.flatten(1).unsqueeze(0))
         x = x + layer.mlp(layer.norm_2(x))
-    return model.logits(model.norm(x[0, ends - 1]))
+    last = torch.tensor(ends, device=x.device) - 1  # (rows,)
+    return model.logits(model.norm(x[0, last])).float().cpu()
 
 
 def read_slots(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -192,25 +234,27 @@ def read_slots(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def single_ids(
-    rows: Sequence[Row], slots: Sequence[Tensor], ends: Tensor
+    rows: Sequence[Row], slots: Sequence[Tensor], ends: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """All texts with one new id, as one batch: where (R, 1), table (R, S) and mask (R, 1, 1, S)."""
     short = [i for i, row in enumerate(rows) if len(row.ids) == 1]
     if short:
         table = torch.nn.utils.rnn.pad_sequence([slots[i] for i in short], batch_first=True)
-        lengths = torch.tensor([len(slots[i]) for i in short])
-        mask = torch.arange(table.shape[1]) < lengths[:, None]
-        yield ends[short].unsqueeze(1) - 1, table, mask[:, None, None]
+        where = torch.tensor([[ends[i] - 1] for i in short], device=table.device)
+        lengths = torch.tensor([[len(slots[i])] for i in short], device=table.device)
+        mask = torch.arange(table.shape[1], device=table.device) < lengths
+        yield where, table, mask[:, None, None]
 
 
 def longer(
-    rows: Sequence[Row], slots: Sequence[Tensor], ends: Tensor
+    rows: Sequence[Row], slots: Sequence[Tensor], ends: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Each text with several new ids by itself: where (1, T), table (1, S) and mask (1, 1, T, S)."""
     for row, slot, end in zip(rows, slots, ends, strict=True):
         if len(row.ids) > 1:
-            where = torch.arange(end - len(row.ids), end)
-            mask = torch.arange(len(slot)) <= torch.arange(row.start, len(slot))[:, None]
+            where = torch.arange(end - len(row.ids), end, device=slot.device)
+            positions = torch.arange(len(slot), device=slot.device)
+            mask = positions <= positions[row.start :, None]
             yield where[None], slot[None], mask[None, None]
 
 
@@ -223,6 +267,7 @@ class Request:
 
     Attributes:
         ids: the prompt, and what was written.
+        hashes: of the blocks that its ids fill, as far as the pool has computed them.
         num_read: positions whose keys and values lie in `blocks`.
         reason: why it ended: "stop" for its own end, "length" for the limit, or what `take_out` was told; empty while it has not.
     """
@@ -234,6 +279,7 @@ class Request:
     options: dict = field(default_factory=dict)
     ids: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
     num_read: int = 0
     reason: str = ""
 
@@ -360,7 +406,7 @@ class Engine:
 
     def join(self, request: Request, room: int) -> int:
         """Lets a waiting text run, if there are blocks; returns how many of its tokens the pass takes, or 0."""
-        blocks = self.pool.known(request.ids)
+        blocks = self.pool.known(request.ids, request.hashes)
         request.num_read = len(blocks) * self.pool.block_size
         tokens = min(len(request.ids) - request.num_read, self.max_chunk, room)
         needed = self.pool.blocks_for(self.positions_for(request, tokens)) - len(blocks)
@@ -413,7 +459,8 @@ class Engine:
         for (request, tokens), logits in zip(rows, found, strict=True):
             filled = request.num_read // self.pool.block_size
             request.num_read += tokens
-            self.pool.remember(request.ids[: request.num_read], request.blocks, filled)
+            read = request.ids[: request.num_read]
+            self.pool.remember(read, request.blocks, filled, request.hashes)
             if not request.num_unread():
                 try:
                     self.write(request, self.choose(request, logits))

@@ -23,8 +23,8 @@ def accept(
     Args:
         target: (k + 1, V), the model's probabilities p, at the places of the draft and behind.
         draft: (k, V), the probabilities q from which the draft was drawn.
-        drafted: (k,) ids.
-        generator: decides what stays.
+        drafted: (k,) ids; these three on one device.
+        generator: decides what stays; it may be on another device.
 
     Returns:
         (n,) ids with n <= k, and weights of the next id, (V,), which need not add up to 1.
@@ -35,15 +35,21 @@ def accept(
         raise ValueError(
             f"target, draft and drafted have shapes {shapes}: expected (k + 1, V), (k, V) and (k,)"
         )
-    places = torch.arange(k)
+    places = torch.arange(k, device=drafted.device)
     ratio = target[places, drafted] / draft[places, drafted]
-    stays = torch.rand(k, generator=generator) < ratio
+    luck = torch.rand(k, generator=generator, device=generator.device)
+    stays = luck.to(ratio.device) < ratio
     n = int(stays.long().cumprod(0).sum())  # up to the first that does not
     if n == k:
         return drafted, target[n]
     excess = (target[n] - draft[n]).clamp(min=0)
     # Where p and q differ by rounding only, nothing may be left of the excess.
     return drafted[:n], excess if excess.any() else target[n]
+
+
+def sample_id(weights: Tensor, generator: torch.Generator) -> int:
+    """An id sampled in proportion to the weights (V,), on the device of the generator."""
+    return int(torch.multinomial(weights.to(generator.device), 1, generator=generator))
 
 
 @torch.no_grad()
@@ -89,10 +95,11 @@ def speculate(
                 f"draft gave {len(drafted)} ids: at most {min(k, left - 1)} were asked for"
             )
         unread = [*text[caches[0].length :], *drafted.tolist()]
-        features = model.features(torch.tensor([unread]), caches)
-        p = probs(model.logits(features[0, -len(drafted) - 1 :]))
-        stay, weights = accept(p, q, drafted, generator)
-        new = [*stay.tolist(), int(torch.multinomial(weights, 1, generator=generator))]
+        device = caches[0].keys.device
+        features = model.features(torch.tensor([unread], device=device), caches)
+        p = probs(model.logits(features[0, -len(drafted) - 1 :]).float())
+        stay, weights = accept(p, q.to(device), drafted.to(device), generator)
+        new = [*stay.tolist(), sample_id(weights, generator)]
         passes += 1
         if eos_id in new:
             text += new[: new.index(eos_id) + 1]
@@ -122,7 +129,8 @@ def from_model(
             raise ValueError(
                 f"text has {len(text)} ids and k is {k}: together at most {capacity}"
             )
-        ids, q = list(text), [torch.empty(0, model.config.vocab_size)]
+        device = caches[0].keys.device
+        ids, q = list(text), [torch.empty(0, model.config.vocab_size, device=device)]
         # The last id must be read again for its logits; refused guesses have been read too.
         same = 0
         while same < min(len(read), len(text) - 1) and read[same] == text[same]:
@@ -131,11 +139,12 @@ def from_model(
         for _ in range(k):
             for cache in caches:
                 cache.length = len(read)
-            logits = model(torch.tensor([ids[len(read) :]]), caches)[0, -1:]
+            logits = model(torch.tensor([ids[len(read) :]], device=device), caches)[0, -1:]
             read = list(ids)
-            q.append(probs(logits))
-            ids.append(int(torch.multinomial(q[-1][0], 1, generator=generator)))
-        return torch.tensor(ids[len(text) :], dtype=torch.long), torch.cat(q)
+            q.append(probs(logits.float()))
+            ids.append(sample_id(q[-1][0], generator))
+        drafted = torch.tensor(ids[len(text) :], dtype=torch.long, device=device)
+        return drafted, torch.cat(q)
 
     return draft
 

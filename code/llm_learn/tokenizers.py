@@ -2,7 +2,6 @@
 
 import heapq
 import json
-import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
@@ -166,6 +165,35 @@ def train_merges(chunk_counts: dict[bytes, int], num_merges: int) -> list[tuple[
     return merges
 
 
+def apply_merges(ids: Sequence[int], ranks: dict[tuple[int, int], int]) -> list[int]:
+    """Applies merges to the ids of one chunk, the earliest first, until none applies.
+
+    Takes O(n log n) steps for n ids: a heap of pairs replaces the search for the earliest, and links to the
+    neighbours replace the copying.
+
+    Args:
+        ids: the bytes of the chunk, as ids.
+        ranks: how early each pair is merged; the pair of rank r becomes the id `256 + r`.
+    """
+    # -1 marks both ends of the chunk, and ids that have been merged into the one before: no pair holds it.
+    ids, n = [*ids, -1], len(ids)
+    left, right = list(range(-1, n)), list(range(1, n + 2))
+    heap = [(ranks[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in ranks]
+    heapq.heapify(heap)
+    while heap:
+        rank, i = heapq.heappop(heap)  # of equal ranks the leftmost
+        j = right[i]
+        if ranks.get((ids[i], ids[j])) != rank:
+            continue  # one of the two has been merged since this entry was pushed
+        ids[i], ids[j] = 256 + rank, -1
+        right[i] = k = right[j]
+        left[k] = i
+        for first, second in ((left[i], i), (i, k)):
+            if (rank := ranks.get((ids[first], ids[second]))) is not None:
+                heapq.heappush(heap, (rank, first))
+    return [i for i in ids if i != -1]
+
+
 class BPEVocabulary:
     """What the ids of a byte-level BPE stand for; enough to decode, save and load.
 
@@ -243,8 +271,11 @@ class BPEVocabulary:
             "numbering": self.numbering,
         }
         temporary = Path(f"{path}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
-        temporary.replace(path)
+        try:
+            temporary.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Self:
@@ -257,6 +288,10 @@ class BPEVocabulary:
             raise ValueError(
                 f"path is {str(path)!r}: not a file written by save()"
             ) from error
+
+
+MAX_CHUNKS = 1 << 16  # that a tokenizer remembers
+MAX_CHUNK_LENGTH = 32  # characters of a chunk that is remembered
 
 
 class BPETokenizer(BPEVocabulary):
@@ -316,9 +351,8 @@ class BPETokenizer(BPEVocabulary):
                 ids.append(self.special_ids[piece])
             else:
                 for chunk in cut_into_chunks(piece, self.pattern):
-                    if chunk not in self._chunk_ids:
-                        self._chunk_ids[chunk] = self._merge_chunk(chunk)
-                    ids += self._chunk_ids[chunk]
+                    known = self._chunk_ids.get(chunk)
+                    ids += self._new_chunk(chunk) if known is None else known
         return ids
 
     @cached_property
@@ -329,14 +363,16 @@ class BPETokenizer(BPEVocabulary):
     def _chunk_ids(self) -> dict[str, list[int]]:
         return {}  # Words repeat: remember the ids of those already seen.
 
+    def _new_chunk(self, chunk: str) -> list[int]:
+        ids = self._merge_chunk(chunk)
+        if len(chunk) <= MAX_CHUNK_LENGTH:
+            if len(self._chunk_ids) >= MAX_CHUNKS:
+                self._chunk_ids.clear()  # The text may come from many users, for weeks.
+            self._chunk_ids[chunk] = ids
+        return ids
+
     def _merge_chunk(self, chunk: str) -> list[int]:
-        ids = list(chunk.encode().translate(BYTE_IDS))
-        ranks = self._ranks
-        while len(ids) > 1:
-            earliest = min(pairwise(ids), key=lambda pair: ranks.get(pair, math.inf))
-            if earliest not in ranks:
-                break
-            ids = merge_pair(ids, earliest, 256 + ranks[earliest])
+        ids = apply_merges(chunk.encode().translate(BYTE_IDS), self._ranks)
         ids = [self.numbering[i] for i in ids]
         if -1 in ids:
             raise ValueError(f"text holds {chunk!r}, for which this vocabulary has no ids")

@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from llm_learn.lines import ANSWER, LINE_END, PROMPT
 from llm_learn.model import Llama, LlamaConfig
@@ -67,6 +69,24 @@ def tiny_llama() -> Callable[..., Llama]:
         return model
 
     return make
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses what a GPU would refuse: an operation on tensors of two devices, copies aside."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        devices = {t.device for t in tensors if t.ndim}
+        if len(devices) > 1 and operation is not torch.ops.aten.copy_.default:
+            raise AssertionError(f"{operation} got tensors on {devices}")
+        return operation(*args, **kwargs or {})
+
+
+@pytest.fixture
+def one_device():
+    """With it, a model on the device `meta` shows what would not work on a GPU."""
+    with OneDevice():
+        yield
 
 
 @pytest.fixture

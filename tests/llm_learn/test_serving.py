@@ -1,6 +1,8 @@
 """Serving: blocks that are never lost, passes equal to each text alone, and an engine that is fair and ends."""
 
 import random
+import sys
+from hashlib import sha256
 
 import pytest
 import torch
@@ -32,7 +34,8 @@ def model(tiny_llama):
 
 def make_engine(model, num_blocks, block_size, **limits):
     """An engine with that model, greedy; id 0 ends a text."""
-    pages = Pages(model.config, num_blocks, block_size)
+    dtype = model.norm.weight.dtype
+    pages = Pages(model.config, num_blocks, block_size, dtype=dtype)
     return Engine(
         lambda rows: read_rows(model, pages, rows),
         lambda request, logits: int(logits.argmax()),
@@ -57,7 +60,7 @@ def check_pool(engine) -> None:
     tables = [block for request in engine.running for block in request.blocks]
     assert pool.users == [tables.count(block) for block in range(len(pool.users))]
     assert {b for b, users in enumerate(pool.users) if users == 0} == {*pool.free}
-    assert {text: b for b, text in pool.text_of.items()} == pool.block_of
+    assert {found: b for b, found in pool.hash_of.items()} == pool.block_of
     assert all(not request.blocks and request.num_read == 0 for request in engine.waiting)
     assert {*engine.waiting}.isdisjoint(engine.running)
 
@@ -103,6 +106,36 @@ class TestPool:
         assert (
             pool.known([9, 2, 3, 4, 5]) == []
         )  # the same ids behind others are another text
+
+    @settings(max_examples=200, deadline=None)
+    @given(data=st.data())
+    def test_hashes_find_what_whole_beginnings_find(self, data):
+        """Texts over two ids, so that many begin alike; the reference keeps each beginning whole."""
+        pool, size = BlockPool(5, 2), 2
+        begins: dict[tuple[int, ...], int] = {}
+        for _ in range(data.draw(st.integers(0, 12))):
+            text = data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=8))
+            expected = []
+            for end in range(size, len(text), size):
+                if (block := begins.get(tuple(text[:end]))) is None:
+                    break
+                expected.append(block)
+            assert pool.known(text) == expected
+            pool.share(expected)
+            table = list(expected)
+            while len(table) < len(text) // size and pool.free:
+                table.append(pool.take())
+                begins = {t: b for t, b in begins.items() if b != table[-1]}
+            pool.remember(text[: len(table) * size], table, len(expected))
+            for i in range(len(expected), len(table)):
+                begins.setdefault(tuple(text[: (i + 1) * size]), table[i])
+            pool.give_back(table)
+
+    def test_a_long_text_needs_memory_in_proportion_to_its_length(self):
+        pool = BlockPool(1000, 16)
+        pool.remember(range(16_000), [pool.take() for _ in range(1000)])
+        assert len(pool.block_of) == 1000
+        assert sum(map(sys.getsizeof, pool.block_of)) < 100 * 1000
 
     def test_what_is_taken_is_forgotten(self):
         pool = BlockPool(1, 2)
@@ -150,7 +183,7 @@ class TestRead:
         rows = [Row([1], 5, [4, 2]), Row([1, 2, 3], 2, [1, 9]), Row([7], 0, [3])]
         slots = [pages.slots(row) for row in rows]
         assert slots[0].tolist() == [16, 17, 18, 19, 8, 9]
-        ends, seen = torch.tensor([1, 4, 5]), {}
+        ends, seen = [1, 4, 5], {}
         for where, table, mask in [
             *single_ids(rows, slots, ends),
             *longer(rows, slots, ends),
@@ -180,6 +213,45 @@ class TestRead:
             weights = scores.masked_fill(~mask[r, 0, t], -torch.inf).softmax(0)
             expected = weights @ v[r, :, h // (H // K)]
             torch.testing.assert_close(out[r, t, h], expected, rtol=0, atol=1e-10)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision_gives_the_logits_of_each_text_alone(self, tiny_llama, dtype):
+        model = tiny_llama().to(dtype)
+        pages = Pages(model.config, 12, 4, dtype=dtype)
+        texts, tables = ([1, 2, 3, 4, 5, 6], [7], [8, 9, 10]), ([3, 7], [2, 5], [4, 8])
+        read_rows(model, pages, [Row(texts[0][:4], 0, tables[0])])
+        rows = [Row(texts[0][4:], 4, tables[0])]
+        rows += [Row(t, 0, b) for t, b in zip(texts[1:], tables[1:], strict=True)]
+        found = read_rows(model, pages, rows)
+        assert found.dtype == torch.float32
+        expected = torch.stack([model(torch.tensor([text]))[0, -1] for text in texts])
+        assert expected.dtype == dtype
+        # Sums in another order differ in the last bits of sums of this size.
+        size = float(expected.abs().max())
+        atol = 16 * torch.finfo(dtype).eps * size
+        torch.testing.assert_close(found, expected.float(), rtol=0, atol=atol)
+
+    def test_an_engine_runs_a_model_in_half_precision(self, tiny_llama):
+        model = tiny_llama().to(torch.bfloat16)
+        engine = make_engine(model, 20, 4, max_rows=2)
+        requests = [Request([i, i + 1, i + 2], 8) for i in (3, 6, 9)]
+        for request in requests:
+            engine.submit(request)
+        engine.run()
+        assert {request.reason for request in requests} <= {"length", "stop"}
+
+    def test_all_tensors_are_where_the_model_is(self, tiny_llama, one_device, monkeypatch):
+        monkeypatch.setattr(torch.Tensor, "cpu", lambda x: x)  # meta has nothing to copy
+        model = tiny_llama().to("meta")
+        pages = Pages(model.config, 10, 4, device="meta")
+        rows = [Row([1], 5, [4, 2]), Row([1, 2, 3], 2, [1, 9]), Row([7], 0, [3])]
+        assert read_rows(model, pages, rows).shape == (3, 20)
+
+    @pytest.mark.parametrize("kind", [{"dtype": torch.float16}, {"device": "meta"}])
+    def test_pages_of_another_kind_are_refused(self, model, kind):
+        pages = Pages(model.config, 2, 4, **kind)
+        with pytest.raises(ValueError, match=r"pages holds .*: the model's weights are"):
+            read_rows(model, pages, [Row([1, 2], 0, [1])])
 
     def test_nothing_keeps_a_gradient(self, model):
         with torch.enable_grad():
@@ -284,6 +356,21 @@ class TestEngine:
             engine.submit(Request([5, 6, 7, 8, last], 1))
             engine.run()
         assert (engine.tokens_read, engine.tokens_shared) == (5 + 1 + 1, 8)
+
+    def test_no_hash_is_computed_twice_while_a_text_waits(self, monkeypatch):
+        hashed = []
+        monkeypatch.setattr(
+            "llm_learn.serving.sha256", lambda b: hashed.append(b) or sha256(b)
+        )
+        engine = Engine(lambda r: r, lambda *_: 7, BlockPool(13, 4), end_id=0)
+        runs, waits = Request([1], 30), Request(range(100, 132), 2)
+        engine.submit(runs)
+        engine.submit(waits)
+        for _ in range(20):
+            engine.step()
+        assert engine.running == [runs] and len(waits.hashes) == 8
+        engine.run()
+        assert len(hashed) == len(runs.hashes) + len(waits.hashes) == 30 // 4 + 33 // 4
 
     @pytest.mark.parametrize(
         ("prompt", "max_new", "message"),

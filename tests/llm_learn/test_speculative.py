@@ -196,6 +196,53 @@ class TestSpeculate:
             speculate(model, [1], 5, draft, k=2, **options)
 
 
+class TestDevices:
+    """On `meta` no number can be read, so the test stops, or pretends, where one is."""
+
+    def test_accept_works_where_its_tensors_are(self, one_device):
+        target, draft = torch.ones(3, V, device="meta"), torch.ones(2, V, device="meta")
+        drafted = torch.zeros(2, dtype=torch.long, device="meta")
+        with pytest.raises(RuntimeError, match="meta tensors"):
+            accept(target, draft, drafted, luck())
+
+    def test_models_read_where_they_are(self, tiny_llama, one_device, monkeypatch):
+        monkeypatch.setattr("llm_learn.model.check_ids", lambda *_: None)
+        monkeypatch.setattr("llm_learn.speculative.sample_id", lambda *_: 1)
+        given = []
+
+        def pretend(target, draft, drafted, generator):
+            given.extend([target, draft, drafted])
+            return torch.tensor([1]), target[0]
+
+        monkeypatch.setattr("llm_learn.speculative.accept", pretend)
+        model = tiny_llama(**SHAPE).to("meta")
+        options = {"probs": SOFTMAX, "generator": luck()}
+        ids, q = from_model(model, 20, **options)([1, 2, 3], 4)
+        assert ids.device.type == q.device.type == "meta" and q.shape == (4, V)
+
+        def draft(text, k):  # as from a look-up, whose ids are on the CPU
+            return torch.ones(k, dtype=torch.long), torch.eye(V)[[1] * k]
+
+        ids, _ = speculate(model, [1, 2], 4, draft, k=1, **options)
+        assert ids == [1] * 4
+        assert {x.device.type for x in given} == {"meta"}
+
+    def test_half_precision_is_drafted_and_checked_in_float32(self, tiny_llama):
+        model = tiny_llama(**SHAPE).to(torch.bfloat16)
+        options = {"probs": SOFTMAX, "generator": luck()}
+        draft = from_model(model, 20, **options)
+        assert draft([1, 2], 3)[1].dtype == torch.float32
+        watched = []
+
+        def probs(logits):
+            watched.append(logits.dtype)
+            return all_on_best(logits)
+
+        options = {"probs": probs, "generator": luck()}
+        ours, _ = speculate(model, [1, 2], 12, draft, k=2, **options)
+        assert len(ours) == 12 and set(watched) == {torch.float32}
+
+
 class TestFromModel:
     @settings(max_examples=25)
     @given(

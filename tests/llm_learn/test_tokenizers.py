@@ -2,9 +2,11 @@
 
 import json
 import random
+import string
 import unicodedata
 from collections import Counter
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 import jinja2
 import pytest
@@ -17,13 +19,14 @@ from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
 from llm_learn.assets import asset_path
-from llm_learn.gguf import GGUF
+from llm_learn.gguf import GGUF, tokenizer_from_gguf
 from llm_learn.tokenizers import (
     BYTE_ORDER,
     GPT4_PATTERN,
     BPETokenizer,
     BPEVocabulary,
     CharTokenizer,
+    apply_merges,
     encode_chat,
     merge_pair,
     train_merges,
@@ -222,6 +225,57 @@ def test_incremental_trainer_matches_recounting_on_text():
     assert train_merges(counts, 150) == naive_merges(counts, 150)
 
 
+def naive_apply(ids: list[int], merges: list[tuple[int, int]]) -> list[int]:
+    """Replays every merge over all ids, in the order in which they were learned."""
+    for rank, pair in enumerate(merges):
+        ids = merge_pair(ids, pair, 256 + rank)
+    return ids
+
+
+@settings(max_examples=300)
+@given(
+    corpus=st.text("ab ", min_size=1, max_size=60),
+    text=st.one_of(st.text("ab ", max_size=200), st.text(max_size=40)),
+)
+@example(corpus="aaaaaaaaaaaaaaaa", text="a" * 37)
+def test_the_heap_merges_like_the_replay_of_all_merges(corpus, text):
+    # As one chunk, so that merges meet and overlap over its whole length.
+    merges = BPETokenizer.train(corpus, 300, pattern=r"(?s).+").merges
+    ids = [BYTE_ORDER.index(b) for b in text.encode()]
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    assert apply_merges(ids, ranks) == naive_apply(ids, merges)
+
+
+@pytest.mark.parametrize("letters", ["ab", string.ascii_lowercase, "theandoring "])
+def test_long_chunks_merge_like_the_replay_of_all_merges(bpe, letters):
+    draw = random.Random(0)
+    ranks = {pair: rank for rank, pair in enumerate(bpe.merges)}
+    for length in (0, 1, 2, 100, 3000):
+        text = "".join(draw.choices(letters, k=length))
+        ids = [BYTE_ORDER.index(b) for b in text.encode()]
+        assert apply_merges(ids, ranks) == naive_apply(ids, bpe.merges)
+
+
+class CountedRanks(dict):
+    """Counts how often a pair is looked up."""
+
+    looked_up = 0
+
+    def get(self, *args):
+        self.looked_up += 1
+        return super().get(*args)
+
+
+@pytest.mark.parametrize("length", [1_000, 16_000])
+def test_a_long_chunk_needs_steps_in_proportion_to_its_length(length):
+    # A loop that looks at all pairs again after each kind of merge needs far more.
+    tokenizer = tokenizer_from_gguf(SMOLLM2)
+    tokenizer.__dict__["_ranks"] = ranks = CountedRanks(tokenizer._ranks)
+    word = "".join(random.Random(0).choices(string.ascii_lowercase, k=length))
+    assert tokenizer.decode(tokenizer.encode(word)) == word
+    assert length < ranks.looked_up < 8 * length
+
+
 def test_byte_order_matches_gpt2():
     # Their alphabet writes each byte as one character, and its code points, in order, are the ids.
     alphabet = sorted(hf.pre_tokenizers.ByteLevel.alphabet())
@@ -380,6 +434,31 @@ def test_saving_and_loading_keep_everything(bpe, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [
         "bpe.json"
     ]  # nothing half-written stays
+
+
+def test_what_is_remembered_is_bounded(monkeypatch):
+    monkeypatch.setattr("llm_learn.tokenizers.MAX_CHUNKS", 100)
+    bpe = BPETokenizer([(0, 1)])
+    text = " ".join(str(i) for i in range(1000)) + " " + "x" * 5000
+    for _ in range(2):
+        assert bpe.decode(bpe.encode(text)) == text
+        assert 0 < len(bpe._chunk_ids) <= 100
+        assert max(map(len, bpe._chunk_ids)) < 100
+
+
+def test_a_write_that_fails_leaves_nothing(bpe, tmp_path, monkeypatch):
+    bpe.save(tmp_path / "bpe.json")
+    before = (tmp_path / "bpe.json").read_bytes()
+
+    def full(path: Path, text: str, **_) -> None:
+        path.write_bytes(text[:100].encode())
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        bpe.save(tmp_path / "bpe.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["bpe.json"]
+    assert (tmp_path / "bpe.json").read_bytes() == before
 
 
 # Another numbering
