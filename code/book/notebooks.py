@@ -16,6 +16,11 @@ from nbformat import NotebookNode
 TOLERANCE = 1.5
 # So many chapters have to be measured before they tell how slow the machine is.
 ENOUGH_TO_TELL = 5
+# Where the machine is slower than the budgets assume, they grow with it, up to this factor: beyond it, a library has
+# become slower, or the machine cannot tell. From the smaller one on, the build warns.
+SLOWEST, SLOW = 3.0, 2.0
+# A chapter is ended after so many times its CPU-seconds by the clock, and not before so many seconds.
+TIME_LIMIT, LEAST_TIME_LIMIT = 20, 300.0
 # What the chapters may declare together: 43 for each of the 44 that are planned. One execution of the whole book
 # then stays a matter of minutes.
 BOOK_CPU_SECONDS = 43 * 44
@@ -136,6 +141,11 @@ def find(chapters: Iterable[ChapterNotebook], name: str) -> ChapterNotebook:
     raise ValueError(f"{problem} {name!r}; the names are: {names}")
 
 
+def time_limit(budget: Budget | None) -> float:
+    """Seconds by the clock after which a chapter is ended, because it hangs."""
+    return max(LEAST_TIME_LIMIT, TIME_LIMIT * budget.cpu_seconds if budget else 0.0)
+
+
 def slowness(measured: Sequence[tuple[ChapterNotebook, dict[str, Any]]]) -> float:
     """How much slower this machine is than the budgets assume; at least 1.
 
@@ -157,7 +167,7 @@ def budget_problems(
 
     Args:
         measured: Chapters with the records of their executions.
-        slow: How much slower the machine is than the budgets assume (`slowness`).
+        slow: How much slower the machine is than the budgets assume (`slowness`); no more than `SLOWEST` counts.
     """
     problems = []
     for chapter, record in measured:
@@ -173,7 +183,7 @@ def budget_problems(
             )
             continue
         for key, unit, factor in (
-            ("cpu_seconds", "CPU-seconds", TOLERANCE * slow),
+            ("cpu_seconds", "CPU-seconds", TOLERANCE * min(slow, SLOWEST)),
             ("memory_gib", "GiB of memory", TOLERANCE),
         ):
             declared = getattr(chapter.budget, key)
