@@ -404,7 +404,7 @@ def test_a_machine_may_be_three_times_slower_and_the_build_warns_from_two(
     measured.factor = factor
     if fails:
         with pytest.raises(
-            execution.ChapterError, match="more than 4.5 times as much fails"
+            execution.ChapterError, match=r"more than 4\.5 times as much fails"
         ):
             measured.build()
     else:
