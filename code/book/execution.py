@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,11 @@ class Book:
         env.mystnb_config = env.mystnb_config.copy(execution_excludepatterns=left)
         # Kept with the pages: a build that fails after executing must not leave old outputs on them.
         shown = getattr(env, "book_fingerprints", {})
-        now = {docname: fingerprints[docname] for docname in self.records}
+        # With what each used, since two executions of the same chapter measure different times.
+        now = {
+            docname: [record[key] for key in ("fingerprint", "cpu_seconds", "wall_seconds")]
+            for docname, record in self.records.items()
+        }
         env.book_fingerprints = now
         names = [chapter.docname for chapter in self.chapters]
         return [name for name in names if shown.get(name) != now.get(name)]
@@ -130,8 +135,16 @@ class Book:
         """Writes the executed notebooks; myst-nb's own lack what came from the cache or was glued."""
         if app.builder.format != "html":
             return
+        before = getattr(env, "book_notebooks", {})
+        env.book_notebooks = {}
         for chapter in self.chapters:
             if chapter.docname not in self.records:
+                continue
+            path = notebook_path(Path(app.outdir).parent, chapter.docname)
+            text = json.dumps(chapter.notebook, sort_keys=True).encode()
+            written = [*env.book_fingerprints[chapter.docname], sha256(text).hexdigest()]
+            env.book_notebooks[chapter.docname] = written
+            if before.get(chapter.docname) == written and path.is_file():
                 continue
             _, notebook = self.cache.merge_match_into_notebook(chapter.notebook)
             notebook.metadata.pop("source_map", None)
@@ -147,17 +160,17 @@ class Book:
                         f"{chapter.docname}.md: cell {index} of the notebook is not executed"
                     )
             notebook.nbformat, notebook.nbformat_minor = 4, 5
-            path = notebook_path(Path(app.outdir).parent, chapter.docname)
             _write(path, nbformat.writes(notebook) + "\n")
 
     def _cached(self, chapter: ChapterNotebook, fingerprint: str) -> bool:
         """Whether the cache holds what this chapter would give now. An older execution is forgotten."""
         try:
             entry = self.cache.match_cache_notebook(chapter.notebook)
-            self.cache.get_cache_bundle(entry.pk)
-        except (KeyError, OSError):
+            # Not get_cache_bundle(), which reads the outputs of all chapters.
+            kept = self.cache._get_notebook_path_cache(entry.hashkey).is_file()
+        except KeyError:
             return False
-        if (entry.data or {}).get("fingerprint") == fingerprint:
+        if kept and (entry.data or {}).get("fingerprint") == fingerprint:
             self.records[chapter.docname] = {**entry.data, "docname": chapter.docname}
             return True
         if self.only in (None, chapter.docname):

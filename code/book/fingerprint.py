@@ -56,6 +56,9 @@ def _nodes(source: str) -> list[ast.AST]:
 
 def cell_names(source: str) -> set[str]:
     """Like `imported_names`, for a cell, which may hold magics, run a module by name, or not be Python."""
+    # Most cells hold neither, and need not be parsed.
+    if "import" not in source and PACKAGE not in source:
+        return set()
     try:
         nodes = _nodes(source)
         names = imported_names(nodes)
@@ -70,10 +73,12 @@ def cell_names(source: str) -> set[str]:
 
 def records_read(source: str, folder: Path) -> list[Path]:
     """The records of experiments that a cell reads by `recorded(…)`: all in `folder` where it computes a name."""
+    if "recorded" not in source:
+        return []
     try:
         nodes = _nodes(source)
     except SyntaxError:
-        return []
+        return sorted(folder.glob("*.json"))
     found: set[Path] = set()
     for node in nodes:
         if not isinstance(node, ast.Call):
@@ -191,31 +196,38 @@ class Package:
 @cache
 def _versions(name: str) -> frozenset[str]:
     """`name==version` of a distribution and of all that it needs."""
-    return frozenset(f"{each}=={version(each)}" for each in closure([name]))
+    return frozenset(f"{each}=={_version(each)}" for each in closure([name]))
+
+
+@cache
+def _version(name: str) -> str:
+    return version(name)
 
 
 def closure(requirements: Iterable[str]) -> set[str]:
     """The distributions that these requirements need, directly or through others."""
     found: set[str] = set()
-    left = list(requirements)
+    left = [Requirement(text) for text in requirements]
     while left:
-        requirement = Requirement(left.pop())
+        requirement = left.pop()
         name = distribution_name(requirement.name)
         try:
-            needs = metadata.requires(name) or []
+            needs = _needs(name)
         except metadata.PackageNotFoundError:
             continue  # for another system, or another Python
         new = name not in found
         found.add(name)
         wanted = {"", *requirement.extras} if new else requirement.extras
-        left += [
-            need
-            for need in needs
-            if any(_applies(Requirement(need), extra) for extra in wanted)
-        ]
+        left += [need for need in needs if any(_applies(need, extra) for extra in wanted)]
     return found
 
 
+@cache
+def _needs(name: str) -> list[Requirement]:
+    return [Requirement(text) for text in metadata.requires(name) or []]
+
+
+@cache
 def _applies(requirement: Requirement, extra: str) -> bool:
     return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
 

@@ -20,10 +20,11 @@ import nbformat
 import psutil
 import pytest
 from myst_nb.core.config import NbParserConfig
+from myst_nb.core.read import create_nb_reader
 from myst_parser.config.main import MdParserConfig
 from tinybook import FRONT, TinyBook, page
 
-from book import execution, fingerprint, kernels
+from book import execution, fingerprint, kernels, notebooks
 from book.fingerprint import Package, cell_names, imported_names
 from book.notebooks import (
     BOOK_CPU_SECONDS,
@@ -416,6 +417,66 @@ def test_a_machine_may_be_three_times_slower_and_the_build_warns_from_two(
     assert (warning in capsys.readouterr().out) == warns
 
 
+# --- what is read again
+
+
+def test_only_a_document_that_has_changed_is_read_again(
+    tiny_book: TinyBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(path: str, *rest: object) -> object:
+        read.append(Path(path).stem)
+        return create_nb_reader(path, *rest)
+
+    monkeypatch.setattr(notebooks, "create_nb_reader", counted)
+    (tiny_book.root / "_build").mkdir()
+    first = book_chapters(tiny_book.root)
+    assert sorted(read) == [*ALL, "index"]
+    read.clear()
+    assert book_chapters(tiny_book.root) == first
+    assert read == []
+    tiny_book.replace("chapters/part/beta.md", "Some prose.", "Better prose.")
+    again = find(book_chapters(tiny_book.root), "beta")
+    assert read == ["beta"]
+    assert again.notebook.cells[0].source == "# Beta\n\nBetter prose."
+    assert again == find(book_chapters(tiny_book.root), "beta")
+    # The same text is read otherwise with other extensions.
+    read.clear()
+    tiny_book.replace(
+        "_config.yml", "sphinx:", "parse: {myst_enable_extensions: [colon_fence]}\nsphinx:"
+    )
+    assert len(book_chapters(tiny_book.root)) == 3
+    assert sorted(read) == [*ALL, "index"]
+    # A file that cannot be read is made again.
+    (tiny_book.root / "_build/.parsed.json").write_text('{"chapters/part/beta": {"ke')
+    assert len(book_chapters(tiny_book.root)) == 3
+
+
+@pytest.mark.slow
+def test_after_a_change_of_prose_one_page_and_one_notebook_are_written(
+    tiny_book: TinyBook,
+) -> None:
+    def times() -> dict[str, float]:
+        build = tiny_book.root / "_build"
+        pages = [build / f"html/chapters/part/{name}.html" for name in ALL]
+        paths = [*pages, *map(tiny_book.notebook, ALL)]
+        return {f"{path.stem}{path.suffix}": path.stat().st_mtime_ns for path in paths}
+
+    assert tiny_book.build().returncode == 0
+    before = times()
+    tiny_book.replace("chapters/part/beta.md", "Some prose.", "Better prose.")
+    done = tiny_book.build()
+    assert done.returncode == 0, done.stderr
+    after = times()
+    assert {n for n in after if after[n] != before[n]} == {"beta.html", "beta.ipynb"}
+    assert "Better prose." in tiny_book.notebook("beta").read_text(encoding="utf-8")
+    # What was taken away is written again.
+    tiny_book.notebook("alpha").unlink()
+    assert tiny_book.build().returncode == 0
+    assert outputs(tiny_book, "alpha") == ["2\n"]
+
+
 # --- parts
 
 
@@ -621,7 +682,7 @@ def test_fingerprints_follow_the_versions_of_libraries_and_of_what_they_import(
             return "0.0" if each == name else version(each)
 
         with monkeypatch.context() as patch:
-            patch.setattr(fingerprint, "version", newer)
+            patch.setattr(fingerprint, "_version", newer)
             fingerprint._versions.cache_clear()
             after = fingerprints()
         fingerprint._versions.cache_clear()
