@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from book.executed import notebook_path, record_path, records_folder
 from book.files import write_atomically
 from book.fingerprint import PACKAGE, Package
 from book.notebooks import (
+    SLOW,
+    SLOWEST,
     ChapterNotebook,
     NotAChapter,
     book_problems,
@@ -101,18 +105,15 @@ class Book:
         for chapter in self.chapters:
             cells_hash = self.cache.create_hashed_notebook(chapter.notebook)[1]
             sources = [cell.source for cell in chapter.code_cells]
-            record = self.root / "experiments" / f"{Path(chapter.docname).name}.json"
-            fingerprints[chapter.docname] = package.fingerprint(cells_hash, sources, record)
+            fingerprints[chapter.docname] = package.fingerprint(
+                cells_hash, sources, self.root / "experiments", kernels.SETTINGS
+            )
             if not self._cached(chapter, fingerprints[chapter.docname]):
                 stale.append(chapter)
         chosen = [chapter for chapter in stale if self.only in (None, chapter.docname)]
         failures = self._run(chosen, fingerprints)
-        failures += self._measure_again(chosen, fingerprints)
+        failures += self._judge(fingerprints)
         self._write_records()
-
-        measured = self._measured()
-        slow = slowness(measured)
-        failures += budget_problems(measured, slow)
         if failures:
             raise ChapterError("\n\n".join(failures))
 
@@ -121,7 +122,11 @@ class Book:
         env.mystnb_config = env.mystnb_config.copy(execution_excludepatterns=left)
         # Kept with the pages: a build that fails after executing must not leave old outputs on them.
         shown = getattr(env, "book_fingerprints", {})
-        now = {docname: fingerprints[docname] for docname in self.records}
+        # With what each used, since two executions of the same chapter measure different times.
+        now = {
+            docname: [record[key] for key in ("fingerprint", "cpu_seconds", "wall_seconds")]
+            for docname, record in self.records.items()
+        }
         env.book_fingerprints = now
         names = [chapter.docname for chapter in self.chapters]
         return [name for name in names if shown.get(name) != now.get(name)]
@@ -130,8 +135,16 @@ class Book:
         """Writes the executed notebooks; myst-nb's own lack what came from the cache or was glued."""
         if app.builder.format != "html":
             return
+        before = getattr(env, "book_notebooks", {})
+        env.book_notebooks = {}
         for chapter in self.chapters:
             if chapter.docname not in self.records:
+                continue
+            path = notebook_path(Path(app.outdir).parent, chapter.docname)
+            text = json.dumps(chapter.notebook, sort_keys=True).encode()
+            written = [*env.book_fingerprints[chapter.docname], sha256(text).hexdigest()]
+            env.book_notebooks[chapter.docname] = written
+            if before.get(chapter.docname) == written and path.is_file():
                 continue
             _, notebook = self.cache.merge_match_into_notebook(chapter.notebook)
             notebook.metadata.pop("source_map", None)
@@ -147,22 +160,19 @@ class Book:
                         f"{chapter.docname}.md: cell {index} of the notebook is not executed"
                     )
             notebook.nbformat, notebook.nbformat_minor = 4, 5
-            path = notebook_path(Path(app.outdir).parent, chapter.docname)
             _write(path, nbformat.writes(notebook) + "\n")
 
     def _cached(self, chapter: ChapterNotebook, fingerprint: str) -> bool:
         """Whether the cache holds what this chapter would give now. An older execution is forgotten."""
         try:
             entry = self.cache.match_cache_notebook(chapter.notebook)
-            self.cache.get_cache_bundle(entry.pk)
-        except (KeyError, OSError):
+            # Not get_cache_bundle(), which reads the outputs of all chapters.
+            kept = self.cache._get_notebook_path_cache(entry.hashkey).is_file()
+        except KeyError:
             return False
-        if (entry.data or {}).get("fingerprint") == fingerprint:
-            record = {**entry.data, "docname": chapter.docname}
-            # One measurement over the budget may be the machine's fault: it is taken again, not kept.
-            if chapter.budget is None or not budget_problems([(chapter, record)]):
-                self.records[chapter.docname] = record
-                return True
+        if kept and (entry.data or {}).get("fingerprint") == fingerprint:
+            self.records[chapter.docname] = {**entry.data, "docname": chapter.docname}
+            return True
         if self.only in (None, chapter.docname):
             self.cache.remove_cache(entry.pk)
         return False
@@ -203,28 +213,71 @@ class Book:
         pool.shutdown()
         return failures
 
-    def _measured(self) -> list[tuple[ChapterNotebook, dict[str, Any]]]:
-        return [
-            (chapter, self.records[chapter.docname])
-            for chapter in self.chapters
-            if self.only in (None, chapter.docname) and chapter.docname in self.records
-        ]
+    def _judge(self, fingerprints: dict[str, str]) -> list[str]:
+        """Holds to its budget what has been measured and not yet passed, and returns a message for each failure.
 
-    def _measure_again(
-        self, executed: list[ChapterNotebook], fingerprints: dict[str, str]
-    ) -> list[str]:
-        """Executes once more, alone, what used too much: whoever shared the machine may have been the cause."""
-        measured = self._measured()
-        slow = slowness(measured)
+        A chapter that passes is not judged again before it is executed again or declares another budget. One that
+        uses too many seconds is executed once more, alone: whoever shared the machine may have been the cause. A
+        preview says what is over its budget, and shows it all the same.
+        """
+        judged = [
+            chapter
+            for chapter in self.chapters
+            if self.only in (None, chapter.docname)
+            and chapter.docname in self.records
+            and not self._passed(chapter)
+        ]
+        if not judged:
+            return []
+        slow = self._slowness()
+        if slow >= SLOW:
+            self._say(
+                f"\nWarning: the chapters took {slow:.1f} times the CPU-seconds that they declare (the median). Either "
+                "this machine is slow, or a library has become slower. Budgets allow for "
+                f"{SLOWEST:g} times at most."
+            )
         failures = []
-        for chapter, record in measured:
-            # Memory does not depend on who shares the machine.
-            seconds_only = record | {"peak_memory_gib": 0.0}
-            over = chapter.budget and budget_problems([(chapter, seconds_only)], slow)
-            if over and chapter in executed:
-                self._say(f"\n{over[0]}.\nIt is measured again, alone.")
-                failures += self._run([chapter], fingerprints)
+        if not self.only and slow <= SLOWEST:
+            for chapter in judged:
+                # Memory does not depend on who shares the machine.
+                seconds_only = self.records[chapter.docname] | {"peak_memory_gib": 0.0}
+                over = chapter.budget and budget_problems([(chapter, seconds_only)], slow)
+                if over:
+                    self._say(f"\n{over[0]}.\nIt is measured again, alone.")
+                    failures += self._run([chapter], fingerprints)
+            slow = self._slowness()
+        for chapter in judged:
+            record = self.records[chapter.docname]
+            problems = budget_problems([(chapter, record)], slow)
+            if problems and self.only and chapter.budget:
+                self._say(f"\nWarning: {problems[0]}. `make book` judges it.")
+            elif problems:
+                failures += problems
+            elif not self.only:
+                self._pass(chapter)
         return failures
+
+    def _slowness(self) -> float:
+        return slowness(
+            [
+                (chapter, self.records[chapter.docname])
+                for chapter in self.chapters
+                if chapter.docname in self.records
+            ]
+        )
+
+    def _passed(self, chapter: ChapterNotebook) -> bool:
+        """Whether the chapter's last execution has kept to the budget that it declares now."""
+        declared = _declared(chapter)
+        return bool(declared) and self.records[chapter.docname].get("passed") == declared
+
+    def _pass(self, chapter: ChapterNotebook) -> None:
+        """Notes in the cache that the chapter has kept to what it declares."""
+        record = self.records[chapter.docname]
+        record["passed"] = _declared(chapter)
+        entry = self.cache.match_cache_notebook(chapter.notebook)
+        notebook = self.cache.get_cache_bundle(entry.pk).nb
+        self._store(chapter, notebook, record)
 
     def _one(
         self, chapter: ChapterNotebook, number: str, zygote: Zygote | None
@@ -257,12 +310,17 @@ class Book:
         used: dict,
     ) -> None:
         record = {"docname": chapter.docname, "fingerprint": fingerprint, **used}
-        bundle = CacheBundleIn(notebook, str(chapter.path), data=record)
-        self.cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+        self._store(chapter, notebook, record)
         self.records[chapter.docname] = record
         self.executed.append(chapter.docname)
         with suppress(FileNotFoundError):
             self._error_file(chapter).unlink()
+
+    def _store(
+        self, chapter: ChapterNotebook, notebook: nbformat.NotebookNode, record: dict
+    ) -> None:
+        bundle = CacheBundleIn(notebook, str(chapter.path), data=record)
+        self.cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
     def _explain(self, chapter: ChapterNotebook, error: kernels.ChapterFailed) -> str:
         path = self._error_file(chapter)
@@ -302,6 +360,10 @@ class Book:
         for handler in logging.getLogger("sphinx").handlers:
             if handler.level == logging.WARNING:
                 handler.addFilter(about_it)
+
+
+def _declared(chapter: ChapterNotebook) -> dict[str, float] | None:
+    return asdict(chapter.budget) if chapter.budget else None
 
 
 def _as_completed(jobs: Iterable[Future]) -> Iterator[Future]:

@@ -25,6 +25,9 @@ MEASURED = (
 UNFINISHED = re.compile(
     r"\b(?:TODO|FIXME|XXX|TBD)\b|(?i:\bplaceholder\b|coming soon|lorem ipsum|<!-- write)"
 )
+# What a cell that is not compared may glue, by its name: a time, a ratio or rate of times, what was fastest, memory.
+TIMES = "seconds|ms|years|ratio|rate|fastest|memory"
+NOT_COMPARED = re.compile(rf"^(?:{TIMES})[- ]|(?:^|[- ])(?:{TIMES})$")
 NBVAL_COMMENT = re.compile(r"#\s*(?:NBVAL_\w+|PYTEST_VALIDATE_\w+)")
 SHELL_INSTALL = re.compile(
     r"^\s*(?:[%!].*\b(?:pip|conda|mamba|uv)\b|(?:python3? -m )?pip install\b)"
@@ -232,9 +235,20 @@ def network(chapter, book):
                 )
 
 
+def _key(call: ast.Call) -> str:
+    """The name that `glue` stores under, `…` for each part that is computed."""
+    key = next(
+        iter([*call.args[:1], *(k.value for k in call.keywords if k.arg == "name")]), None
+    )
+    parts = key.values if isinstance(key, ast.JoinedStr) else [key]
+    return "".join(
+        str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts
+    )
+
+
 @check
 def escaping_cells(chapter, book):
-    """Few cells escape the proof's comparison, and each of those only prints timings."""
+    """Few cells escape the proof's comparison, and each of those only prints timings, and glues them by their names."""
     ignored = [cell for cell in chapter.cells if "nbval-ignore-output" in cell.tags]
     escaping = [
         c for c in chapter.cells if {"nbval-ignore-output", "nbval-skip"} & set(c.tags)
@@ -258,6 +272,13 @@ def escaping_cells(chapter, book):
                 yield (
                     at(cell, call),
                     "move verify out of the cell tagged `nbval-ignore-output`: its result would not be proved",
+                )
+            if name == "glue" and not NOT_COMPARED.search(_key(call)):
+                yield (
+                    at(cell, call),
+                    f"a cell tagged `nbval-ignore-output` glues `{_key(call)}`, and the proof would not compare it: "
+                    "if it is a time, a ratio or rate of times, or memory, begin or end its name with seconds, ms, "
+                    "years, ratio, rate, fastest or memory; else glue it in a cell that is compared",
                 )
     for cell in chapter.cells:
         for node in ast.walk(tree(cell)):

@@ -1,17 +1,13 @@
 """What a chapter imports must come with the package, or with the extras that its front matter names."""
 
 import ast
-import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
 from book.checks import at, check, tree
-from book.fingerprint import distributions
+from book.fingerprint import closure, distribution_name, distributions
 from book.source import ROOT, project
 
 # The package itself, and what every notebook has by being one.
@@ -26,7 +22,7 @@ def imports(chapter, book):
         for node, name in imported(tree(cell)):
             if name in sys.stdlib_module_names or name in ALWAYS:
                 continue
-            owners = {_name(owner) for owner in distributions().get(name, ())}
+            owners = {distribution_name(owner) for owner in distributions().get(name, ())}
             if not owners & allowed:
                 yield (
                     at(cell, node),
@@ -51,33 +47,3 @@ def brought(extras: tuple[str, ...], root: Path = ROOT) -> frozenset[str]:
     optional = table.get("optional-dependencies", {})
     needed = [*table["dependencies"], *(r for e in extras for r in optional.get(e, ()))]
     return frozenset(closure(needed))
-
-
-def closure(requirements: Iterable[str]) -> set[str]:
-    """The distributions that these requirements need, directly or through others."""
-    found: set[str] = set()
-    left = list(requirements)
-    while left:
-        requirement = Requirement(left.pop())
-        name = _name(requirement.name)
-        try:
-            needs = metadata.requires(name) or []
-        except metadata.PackageNotFoundError:
-            continue  # for another system, or another Python
-        new = name not in found
-        found.add(name)
-        wanted = {"", *requirement.extras} if new else requirement.extras
-        left += [
-            need
-            for need in needs
-            if any(_applies(Requirement(need), extra) for extra in wanted)
-        ]
-    return found
-
-
-def _applies(requirement: Requirement, extra: str) -> bool:
-    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
-
-
-def _name(text: str) -> str:
-    return re.sub(r"[-_.]+", "-", text).lower()

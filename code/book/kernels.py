@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
-from book.notebooks import ChapterNotebook
+from book.notebooks import LEAST_TIME_LIMIT, TIME_LIMIT, ChapterNotebook, time_limit
 from book.zygote import Zygote
 
 # Evaluated in the kernel after the last cell, and kept out of the notebook. VmHWM comes first: ru_maxrss
@@ -52,12 +52,23 @@ def _book_usage():
     return json.dumps({"cpu_seconds": round(seconds, 2), "peak_memory_gib": round(peak / 2**30, 3)})
 """
 
+# What decides on outputs, the same on every machine: one thread each and fixed hashes, so that two executions give
+# equal numbers, and no network.
+SETTINGS = {
+    **dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"], "1"),
+    **dict.fromkeys(["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TQDM_DISABLE"], "1"),
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONHASHSEED": "0",
+    "COLUMNS": "80",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}
+
 _running: set[NotebookClient] = set()
 _stopped = threading.Event()
 
 
 class ChapterFailed(Exception):
-    """A cell of a chapter raised, or its kernel died; `details` holds the kernel's traceback."""
+    """A cell of a chapter raised or ran too long, or its kernel died; `details` holds the kernel's traceback."""
 
     def __init__(self, message: str, details: str) -> None:
         super().__init__(message)
@@ -67,8 +78,7 @@ class ChapterFailed(Exception):
 def kernel_environment(root: Path) -> dict[str, str]:
     """The environment of every kernel, the same in the build and in the proof.
 
-    One thread each and fixed hashes, so that two executions give equal numbers; offline, since no chapter may
-    need a network; and no file outside the book's `_build` and the user's cache.
+    It holds `SETTINGS`, and kernels write no file outside the book's `_build` and the user's cache.
     """
     home = root / "_build" / ".home"
     home.mkdir(
@@ -78,14 +88,7 @@ def kernel_environment(root: Path) -> dict[str, str]:
     # Many containers set it: every kernel would compile torch and transformers anew, for more than two seconds.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment |= {
-        **dict.fromkeys(
-            ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"], "1"
-        ),
-        **dict.fromkeys(["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TQDM_DISABLE"], "1"),
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONHASHSEED": "0",
-        "COLUMNS": "80",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        **SETTINGS,
         "IPYTHONDIR": str(home / "ipython"),
         "JUPYTER_CONFIG_DIR": str(home / "jupyter" / "config"),
         "JUPYTER_DATA_DIR": str(home / "jupyter" / "data"),
@@ -102,23 +105,29 @@ def kernel_environment(root: Path) -> dict[str, str]:
 
 
 def execute(
-    chapter: ChapterNotebook, environment: dict[str, str], zygote: Zygote | None = None
+    chapter: ChapterNotebook,
+    environment: dict[str, str],
+    zygote: Zygote | None = None,
+    limit: float | None = None,
 ) -> tuple[NotebookNode, dict[str, Any]]:
     """Executes a chapter in a temporary working directory.
 
     Args:
         zygote: Where to fork the kernel from; without one, a new Python is started.
+        limit: After how many seconds by the clock the chapter is ended; `time_limit(chapter.budget)` where None.
 
     Returns:
         The notebook with its outputs, and its record: CPU-seconds, wall seconds, peak memory and checks.
 
     Raises:
-        ChapterFailed: A cell raised an exception it is not tagged for, or the kernel died.
+        ChapterFailed: A cell raised an exception it is not tagged for, the kernel died, or the limit was reached.
     """
+    limit = time_limit(chapter.budget) if limit is None else limit
     notebook = copy.deepcopy(chapter.notebook)
     client = NotebookClient(
         notebook,
-        timeout=None,
+        # Of a cell. nbclient takes 0 and less for no limit.
+        timeout_func=lambda cell: max(0.001, start + limit - time.perf_counter()),
         record_timing=False,
         coalesce_streams=True,
         # On a busy machine the rest of the output may come long after the answer.
@@ -148,7 +157,14 @@ def execute(
                     _describe(chapter, index, number, problem), str(error)
                 ) from None
             except CellTimeoutError as error:
-                problem = "the kernel did not send the end of its output"
+                if time.perf_counter() - start >= limit:
+                    problem = (
+                        f"the chapter was ended here, after {limit:g} seconds: it may take {TIME_LIMIT} times its "
+                        f"budget, and at least {LEAST_TIME_LIMIT:g} seconds"
+                    )
+                    _kill(_processes(client))
+                else:
+                    problem = "the kernel did not send the end of its output"
                 raise ChapterFailed(
                     _describe(chapter, index, number, problem), str(error)
                 ) from None

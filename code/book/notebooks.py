@@ -1,21 +1,33 @@
 """The chapters as notebooks: which documents they are, their cells, and the budgets that they declare."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import nbformat
 import yaml
 from myst_nb.core.config import NbParserConfig
 from myst_nb.core.read import create_nb_reader
 from myst_parser.config.main import MdParserConfig
 from nbformat import NotebookNode
 
+from book.files import write_atomically
+
 # A chapter may exceed what it declares by this factor: two runs on one machine differ.
 TOLERANCE = 1.5
 # So many chapters have to be measured before they tell how slow the machine is.
 ENOUGH_TO_TELL = 5
+# Where the machine is slower than the budgets assume, they grow with it, up to this factor: beyond it, a library has
+# become slower, or the machine cannot tell. From the smaller one on, the build warns.
+SLOWEST, SLOW = 3.0, 2.0
+# A chapter is ended after so many times its CPU-seconds by the clock, and not before so many seconds.
+TIME_LIMIT, LEAST_TIME_LIMIT = 20, 300.0
 # What the chapters may declare together: 43 for each of the 44 that are planned. One execution of the whole book
 # then stays a matter of minutes.
 BOOK_CPU_SECONDS = 43 * 44
@@ -75,16 +87,14 @@ def read_chapters(
         NotAChapter: A document has code cells, but stands outside chapters/ or lacks `llm_learn:`. Executing
             it without a budget and a proof would leave a hole that nobody sees.
     """
-    chapters = []
+    chapters, parsed = [], Parsed(root)
     for docname in sorted(docnames):
         path = root / f"{docname}.md"
         if not path.is_file():
             continue
-        text = path.read_text(encoding="utf-8")
-        reader = create_nb_reader(str(path), myst_config, nb_config, text)
-        if reader is None:
+        notebook = parsed.read(docname, path, myst_config, nb_config)
+        if notebook is None:
             continue
-        notebook = reader.read(text)
         chapter = ChapterNotebook(
             docname, path, notebook, notebook.metadata.get("llm_learn") or {}
         )
@@ -96,7 +106,53 @@ def read_chapters(
                 "matter has `llm_learn:` with at least a budget. Or show the code in a plain ```python block."
             )
         chapters.append(chapter)
+    parsed.keep()
     return chapters
+
+
+class Parsed:
+    """The notebooks that documents were read as, by the content of their files, in `_build` where that exists.
+
+    To read the whole book takes longer than all else that a change of one sentence asks for.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.file = root / "_build" / ".parsed.json"
+        try:
+            self.known = json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            self.known = {}
+        self.used: dict[str, dict[str, Any]] = {}
+
+    def read(
+        self, docname: str, path: Path, myst: MdParserConfig, nb: NbParserConfig
+    ) -> NotebookNode | None:
+        """The document as myst-nb reads it; None where it is no notebook."""
+        text = path.read_text(encoding="utf-8")
+        depends = [text, docname, *_readers(), repr(sorted(myst.enable_extensions))]
+        depends += [repr(nb.custom_formats), nb.cell_metadata_key, nb.metadata_key]
+        key = hashlib.sha256("\0".join(depends).encode()).hexdigest()
+        entry = self.known.get(docname)
+        if not entry or entry["key"] != key:
+            reader = create_nb_reader(str(path), myst, nb, text)
+            entry = {"key": key, "notebook": reader and reader.read(text)}
+        self.used[docname] = entry
+        notebook = entry["notebook"]
+        return notebook and nbformat.from_dict(notebook)
+
+    def keep(self) -> None:
+        """Writes what was read, if any of it is new."""
+        if self.file.parent.is_dir() and any(
+            self.known.get(docname) != entry for docname, entry in self.used.items()
+        ):
+            write_atomically(self.file, json.dumps(self.known | self.used))
+
+
+@cache
+def _readers() -> list[str]:
+    """What decides how a document is read, beside its configuration."""
+    versions = [version(name) for name in ("myst-nb", "myst-parser", "markdown-it-py")]
+    return [*versions, hashlib.sha256(Path(__file__).read_bytes()).hexdigest()]
 
 
 def book_chapters(root: Path) -> list[ChapterNotebook]:
@@ -136,6 +192,11 @@ def find(chapters: Iterable[ChapterNotebook], name: str) -> ChapterNotebook:
     raise ValueError(f"{problem} {name!r}; the names are: {names}")
 
 
+def time_limit(budget: Budget | None) -> float:
+    """Seconds by the clock after which a chapter is ended, because it hangs."""
+    return max(LEAST_TIME_LIMIT, TIME_LIMIT * budget.cpu_seconds if budget else 0.0)
+
+
 def slowness(measured: Sequence[tuple[ChapterNotebook, dict[str, Any]]]) -> float:
     """How much slower this machine is than the budgets assume; at least 1.
 
@@ -157,7 +218,7 @@ def budget_problems(
 
     Args:
         measured: Chapters with the records of their executions.
-        slow: How much slower the machine is than the budgets assume (`slowness`).
+        slow: How much slower the machine is than the budgets assume (`slowness`); no more than `SLOWEST` counts.
     """
     problems = []
     for chapter, record in measured:
@@ -173,7 +234,7 @@ def budget_problems(
             )
             continue
         for key, unit, factor in (
-            ("cpu_seconds", "CPU-seconds", TOLERANCE * slow),
+            ("cpu_seconds", "CPU-seconds", TOLERANCE * min(slow, SLOWEST)),
             ("memory_gib", "GiB of memory", TOLERANCE),
         ):
             declared = getattr(chapter.budget, key)

@@ -2,7 +2,7 @@
 
 This file, run as a script with a command behind it, enters a new network namespace (Linux), brings its
 loopback up, and becomes the command. Where that is refused, `run` sets the switches that well-behaved
-libraries obey, and says so.
+libraries obey, and says so. On GitHub's Linux runners, which publish the site, a refusal is an error.
 """
 
 import ctypes
@@ -82,8 +82,19 @@ def refusal() -> str | None:
 
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Runs the command offline, prints by which means, and returns its exit status."""
+    """Runs the command offline, prints by which means, and returns its exit status.
+
+    On GitHub's Linux runners it runs nothing, and returns 1, where the machine refuses a namespace.
+    """
     reason = refusal()
+    if reason and os.environ.get("GITHUB_ACTIONS") and sys.platform == "linux":
+        print(
+            f"Not run: this machine isolates no network ({reason}), and what is published must be proved without "
+            "one. Allow network namespaces before: sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 1
     if reason is None:
         print("Offline: the kernels have no route to any host but loopback.", flush=True)
         command = [*WRAPPER, *command]

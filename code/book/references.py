@@ -83,5 +83,5 @@ def largest_differences(checks: Iterable[dict]) -> dict[str, dict[bool, float]]:
 
 
 def shown_difference(difference: float, *, relative: bool) -> str:
-    """A difference as every page shows it."""
-    return f"{difference:.1e}" + " relative" * relative if difference else "equal"
+    """A difference as every page shows it: the digit that `verify` prints, which is the one that the proof compares."""
+    return f"{difference:.0e}" + " relative" * relative if difference else "equal"

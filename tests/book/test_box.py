@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import torch
 import yaml
 from smallbook import REPOSITORY, SmallBook, chapter, check
 
@@ -92,12 +93,23 @@ def test_a_reference_is_told_from_its_words(tmp_path, against, name, library):
     ("difference", "relative", "shown"),
     [
         (0.0, True, "equal"),
-        (1.206e-07, True, "1.2e-07 relative"),
-        (4.44e-16, False, "4.4e-16"),
+        (1.206e-07, True, "1e-07 relative"),
+        (4.44e-16, False, "4e-16"),
     ],
 )
 def test_a_difference_is_rounded_and_named(difference, relative, shown):
     assert shown_difference(difference, relative=relative) == shown
+
+
+def test_a_page_shows_the_digit_that_the_proof_compares(capsys):
+    from llm_learn.notebook import verify
+
+    for size in (1.206e-07, 4.44e-16, 9.6e-05):
+        verify("f", torch.tensor([size]).double(), torch.zeros(1), against="g", tolerance=1)
+        assert (
+            f"difference {shown_difference(size, relative=False)} ("
+            in capsys.readouterr().out
+        )
 
 
 def test_the_largest_difference_of_each_reference_counts():
@@ -153,8 +165,8 @@ def test_the_box_says_what_a_reader_wants_to_know(book):
             "12 seconds of one processor core, 0.4 GiB of memory (measured in this build)"
         ),
         "Verified against": (
-            "torch.nn.functional.softmax (largest difference 3.0e-16, 1.2e-07 relative); "
-            "finite differences (equal); math.erf (largest difference 2.0e-05 relative); "
+            "torch.nn.functional.softmax (largest difference 3e-16, 1e-07 relative); "
+            "finite differences (equal); math.erf (largest difference 2e-05 relative); "
             "all comparisons"
         ),
     }

@@ -262,6 +262,19 @@ BAD = [
         ("```{code-cell}\n", "```{code-cell}\n:tags: [nbval-ignore-output]\n"),
         "escape",
     ),
+    *(
+        (
+            "escaping_cells",
+            ('print(f"{watch.sec', f'glue(name={key}, value=1)\nprint(f"{{watch.sec'),
+            "the proof would not compare it",
+        )
+        for key in ('"best-loss"', 'f"loss-{name}"', "name", '"ratios"', '"steps"')
+    ),
+    (
+        "escaping_cells",
+        ('print(f"{watch.sec', 'glue("best-loss", 1)\nprint(f"{watch.sec'),
+        "the proof would not compare it",
+    ),
     ("escaping_cells", ("[nbval-ignore-output]", "[nbval-skip]"), "go together"),
     ("escaping_cells", ("[nbval-ignore-output]", "[skip-execution]"), "go together"),
     ("escaping_cells", cell("# NBVAL_IGNORE_OUTPUT\nprint(1)"), "tag"),
@@ -349,6 +362,24 @@ FINE = [
         prose("A placeholder in a template. <!-- given: the term of the field -->"),
     ),
     ("escaping_cells", ("[nbval-ignore-output]", "[nbval-skip, skip-execution]")),
+    *(
+        (
+            "escaping_cells",
+            ('print(f"{watch.sec', f'glue(name={key}, value=1)\nprint(f"{{watch.sec'),
+        )
+        for key in (
+            '"ratio-best"',
+            '"ratio best"',
+            'f"seconds-{name}"',
+            'f"{name}-seconds"',
+            '"core-years"',
+            '"memory"',
+            '"cpu-seconds"',
+        )
+    ),
+    ("escaping_cells", ('print(f"{watch.sec', 'glue("ratio", 1)\nprint(f"{watch.sec')),
+    # What the proof compares may have any name.
+    ("escaping_cells", cell('glue("best-loss", 1)')),
     ("installs", prose("`pip install -r requirements.txt` does it.")),
 ]
 

@@ -1,5 +1,7 @@
 """What is executed when, what fails a build, and what the executed notebooks hold."""
 
+import ast
+import copy
 import json
 import os
 import re
@@ -10,14 +12,19 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import psutil
 import pytest
+from myst_nb.core.config import NbParserConfig
+from myst_nb.core.read import create_nb_reader
+from myst_parser.config.main import MdParserConfig
 from tinybook import FRONT, TinyBook, page
 
-from book import execution, kernels
+from book import execution, fingerprint, kernels, notebooks
 from book.fingerprint import Package, cell_names, imported_names
 from book.notebooks import (
     BOOK_CPU_SECONDS,
@@ -28,6 +35,7 @@ from book.notebooks import (
     budget_problems,
     find,
     slowness,
+    time_limit,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -263,6 +271,212 @@ def test_a_warning_fails_the_second_build_as_it_failed_the_first(
         assert "nowhere" in done.stderr
 
 
+# --- what a budget is held to, and when
+
+
+class Measured:
+    """Builds of a book without Sphinx, whose chapters use what the test says instead of being executed."""
+
+    def __init__(self, book: TinyBook, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root = book.root
+        self.factor = 1.0  # of what they declare
+        self.factors: dict[str, float] = {}
+        self.executed: list[str] = []
+        monkeypatch.setattr(kernels, "execute", self._execute)
+        # They are too many for a test to start it.
+        monkeypatch.setattr(execution, "WORTH_A_ZYGOTE", 100)
+
+    def _execute(self, chapter: ChapterNotebook, *_: object) -> tuple:
+        self.executed.append(chapter.name)
+        factor = self.factors.get(chapter.name, self.factor)
+        notebook = copy.deepcopy(chapter.notebook)
+        for number, cell in enumerate(notebook.cells, 1):
+            if cell.cell_type == "code":
+                cell.execution_count = number
+        used = {
+            "cpu_seconds": factor * chapter.budget.cpu_seconds,
+            "peak_memory_gib": 0.1,
+            "wall_seconds": 1.0,
+        }
+        return notebook, {**used, "checks": []}
+
+    def build(self, only: str | None = None) -> list[str]:
+        """The names of the chapters that a build executes."""
+        self.executed.clear()
+        names = [chapter.docname for chapter in book_chapters(self.root)]
+        extensions = {"dollarmath"}
+        env = SimpleNamespace(
+            found_docs=set(names),
+            myst_config=MdParserConfig(enable_extensions=extensions),
+            mystnb_config=NbParserConfig(),
+        )
+        out = self.root / "_build" / "html"
+        builder = SimpleNamespace(format="html")
+        app = SimpleNamespace(srcdir=self.root, outdir=out, env=env, builder=builder)
+        book = execution.Book(app)
+        book.only = f"chapters/{only}" if only else None
+        book._hear_only_this_page = lambda: None
+        book.configure(app)
+        book.execute(app, env)
+        return sorted(self.executed)
+
+
+SIX = [f"part/{name}" for name in ("a", "b", "c", "d", "e", "f")]
+
+
+@pytest.fixture
+def measured(tiny_book: TinyBook, monkeypatch: pytest.MonkeyPatch) -> Measured:
+    toc = "".join(f"- file: chapters/{name}\n" for name in SIX)
+    tiny_book.write("_toc.yml", f"format: jb-book\nroot: index\nchapters:\n{toc}")
+    for name in SIX:
+        tiny_book.write(f"chapters/{name}.md", page(name, [f"print({name!r})"]))
+    # A build sets the environment of this process.
+    for name, value in kernels.kernel_environment(tiny_book.root).items():
+        monkeypatch.setenv(name, value)
+    return Measured(tiny_book, monkeypatch)
+
+
+def test_on_a_slow_computer_a_change_of_prose_executes_nothing(
+    measured: Measured, tiny_book: TinyBook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured.factor = 1.9
+    assert measured.build() == SIX
+    tiny_book.replace("chapters/part/b.md", "Some prose.", "Better prose.")
+    assert measured.build() == []
+    assert measured.build("part/b") == []
+    # What is measured later is held to the machine's slowness, not to its own.
+    tiny_book.replace("chapters/part/b.md", "print(", "print(1, ")
+    assert measured.build("part/b") == ["part/b"]
+    assert "over its budget" not in capsys.readouterr().out
+    assert measured.build() == []
+    # Nor does what was kept change because others have become quicker since.
+    measured.factor = 1.0
+    for name in ("c", "d", "e", "f"):
+        tiny_book.replace(f"chapters/part/{name}.md", "print(", "print(1, ")
+    assert measured.build() == SIX[2:]
+    assert measured.build() == []
+
+
+def test_a_preview_alone_on_a_slow_computer_is_executed_once_and_warns(
+    measured: Measured, tiny_book: TinyBook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured.factor = 1.9
+    for executed_now in (["part/b"], []):
+        assert measured.build("part/b") == executed_now
+        assert "b.md is over its budget: measured 114.00" in capsys.readouterr().out
+        tiny_book.replace("chapters/part/b.md", "prose.", "prose, and more prose.")
+    # The book can tell that it is the machine.
+    assert measured.build() == [name for name in SIX if name != "part/b"]
+    assert "over its budget" not in capsys.readouterr().out
+
+
+def test_a_chapter_that_failed_its_budget_never_passes_unmeasured(
+    measured: Measured, tiny_book: TinyBook
+) -> None:
+    measured.factors["part/b"] = 1.9
+    twice = sorted([*SIX, "part/b"])
+    with pytest.raises(execution.ChapterError, match=r"b\.md is over its budget"):
+        measured.build()
+    assert sorted(measured.executed) == twice
+    with pytest.raises(execution.ChapterError, match=r"b\.md is over its budget"):
+        measured.build()
+    assert measured.executed == ["part/b"]  # once more, alone
+    # A budget that is raised is compared with what has been measured.
+    tiny_book.replace("chapters/part/b.md", "cpu_seconds: 60", "cpu_seconds: 80")
+    assert measured.build() == []
+    # One that is lowered is measured again before it fails.
+    tiny_book.replace("chapters/part/b.md", "cpu_seconds: 80", "cpu_seconds: 60")
+    measured.factors.clear()
+    assert measured.build() == ["part/b"]
+    assert measured.build() == []
+
+
+@pytest.mark.parametrize(
+    ("factor", "warns", "fails"),
+    [(1.9, False, False), (2.0, True, False), (5.0, True, True)],
+)
+def test_a_machine_may_be_three_times_slower_and_the_build_warns_from_two(
+    measured: Measured,
+    capsys: pytest.CaptureFixture[str],
+    factor: float,
+    warns: bool,
+    fails: bool,
+) -> None:
+    measured.factor = factor
+    if fails:
+        with pytest.raises(
+            execution.ChapterError, match=r"more than 4\.5 times as much fails"
+        ):
+            measured.build()
+    else:
+        measured.build()
+    assert (
+        sorted(measured.executed) == SIX
+    )  # no second measurement makes the machine quicker
+    warning = f"took {factor:.1f} times the CPU-seconds that they declare"
+    assert (warning in capsys.readouterr().out) == warns
+
+
+# --- what is read again
+
+
+def test_only_a_document_that_has_changed_is_read_again(
+    tiny_book: TinyBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(path: str, *rest: object) -> object:
+        read.append(Path(path).stem)
+        return create_nb_reader(path, *rest)
+
+    monkeypatch.setattr(notebooks, "create_nb_reader", counted)
+    (tiny_book.root / "_build").mkdir()
+    first = book_chapters(tiny_book.root)
+    assert sorted(read) == [*ALL, "index"]
+    read.clear()
+    assert book_chapters(tiny_book.root) == first
+    assert read == []
+    tiny_book.replace("chapters/part/beta.md", "Some prose.", "Better prose.")
+    again = find(book_chapters(tiny_book.root), "beta")
+    assert read == ["beta"]
+    assert again.notebook.cells[0].source == "# Beta\n\nBetter prose."
+    assert again == find(book_chapters(tiny_book.root), "beta")
+    # The same text is read otherwise with other extensions.
+    read.clear()
+    tiny_book.replace(
+        "_config.yml", "sphinx:", "parse: {myst_enable_extensions: [colon_fence]}\nsphinx:"
+    )
+    assert len(book_chapters(tiny_book.root)) == 3
+    assert sorted(read) == [*ALL, "index"]
+    # A file that cannot be read is made again.
+    (tiny_book.root / "_build/.parsed.json").write_text('{"chapters/part/beta": {"ke')
+    assert len(book_chapters(tiny_book.root)) == 3
+
+
+@pytest.mark.slow
+def test_after_a_change_of_prose_one_page_and_one_notebook_are_written(
+    tiny_book: TinyBook,
+) -> None:
+    def times() -> dict[str, float]:
+        build = tiny_book.root / "_build"
+        pages = [build / f"html/chapters/part/{name}.html" for name in ALL]
+        paths = [*pages, *map(tiny_book.notebook, ALL)]
+        return {f"{path.stem}{path.suffix}": path.stat().st_mtime_ns for path in paths}
+
+    assert tiny_book.build().returncode == 0
+    before = times()
+    tiny_book.replace("chapters/part/beta.md", "Some prose.", "Better prose.")
+    done = tiny_book.build()
+    assert done.returncode == 0, done.stderr
+    after = times()
+    assert {n for n in after if after[n] != before[n]} == {"beta.html", "beta.ipynb"}
+    assert "Better prose." in tiny_book.notebook("beta").read_text(encoding="utf-8")
+    # What was taken away is written again.
+    tiny_book.notebook("alpha").unlink()
+    assert tiny_book.build().returncode == 0
+    assert outputs(tiny_book, "alpha") == ["2\n"]
+
+
 # --- parts
 
 
@@ -331,6 +545,15 @@ def test_a_slow_machine_is_told_from_a_chapter_that_grew() -> None:
     assert budget_problems([(declared, record(1, 1.6))], slow=3)
 
 
+def test_budgets_grow_with_the_machine_no_further_than_three_times() -> None:
+    declared = chapter(cpu_seconds=10, memory_gib=1)
+    crawling = [(declared, record(46))] * 5
+    assert slowness(crawling) == 4.6
+    problems = budget_problems(crawling, slowness(crawling))
+    assert len(problems) == 5 and "more than 4.5 times as much fails" in problems[0]
+    assert budget_problems([(declared, record(45))] * 5, slowness(crawling)) == []
+
+
 @pytest.mark.parametrize(
     "budget",
     [
@@ -368,7 +591,7 @@ def test_the_chapters_fit_into_the_budget_of_the_book() -> None:
     ],
 )
 def test_every_form_of_import_is_seen(source: str, expected: set[str]) -> None:
-    assert imported_names(source, "llm_learn") == expected
+    assert imported_names(ast.walk(ast.parse(source)), "llm_learn") == expected
 
 
 def test_cells_may_hold_magics_commands_and_broken_python() -> None:
@@ -410,27 +633,78 @@ def test_fingerprints_follow_modules_reached_and_nothing_else(tmp_path: Path) ->
     ]
 
 
-def test_fingerprints_follow_the_recorded_experiment(tmp_path: Path) -> None:
-    record = tmp_path / "gpt.json"
+def test_fingerprints_follow_every_record_that_cells_read(tmp_path: Path) -> None:
+    def fingerprint(cell: str) -> str:
+        return Package(tmp_path).fingerprint("hash", [cell], tmp_path)
 
-    def fingerprint() -> str:
-        return Package(tmp_path).fingerprint("hash", [], record)
+    cells = [
+        'record = recorded("gpt")["passes"]',
+        "notebook.recorded(name='gpt')",
+        "recorded(f'{which}')",  # any of them
+        'recorded("other")',
+        'print("gpt")',
+    ]
+    changes = []
+    before = [fingerprint(cell) for cell in cells]
+    for text in ("1", "2"):  # it appears, and it changes
+        (tmp_path / "gpt.json").write_text(text)
+        after = [fingerprint(cell) for cell in cells]
+        changes.append([x != y for x, y in zip(before, after, strict=True)])
+        before = after
+    assert changes == [[True, True, True, False, False]] * 2
 
-    absent = fingerprint()
-    record.write_text("1")
-    first = fingerprint()
-    record.write_text("2")
-    assert len({absent, first, fingerprint()}) == 3
+
+def test_the_fingerprint_of_each_chapter_knows_its_records() -> None:
+    package, experiments = Package(ROOT / "code" / "llm_learn"), ROOT / "experiments"
+    several = {}
+    for chapter in book_chapters(ROOT):
+        sources = [cell.source for cell in chapter.code_cells]
+        named = set(re.findall(r"""\brecorded\(\s*["']([\w-]+)["']""", "\n".join(sources)))
+        assert all((experiments / f"{name}.json").is_file() for name in named)
+        inputs = package.inputs("hash", sources, experiments)
+        lines = [line.split() for line in inputs if ".json" in line]
+        assert {name.removesuffix(".json") for name, _ in lines} == named, chapter.name
+        if len(named) > 1:
+            several[chapter.name] = named
+    assert several["reasoning/chain-of-thought"] == {"chain-of-thought", "zero-shot"}
+    assert several["post-training/dpo"] == {"dpo", "reward-models-and-rlhf"}
 
 
-def test_fingerprints_follow_the_versions_of_libraries(
+def test_fingerprints_follow_the_versions_of_libraries_and_of_what_they_import(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = Package(tmp_path).fingerprint("hash", ["import yaml"])
-    other = Package(tmp_path).fingerprint("hash", ["import json"])
-    monkeypatch.setattr("book.fingerprint.version", lambda name: "0.0")
-    assert Package(tmp_path).fingerprint("hash", ["import yaml"]) != before
-    assert Package(tmp_path).fingerprint("hash", ["import json"]) == other
+    def fingerprints() -> list[str]:
+        cells = ["import transformers", "import yaml", "import json"]
+        return [Package(tmp_path).fingerprint("hash", [cell]) for cell in cells]
+
+    def changed_by(name: str) -> list[bool]:
+        def newer(each: str) -> str:
+            return "0.0" if each == name else version(each)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fingerprint, "_version", newer)
+            fingerprint._versions.cache_clear()
+            after = fingerprints()
+        fingerprint._versions.cache_clear()
+        return [x != y for x, y in zip(before, after, strict=True)]
+
+    before = fingerprints()
+    assert changed_by("pyyaml") == [True, True, False]
+    assert changed_by("tokenizers") == [True, False, False]
+    # Every cell is run by these two.
+    assert changed_by("ipython") == changed_by("ipykernel") == [True, True, True]
+    monkeypatch.setattr(fingerprint, "python_version", lambda: "3.11.0")
+    assert not set(before) & set(fingerprints())
+
+
+def test_fingerprints_follow_what_every_kernel_sets(tmp_path: Path) -> None:
+    def fingerprint(settings: dict[str, str]) -> str:
+        return Package(tmp_path).fingerprint("hash", [], settings=settings)
+
+    wider = kernels.SETTINGS | {"COLUMNS": "100"}
+    assert fingerprint(kernels.SETTINGS) != fingerprint(wider)
+    environment = kernels.kernel_environment(tmp_path)
+    assert kernels.SETTINGS.items() <= environment.items()
 
 
 def test_kernels_write_inside_the_book_and_import_its_package(tmp_path: Path) -> None:
@@ -492,6 +766,39 @@ def test_a_dying_kernel_names_the_cell(tiny_book: TinyBook) -> None:
         kernels.ChapterFailed, match=r"(?s)beta.md, code cell 2.*the kernel died"
     ):
         kernels.execute(beta, kernels.kernel_environment(tiny_book.root))
+
+
+def test_a_chapter_that_hangs_is_ended_with_its_name_and_cell(
+    tiny_book: TinyBook, tmp_path: Path
+) -> None:
+    hangs = f"""import os
+from pathlib import Path
+_ = (Path("{tmp_path}") / "pid").write_text(str(os.getpid()))
+while True:
+    try:
+        while True:
+            pass
+    except KeyboardInterrupt:
+        pass"""
+    text = page("Beta", ["import time\ntime.sleep(1)", hangs, "1"])
+    tiny_book.write("chapters/part/beta.md", text)
+    beta = find(book_chapters(tiny_book.root), "beta")
+    start = time.perf_counter()
+    with pytest.raises(
+        kernels.ChapterFailed,
+        match=r"(?s)beta.md, code cell 2, line \d+.*was ended here, after 6 seconds",
+    ):
+        # The limit is the chapter's, not a cell's.
+        kernels.execute(beta, kernels.kernel_environment(tiny_book.root), limit=6)
+    assert 5 < time.perf_counter() - start < 60
+    pid = int((tmp_path / "pid").read_text())
+    assert wait_until(lambda: not psutil.pid_exists(pid))
+
+
+def test_a_chapter_may_take_twenty_times_its_budget_and_at_least_five_minutes() -> None:
+    assert time_limit(chapter(cpu_seconds=90, memory_gib=1).budget) == 1800
+    assert time_limit(chapter(cpu_seconds=2, memory_gib=1).budget) == 300
+    assert time_limit(None) == 300
 
 
 def test_a_kernel_does_what_it_must_in_the_end_and_takes_no_interpreter_apart(

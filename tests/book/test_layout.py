@@ -299,6 +299,23 @@ def test_workflow_is_thin_pinned_and_unprivileged(path):
         assert job["timeout-minutes"] <= 150
 
 
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_each_proof_has_a_network_to_shut_off(path):
+    # Ubuntu's AppArmor forbids users a network namespace of their own.
+    allow = "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+    jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
+    proving = 0
+    for job in jobs.values():
+        runs = [step.get("run", "") for step in job["steps"]]
+        proofs = [
+            i for i, run in enumerate(runs) if "make test" in run or "book prove" in run
+        ]
+        if proofs and "ubuntu" in str(job["runs-on"]):
+            proving += 1
+            assert allow in runs[: proofs[0]]
+    assert proving
+
+
 def workflow(name: str) -> dict:
     return yaml.safe_load(text(f".github/workflows/{name}.yml"))
 
