@@ -1,4 +1,5 @@
-# Two commands: `make book` builds the book, `make test` runs everything that must pass. Each does all set-up.
+# `make book` builds the book, `make check` is for every day, `make test` runs everything that must pass, and
+# `make help` lists the rest. Each does all set-up.
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,12 +24,19 @@ run = $(VENV)/bin/python -m
 resolve = $(VENV)/bin/uv pip compile --quiet --no-header --no-annotate --no-config --no-emit-index-url \
   --no-emit-find-links --no-emit-package llm-learn
 
-.PHONY: book test epub lab chapter experiment sync new-chapter links lock lowest clean
+.PHONY: book check test help epub lab chapter experiment sync new-chapter links lock lowest clean
 .NOTPARALLEL:
 
 book: $(ready)  ## execute what has changed, and build the site
 	$(call say,The book)
 	@$(run) book build
+
+check: $(ready)  ## the style, and the tests that need no build: at most 3 minutes on two cores
+	$(call say,Style)
+	@$(run) ruff check code tests experiments
+	@$(run) ruff format --check code tests experiments
+	$(call say,Fast tests)
+	@$(run) pytest -n 2 -m "not slow"
 
 test: $(ready)  ## everything that must pass
 	$(call say,Style)
@@ -42,6 +50,9 @@ test: $(ready)  ## everything that must pass
 	@$(run) book prove
 	$(call say,The site in a browser)
 	@$(run) pytest tests/site -n 2 --dist loadfile
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 epub: book  ## the whole book as one file, for a reader without a network
 	@$(run) book epub

@@ -136,6 +136,7 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
             "external_toc_path": str(root / "_toc.yml"),
             "latex_individualpages": False,
             "nitpicky": not name,
+            "book_epub": not name,
         },
         warningiserror=not name,
         keep_going=True,

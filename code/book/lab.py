@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,8 @@ SETTINGS = {
 }
 
 
-def main(argv: Sequence[str], root: Path) -> None:
-    """`python -m book lab`: further arguments go to `jupyter lab`."""
+def main(argv: Sequence[str], root: Path) -> int:
+    """`python -m book lab`: further arguments go to `jupyter lab`; gives its exit status."""
     environment = kernel_environment(root)
     # A reader at the keyboard wants progress bars, and may go online.
     for name in ("TQDM_DISABLE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
@@ -40,4 +41,7 @@ def main(argv: Sequence[str], root: Path) -> None:
         f"--ServerApp.root_dir={root / 'chapters'}",
         *argv,
     ]
+    if sys.platform == "win32":
+        # There `execve` starts a second process and ends this one, so the prompt would return at once.
+        return subprocess.run(command, env=environment, check=False).returncode
     os.execve(sys.executable, command, environment)

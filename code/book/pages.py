@@ -136,6 +136,8 @@ def setup(app: Sphinx) -> dict:
     # Else it is looked up for every citation, in the metadata of all that is installed: seven seconds a build.
     register_plugin("pybtex.backends", "plaintext", Backend)
     app.add_config_value("book_plan", load_plan(), "")
+    # Whether the command that builds the site also writes its EPUB, which a page then links to.
+    app.add_config_value("book_epub", False, "")
     app.setup_extension("book.plan")
     # Late: by then the chapters' records are written, and every title is known.
     app.connect("env-updated", pages_to_rewrite, priority=900)

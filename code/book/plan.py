@@ -3,15 +3,17 @@
 What they show of a chapter is measured by this build, so it is filled in when a page is written, not when it is read.
 """
 
+import math
 from html import escape
 from pathlib import Path
 
 import yaml
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from book.curriculum import Line, read_lines, route_chapters
+from book.execution import WORKERS
 from book.pages import (
     Pages,
     chapter_source,
@@ -22,7 +24,7 @@ from book.pages import (
 )
 from book.plan_map import Station, draw_map
 from book.repository import repository
-from book.source import PLAN
+from book.source import PLAN, planned_chapters
 
 CHANGELOG = Path(__file__).with_name("changelog.yml")
 SCRIPT = Path(__file__).with_name("scripts") / "ticks.js"
@@ -147,6 +149,28 @@ class PlanDirective(_Directive):
         return [nodes.definition_list("", *entries, classes=["plan-history"])]
 
 
+class TotalsRole(SphinxRole):
+    """`{totals}`: how many chapters and hours the book has, a route has, or how long one build computes.
+
+    Its text is `book`, `minutes`, or the name of a route.
+    """
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        plan = self.config.book_plan
+        slugs = {route["name"]: route_chapters(plan, route) for route in plan["routes"]}
+        slugs["book"] = slugs["minutes"] = list(planned_chapters(plan))
+        if self.text not in slugs:
+            message = self.inliner.reporter.error(
+                f"{self.text!r} has no totals; what has: {', '.join(sorted(slugs))}",
+                line=self.lineno,
+            )
+            return [], [message]
+        self.env.metadata[self.env.docname]["shows_records"] = "*"
+        self.env.note_dependency(str(PLAN))
+        show = "minutes" if self.text == "minutes" else "count"
+        return [plan_slot(show=show, slugs=slugs[self.text])], []
+
+
 class RoutesDirective(_Directive):
     """`{routes}`: the ways through the book, a section each."""
 
@@ -260,6 +284,22 @@ class PlanPages(Pages):
         hours = hours_text(sum(self.hours(slug) for slug in there))
         ready = f"{len(there)} ({hours})" if there else "none"
         return f"{text}; {ready} of them published."
+
+    def show_count(self, slot: plan_slot) -> list[nodes.Node]:
+        """The published chapters among the slot's, and their hours."""
+        there = [slug for slug in slot["slugs"] if self.published(slug)]
+        hours = hours_text(sum(self.hours(slug) for slug in there))
+        return [nodes.Text(f"{counted(len(there), 'chapter')}, about {hours} to read")]
+
+    def show_minutes(self, slot: plan_slot) -> list[nodes.Node]:
+        """How long the chapters of this build compute, as many at a time as a build executes."""
+        records = [
+            record
+            for slug in slot["slugs"]
+            if self.published(slug) and (record := read_record(self.root, slug))
+        ]
+        seconds = sum(record["cpu_seconds"] for record in records) / WORKERS
+        return [nodes.Text(counted(max(1, math.ceil(seconds / 60)), "minute"))]
 
     def part(self, name: str) -> dict:
         return next(part for part in self.plan["parts"] if part["name"] == name)
@@ -413,6 +453,7 @@ def setup(app: Sphinx) -> dict:
     app.add_directive("plan", PlanDirective)
     app.add_directive("part", PartDirective)
     app.add_directive("routes", RoutesDirective)
+    app.add_role("totals", TotalsRole())
     # Not under _static/: Jupyter Book adds what lies there to every page.
     app.connect(
         "config-inited", lambda app, config: config.html_static_path.append(str(SCRIPT))

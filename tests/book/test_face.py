@@ -5,15 +5,18 @@ import json
 import re
 import shlex
 import struct
+import tomllib
 import xml.etree.ElementTree as ET
 import zlib
 from base64 import b64encode
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
+from jinja2 import Template
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
@@ -236,6 +239,7 @@ def test_icons_have_the_size_that_is_asked_for(name, size):
 
 CONF = """\
 from pathlib import Path
+from types import SimpleNamespace
 
 extensions = ["myst_nb", "book.pictures"]
 nb_execution_mode = "off"
@@ -424,11 +428,12 @@ def test_the_map_names_the_parts_that_each_part_stands_on():
 # --- Running it anywhere ---
 
 HOW_TO_RUN = ROOT / "chapters/start/how-to-run.md"
+SPECIAL_CASES = ROOT / "chapters/start/special-cases.md"
 
 
 def commands() -> list[str]:
-    """What the page asks to type: lines of consoles, and the code of tables."""
-    text = HOW_TO_RUN.read_text(encoding="utf-8")
+    """What the pages ask to type: lines of consoles, and the code of tables."""
+    text = "".join(path.read_text(encoding="utf-8") for path in (HOW_TO_RUN, SPECIAL_CASES))
     typed = re.findall(r"^[$>] (.+)$", text, re.MULTILINE)
     return typed + re.findall(r"`(python -m [^`]+)`", text)
 
@@ -465,15 +470,48 @@ def test_the_page_types_what_make_test_runs():
 
 def test_every_system_and_situation_has_its_section():
     text = HOW_TO_RUN.read_text(encoding="utf-8")
-    for label in ("colab", "commands", "gpu", "mirror", "offline", "digits"):
+    for label in ("first-steps", "train", "colab", "commands", "proved", "digits"):
         assert f"({label})=" in text
-    for phrase in ("Linux", "macOS", "PowerShell", "PIP_INDEX_URL", "PIP_NO_INDEX"):
+    for phrase in ("Linux", "macOS", "Apple silicon", "PowerShell"):
         assert phrase in text
+    text = SPECIAL_CASES.read_text(encoding="utf-8")
+    for label in ("sharding", "gpu", "mirror", "offline", "packaged-data"):
+        assert f"({label})=" in text
+    for phrase in ("PIP_INDEX_URL", "PIP_NO_INDEX", "LOCKED=1", "torchrun"):
+        assert phrase in text
+
+
+def test_what_the_page_says_of_cores_is_what_the_build_uses():
+    from book.execution import WORKERS
+
+    text = " ".join(HOW_TO_RUN.read_text(encoding="utf-8").split())
+    assert "executes two chapters at a time" in text and WORKERS == 2
+
+
+def test_the_page_names_the_pytorch_that_intel_macs_lack():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (torch,) = [r for r in pyproject["project"]["dependencies"] if r.startswith("torch")]
+    lowest = re.search(r">=([\d.]+)", torch)[1]
+    assert f"PyTorch {lowest} or later" in HOW_TO_RUN.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("book_epub", [True, False])
+def test_the_epub_is_linked_only_where_it_is_written(book_epub):
+    """A plain `jupyter-book build .` writes none."""
+    page = HOW_TO_RUN.read_text(encoding="utf-8")
+    (sentence,) = re.findall(r"^\{\{.*epub.*\}\}$", page, re.MULTILINE)
+    assert "llm-learn.epub" not in page.replace(sentence, "").replace(
+        "`_build/html/llm-learn.epub`", ""
+    )
+    env = SimpleNamespace(config=SimpleNamespace(book_epub=book_epub))
+    shown = Template(sentence).render(env=env)
+    assert ('<a href="../../llm-learn.epub">' in shown) == book_epub
+    assert ("python -m book epub" in shown) == (not book_epub)
 
 
 def test_the_gpu_lines_run():
     """The page's sketch, on the processor."""
-    text = HOW_TO_RUN.read_text(encoding="utf-8")
+    text = SPECIAL_CASES.read_text(encoding="utf-8")
     block = re.search(r"\(gpu\)=.*?```python\n(.*?)```", text, re.DOTALL)[1]
     assert block.count('"cuda"') == 1
     scope: dict = {}

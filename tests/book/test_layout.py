@@ -1,16 +1,20 @@
 """The repository's layout: files that must exist, names that must not, and facts that stand in one place."""
 
+import ast
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -41,6 +45,7 @@ FILES = [
     *(
         "chapters/start/plan.md",
         "chapters/start/how-to-run.md",
+        "chapters/start/special-cases.md",
         "chapters/start/notation.md",
     ),
     *("code/book/template.md", "code/book/chapters.yml", "code/book/taught.yml"),
@@ -112,6 +117,99 @@ def test_every_requirement_is_limited_and_the_package_included():
     for line in set(lines) - set(own):
         limits = REQUIREMENT.match(line)["range"]
         assert re.search(r"==|<|>=20\d\d\.", limits), f"{line}: name the tested range"
+
+
+def imported_modules(folders: list[Path]) -> dict[str, str]:
+    """The top-level modules that Python files import from elsewhere, each with one file that does."""
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    own = {path.stem for path in files} | {"book", "llm_learn"}
+    found: dict[str, str] = {}
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            match node:
+                case ast.Import(names=aliases):
+                    names = [alias.name for alias in aliases]
+                case ast.ImportFrom(module=str(module), level=0):
+                    names = [module]
+                case ast.Call(
+                    func=ast.Attribute(attr="importorskip" | "import_module"),
+                    args=[ast.Constant(value=str(module)), *_],
+                ):
+                    names = [module]
+            for name in names:
+                found.setdefault(name.split(".")[0], path.as_posix())
+    return {n: f for n, f in found.items() if n not in own | sys.stdlib_module_names}
+
+
+def unnamed(modules: dict[str, str], required: set[str]) -> list[str]:
+    """The modules of distributions that no requirement names."""
+    distributions = packages_distributions()
+    return [
+        f"{file} imports {module} ({', '.join(distributions.get(module, ['?']))})"
+        for module, file in sorted(modules.items())
+        if not required & {canonicalize_name(d) for d in distributions.get(module, [])}
+    ]
+
+
+def test_every_imported_distribution_is_named_in_the_requirements():
+    modules = imported_modules([ROOT / name for name in ("code", "tests", "experiments")])
+    assert {"torch", "bs4", "yaml", "docutils"} <= set(modules)
+    assert unnamed(modules, {canonicalize_name(r.name) for r in requirements()}) == []
+
+
+def test_an_import_that_no_requirement_names_is_found(tmp_path):
+    (tmp_path / "one.py").write_text("import os\nfrom bs4.element import Tag\nimport two\n")
+    (tmp_path / "two.py").write_text("def late():\n    import torch.nn\n    import yaml\n")
+    modules = imported_modules([tmp_path])
+    assert set(modules) == {"bs4", "torch", "yaml"}
+    (bs4, yaml_) = unnamed(modules, {"torch"})
+    assert "bs4 (beautifulsoup4)" in bs4 and "yaml (PyYAML)" in yaml_
+
+
+def test_make_and_pip_accept_the_same_pythons():
+    accepted = SpecifierSet(project()["requires-python"])
+    low, high = re.search(
+        r"\((\d+, \d+)\) <= sys\.version_info\[:2\] <= \((\d+, \d+)\)", text("Makefile")
+    ).groups()
+    low, high = (tuple(map(int, bound.split(", "))) for bound in (low, high))
+    for minor in range(8, 20):
+        assert accepted.contains(f"3.{minor}.1") == (low <= (3, minor) <= high), minor
+    tested = workflow("test")["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert tested == [f"3.{minor}" for minor in range(low[1], high[1] + 1)]
+
+
+@pytest.mark.skipif(
+    shutil.which("make") is None or shutil.which("awk") is None, reason="no make or no awk"
+)
+def test_make_help_lists_every_target():
+    command = ["make", "--no-print-directory", "help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", text("Makefile"), re.MULTILINE)
+    listed = re.findall(r"^  make (\S+) +\S", shown.stdout, re.MULTILINE)
+    assert sorted(listed) == sorted(phony.split())
+    assert len(listed) == len(shown.stdout.splitlines())
+
+
+def test_the_daily_command_is_part_of_everything():
+    """`make check` runs what `make test` begins with, without the tests that are marked as slow."""
+    recipes = dict(re.findall(r"^(check|test): .*\n((?:\t.*\n)+)", text("Makefile"), re.M))
+    check, everything = (
+        re.findall(r"@\$\(run\) (.+)", recipes[n]) for n in ("check", "test")
+    )
+    assert check[-1] == 'pytest -n 2 -m "not slow"'
+    assert [*check[:-1], "pytest -n 2"] == everything[: len(check)]
+    assert "`make check`" in text("CONTRIBUTING.md")
+    assert "make check" in text("CONTRIBUTING.md").split("```")[1]
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git here")
+def test_git_ignores_the_runs_of_readers(tmp_path):
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    for name, ignored in (("runs/first/losses.csv", True), ("chapters/runs.md", False)):
+        command = ["git", "-C", str(tmp_path), "check-ignore", "--quiet", name]
+        assert (subprocess.run(command, check=False).returncode == 0) == ignored, name
 
 
 def requirements() -> list[Requirement]:
@@ -294,7 +392,9 @@ def test_workflow_is_thin_pinned_and_unprivileged(path):
         )
         if "actions/checkout" in step.get("uses", ""):
             # Pages show the day of their last change, which a shallow clone does not know.
-            assert step["with"] == {"persist-credentials": False, "fetch-depth": 0}
+            given = {"persist-credentials": False, "fetch-depth": 0}
+            assert given.items() <= step["with"].items()
+            assert step["with"].get("ref") in (None, "notebooks")
     for job in workflow["jobs"].values():
         assert job["timeout-minutes"] <= 150
 
@@ -333,7 +433,11 @@ def test_each_job_may_do_its_own_work_only():
     }
     assert rights == {
         ("publish", "notebooks"): {"contents": "write"},
-        ("publish", "deploy"): {"pages": "write", "id-token": "write"},
+        ("publish", "deploy"): {
+            "contents": "read",
+            "pages": "write",
+            "id-token": "write",
+        },
         ("weekly", "report"): {"issues": "write"},
     }
     # Whoever may write runs nothing that comes from a package or from this repository.
@@ -419,6 +523,51 @@ def test_notebooks_become_one_commit_that_replaces_the_last(tmp_path):
     assert git("show", "notebooks:chapters/part/a.ipynb") == ["2"]
 
 
+@needs_git_and_bash
+def test_an_old_run_does_not_deploy_its_site_again(tmp_path):
+    """A job can be run again alone; main has moved on, and so has the site."""
+    job = workflow("publish")["jobs"]["deploy"]
+    check, deploy = job["steps"]
+    assert "run" in check and "if" not in check and "continue-on-error" not in check
+    assert deploy["uses"].startswith("actions/deploy-pages@")
+    remote = tmp_path / "owner/book"
+    subprocess.run(["git", "init", "--quiet", "--bare", str(remote)], check=True)
+    where = {"GITHUB_SERVER_URL": tmp_path.as_uri(), "GITHUB_REPOSITORY": "owner/book"}
+    git = ["git", "--git-dir", str(remote), "-c", "user.name=A", "-c", "user.email=a@b.c"]
+
+    def commit(message: str) -> str:
+        run = {"capture_output": True, "text": True, "check": True}
+        tree = subprocess.run([*git, "mktree"], input="", **run).stdout.strip()
+        made = subprocess.run([*git, "commit-tree", "-m", message, tree], **run)
+        new = made.stdout.strip()
+        subprocess.run([*git, "update-ref", "refs/heads/main", new], **run)
+        return new
+
+    old = commit("old")
+    current = shell(job, tmp_path, TOKEN="secret", GITHUB_SHA=old, **where)
+    assert current.returncode == 0, current.stderr
+    new = commit("new")
+    again = shell(job, tmp_path, TOKEN="secret", GITHUB_SHA=old, **where)
+    assert again.returncode != 0 and f"main is at {new} now" in again.stderr
+    assert "secret" not in again.stdout + again.stderr
+    # Without an answer nothing is deployed either.
+    shutil.rmtree(remote)
+    assert shell(job, tmp_path, TOKEN="x", GITHUB_SHA=new, **where).returncode != 0
+
+
+def test_dependabot_moves_the_pins_of_actions():
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema"]
+    result = subprocess.run(
+        [*command, "vendor.dependabot", str(ROOT / ".github/dependabot.yml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    (update,) = yaml.safe_load(text(".github/dependabot.yml"))["updates"]
+    assert update["package-ecosystem"] == "github-actions" and update["directory"] == "/"
+
+
 def test_the_weekly_run_takes_the_newest_and_the_lowest_and_checks_links():
     weekly = workflow("weekly")
     # YAML reads the key `on` as true.
@@ -429,6 +578,58 @@ def test_the_weekly_run_takes_the_newest_and_the_lowest_and_checks_links():
     assert "LOCKED" not in str(weekly) and "cache" not in str(weekly)
     assert set(jobs["report"]["needs"]) == set(jobs) - {"report"}
     assert jobs["report"]["if"] == "failure()"
+
+
+def test_the_weekly_run_tries_other_systems_and_the_ordinary_pytorch():
+    jobs = workflow("weekly")["jobs"]
+    assert jobs["macos"]["runs-on"].startswith("macos")
+    assert jobs["windows"]["runs-on"].startswith("windows")
+    for name in ("macos", "windows"):
+        typed = commands(jobs[name])
+        chapters = {
+            m[1] for c in typed if (m := re.search(r"(?:NAME=|--chapter )(\S+)", c))
+        }
+        assert len(chapters) == 2 and any(c.endswith("pytest -n 2") for c in typed), name
+    # PowerShell reports the last command of a step only.
+    assert all("\n" not in c for c in commands(jobs["windows"]))
+    assert "PIP_EXTRA_INDEX_URL" not in str(jobs["ordinary"])
+    assert "make check" in commands(jobs["ordinary"])
+
+
+@pytest.mark.skipif(
+    shutil.which("bash") is None or os.name == "nt", reason="no bash here, or no scripts"
+)
+@pytest.mark.parametrize(
+    ("second", "fails"), [("from llm_learn.data import text", 0), ("1 + 1", 1)]
+)
+def test_the_weekly_run_executes_the_first_cells_of_a_notebook(tmp_path, second, fails):
+    job = workflow("weekly")["jobs"]["notebook"]
+    sources = ['%pip install "llm-learn"', second, "never()"]
+    cells = [{"cell_type": "code", "source": [source]} for source in sources]
+    notebook = tmp_path / "chapters/part/a.ipynb"
+    notebook.parent.mkdir(parents=True)
+    notebook.write_text(json.dumps({"cells": [{"cell_type": "markdown"}, *cells]}))
+    bare, fake = tmp_path / "bare/bin", tmp_path / "fake"
+    # `python` makes the environment, whose own programs note what they are given.
+    for path, body in {
+        fake / "python": 'echo "$@" >>"$HOME/calls"',
+        bare / "python": f'[ "$1" = - ] || exit 0; exec "{sys.executable}" "$@"',
+        bare / "ipython": 'cat "$1" >"$HOME/executed"',
+    }.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+    done = shell(
+        job,
+        tmp_path,
+        PATH=f"{fake}:/usr/bin:/bin",
+        RUNNER_TEMP=str(tmp_path),
+        CHAPTER="part/a",
+    )
+    assert (done.returncode != 0) == fails, done.stderr
+    if not fails:
+        assert (tmp_path / "calls").read_text().split()[:2] == ["-m", "venv"]
+        assert (tmp_path / "executed").read_text() == "\n\n".join(sources[:2]) + "\n"
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")

@@ -5,6 +5,7 @@ from html import unescape
 from io import StringIO
 
 import pytest
+import smallbook
 import yaml
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
@@ -405,3 +406,58 @@ class TestPages:
     def test_nothing_to_tick_no_script(self, pages):
         for name, html in pages.items():
             assert "ticks.js" not in html, name
+
+
+TOTALS_CONF = """
+extensions = ["myst_nb", "book.pages"]
+nb_execution_mode = "off"
+exclude_patterns = ["_build"]
+html_theme = "small"
+html_theme_path = ["themes"]
+book_plan = {
+    "parts": [{"name": "basics", "title": "Basics", "about": "First.", "chapters": [
+        {"slug": f"basics/{name}", "title": name, "builds": "A.", "plan": [], "prerequisites": [], "hours": 9}
+        for name in ("one", "two", "three")
+    ]}],
+    "plan": [],
+    "routes": [{"name": "short", "title": "Short", "about": "A.", "chapters": ["basics/one"]}],
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+class TestTotals:
+    @pytest.fixture
+    def book(self, tmp_path) -> smallbook.SmallBook:
+        book = smallbook.SmallBook(tmp_path)
+        book.write("conf.py", TOTALS_CONF)
+        for name, hours in (("one", 2), ("two", 2.5)):  # the third is planned
+            book.write(f"chapters/basics/{name}.md", smallbook.chapter(name, hours=hours))
+        return book
+
+    def totals(self, book: smallbook.SmallBook, name: str) -> str:
+        toc = "```{toctree}\nchapters/basics/one\nchapters/basics/two\n```"
+        book.write("index.md", f"# Book\n\nSee {{totals}}`{name}`.\n\n{toc}\n")
+        warnings = book.build()
+        assert warnings == "" or name == "long", warnings
+        return warnings or book.page("index").select_one("section > p").text
+
+    def test_what_is_published_is_counted_in_the_book_and_in_a_route(self, book):
+        assert self.totals(book, "book") == "See 2 chapters, about 4.5 hours to read."
+        assert self.totals(book, "short") == "See 1 chapter, about 2 hours to read."
+
+    def test_the_minutes_are_those_of_the_records_on_two_cores(self, book):
+        book.record("basics/one", [], cpu_seconds=200.0)
+        book.record("basics/two", [], cpu_seconds=100.5)
+        assert self.totals(book, "minutes") == "See 3 minutes."  # 150.25 seconds
+        book.record(
+            "basics/two", [], cpu_seconds=160.5
+        )  # a new execution rewrites the page
+        assert book.build() == ""
+        assert book.page("index").select_one("section > p").text == "See 4 minutes."
+
+    def test_a_route_that_does_not_exist_is_an_error(self, book):
+        assert "'long' has no totals; what has: book, minutes, short" in self.totals(
+            book, "long"
+        )

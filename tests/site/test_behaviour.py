@@ -212,6 +212,22 @@ def test_search_names_the_chapter_first_and_shows_its_text(visit, address, words
     assert not terms or min(terms) > 0
 
 
+@pytest.mark.parametrize("words", ["softmax", "scaled_dot_product_attention", "zzqqzz"])
+def test_results_of_a_search_fit_on_a_phone(visit, address, words):
+    """Excerpts hold formulas and code, in which there may be no place to break a line."""
+    page = visit("index", width=390)
+    page.goto(f"{address}/search.html?q={words}")
+    page.wait_for_function(
+        "document.querySelector('.search-summary')?.innerText.includes('Search finished')"
+        " || document.querySelector('#search-results').innerText.includes('did not match')"
+    )
+    page.wait_for_function(
+        "[...document.querySelectorAll('#search-results li')].every(li => li.querySelector('.context'))"
+    )
+    width = "document.scrollingElement.scrollWidth"
+    assert page.evaluate(width) <= 390
+
+
 def test_search_says_when_it_finds_nothing(visit, address):
     page = visit("index")
     page.goto(f"{address}/search.html?q=zzqqzz")

@@ -185,6 +185,70 @@ def test_pictures_of_the_first_page_are_those_of_the_chapters(visit, width, them
     assert pictures >= 3
 
 
+# How many letters of English, in its own font, fit into a line of each text on a card.
+ROOM = """() => [...document.querySelectorAll(
+        '.bd-article .picture-card p, .bd-article .sd-card :is(p, .sd-card-title)')]
+    .filter(e => e.checkVisibility() && e.innerText.trim())
+    .map(e => {
+        const probe = document.createElement('span'), words = 'The quick brown fox jumps over the lazy dog';
+        probe.textContent = words;
+        probe.style = 'position: absolute; visibility: hidden; white-space: nowrap';
+        e.append(probe);
+        const letter = probe.getBoundingClientRect().width / words.length;
+        probe.remove();
+        const style = getComputedStyle(e);
+        const room = e.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+        return [e.innerText.slice(0, 40), room / letter];
+    })"""
+
+
+def narrow(page) -> dict[str, float]:
+    """The texts on cards whose lines hold fewer than 20 characters."""
+    return {text: round(room, 1) for text, room in page.evaluate(ROOM) if room < 20}
+
+
+@pytest.mark.parametrize("width", [1280, 768, 390])
+def test_lines_on_every_card_hold_20_characters(visit, width):
+    page = visit("index", width=width)
+    cards = page.locator(".bd-article :is(.picture-card, .sd-card)").count()
+    assert cards > 10 and len(page.evaluate(ROOM)) >= 2 * cards
+    assert narrow(page) == {}
+
+
+def test_a_squeezed_card_is_found(visit):
+    page = visit("index")
+    page.locator(".picture-card p").last.evaluate("p => { p.style.width = '4rem'; }")
+    assert len(narrow(page)) == 1
+
+
+@pytest.mark.parametrize("width", [1280, 768])
+def test_the_first_screen_says_how_much_there_is_and_where_to_begin(visit, address, width):
+    from book.source import find_sources, load_plan, planned_chapters
+
+    page = visit("index", width=width)
+    facts = page.locator(".book-facts")
+    box = facts.bounding_box()
+    assert box["y"] + box["height"] <= 900
+    words = facts.inner_text()
+    planned = planned_chapters(load_plan())
+    there = [s for s in find_sources(site.ROOT) if s.slug in planned]
+    hours = sum(source.meta["hours"] for source in there)
+    assert f"{len(there)} chapters, about {hours:g} hours to read" in words
+    assert "PyTorch" in words and "make book" in words and " GB " in words
+    assert re.search(r"in about \d+ minutes? on two cores", words)
+    links = [a.evaluate("a => a.href") for a in facts.locator("a").all()]
+    assert f"{address}/chapters/start/routes.html#route-weekend" in links
+    assert f"{address}/chapters/basics/resource-accounting.html" in links
+
+
+def test_the_first_steps_fit_on_one_screen(visit):
+    page = visit("chapters/start/how-to-run")
+    steps = page.locator("section:has(> #first-steps), section#first-steps").last
+    assert steps.locator("li").count() == 5 and "make book" in steps.inner_text()
+    box = steps.bounding_box()
+    assert box["y"] + box["height"] <= 900
+
+
 def test_three_doors_lead_somewhere(visit, address):
     page = visit("index")
     doors = page.locator(".doors a")
