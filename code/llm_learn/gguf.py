@@ -1,11 +1,13 @@
 """Reading models from GGUF files: settings, vocabulary, and weights that were stored in blocks of few bits."""
 
+import math
 import mmap
 import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -85,11 +87,14 @@ class StoredTensor:
 
     @property
     def num_bytes(self) -> int:
-        return int(np.prod(self.shape)) // self.format.numbers * self.format.num_bytes
+        return math.prod(self.shape) // self.format.numbers * self.format.num_bytes
 
 
 class GGUF:
     """A model file in the GGUF format (version 2 or 3, little-endian), opened without reading the weights.
+
+    The file stays open until `close`, or until the object is gone; it can be used in a `with` statement. Tensors
+    that were read do not need it.
 
     Args:
         path: the file.
@@ -99,8 +104,11 @@ class GGUF:
         tensors: name -> `StoredTensor`.
 
     Raises:
-        ValueError: the file is no GGUF, is cut off, or holds a format that is not in `BLOCK_FORMATS`.
+        ValueError: the file is no GGUF, is cut off, contradicts itself, or holds a format that is not in
+            `BLOCK_FORMATS`.
     """
+
+    _max_depth = 8  # of arrays in arrays
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
@@ -108,9 +116,27 @@ class GGUF:
             if self.path.stat().st_size < 24:
                 raise ValueError(f"path is {str(path)!r}: it is too short for a GGUF file")
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the file; no tensor can be read after that."""
+        self._bytes.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self) -> None:
         self._at = 0
+        path = f"path is {str(self.path)!r}"
         if self._take(4) != b"GGUF" or self._number("I") not in (2, 3):
-            raise ValueError(f"path is {str(path)!r}: it is no GGUF file of version 2 or 3")
+            raise ValueError(f"{path}: it is no GGUF file of version 2 or 3")
         num_tensors, num_settings = self._number("Q"), self._number("Q")
         self.settings = {}
         for _ in range(num_settings):
@@ -118,16 +144,23 @@ class GGUF:
             self.settings[name] = self._value(self._number("I"))
         headers = [self._header() for _ in range(num_tensors)]
         alignment = self.settings.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ValueError(
+                f"{path}: its general.alignment is {alignment!r}: expected an integer of at least 1"
+            )
         data = -(-self._at // alignment) * alignment
         self.tensors = {
             name: StoredTensor(shape=shape, format=kind, offset=data + offset)
             for name, shape, kind, offset in headers
         }
         for name, stored in self.tensors.items():
-            if stored.offset + stored.num_bytes > len(self._bytes):
+            if math.prod(stored.shape[-1:]) % stored.format.numbers:
                 raise ValueError(
-                    f"path is {str(path)!r}: it ends inside of {name}, cut off"
+                    f"{path}: {name} has shape {stored.shape}: "
+                    f"{stored.format.name} stores rows of {stored.format.numbers} weights, or a multiple"
                 )
+            if stored.offset + stored.num_bytes > len(self._bytes):
+                raise ValueError(f"{path}: it ends inside of {name}, cut off")
 
     def tensor(self, name: str) -> Tensor:
         """The weights of that name, de-quantized: float32, in the stored shape."""
@@ -156,12 +189,16 @@ class GGUF:
     def _string(self) -> str:
         return self._take(self._number("Q")).decode("utf-8")
 
-    def _value(self, kind: int):
+    def _value(self, kind: int, depth: int = 0):
         if kind == 8:
             return self._string()
         if kind == 9:
+            if depth == self._max_depth:
+                raise ValueError(
+                    f"path is {str(self.path)!r}: it holds arrays in arrays, more than {self._max_depth} deep"
+                )
             element, count = self._number("I"), self._number("Q")
-            return [self._value(element) for _ in range(count)]
+            return [self._value(element, depth + 1) for _ in range(count)]
         if kind not in _VALUES:
             raise ValueError(f"path is {str(self.path)!r}: it holds a value of kind {kind}")
         return self._number(_VALUES[kind])

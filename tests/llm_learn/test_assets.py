@@ -429,6 +429,22 @@ def test_pip_gets_what_keeps_the_asset_from_being_installed_and_works_in_the_cac
     assert Path(environment["TMPDIR"]).parent == cache
 
 
+def test_pip_that_does_not_end_is_ended(real_pip, monkeypatch, cache):
+    run = subprocess.run
+
+    def hang(command, **keywords):
+        return run([sys.executable, "-c", "import time; time.sleep(60)"], **keywords)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    monkeypatch.setattr(assets, "_PIP_SECONDS", 1)
+    before = time.monotonic()
+    message = message_of("toy")
+    assert time.monotonic() - before < 30
+    assert "had not downloaded toyplays==1.0 after" in message
+    assert "connect to the network" in message and "`make book` once" in message
+    assert contents(cache) == []
+
+
 # Storage
 
 

@@ -1,5 +1,9 @@
 """GGUF files are read as the reference reader reads them, and what is broken is refused by name."""
 
+import mmap
+import struct
+import weakref
+
 import gguf
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from llm_learn.assets import asset_path
 from llm_learn.gguf import BLOCK_FORMATS, GGUF, tokenizer_from_gguf
 from llm_learn.reference import smollm2_tokenizer
 
+mmap_as_it_is = mmap.mmap
 KINDS = [gguf.GGMLQuantizationType[format.name] for format in BLOCK_FORMATS.values()]
 
 
@@ -213,6 +218,106 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path, share):
     path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(ValueError, match=r"cut off|too short"):
         GGUF(path)
+
+
+def raw(path, settings: bytes = b"", num_settings: int = 0, tensors: tuple = ()):
+    """A file written byte by byte, without a writer that would refuse; tensors are (name, shape, format)."""
+    content = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), num_settings) + settings
+    for name, shape, kind in tensors:
+        content += struct.pack("<Q", len(name)) + name + struct.pack("<I", len(shape))
+        content += struct.pack(f"<{len(shape)}QIQ", *shape[::-1], kind, 0)
+    path.write_bytes(content + bytes(256))
+    return path
+
+
+def setting(name: bytes, kind: int, value: bytes) -> bytes:
+    return struct.pack("<Q", len(name)) + name + struct.pack("<I", kind) + value
+
+
+def arrays(depth: int) -> bytes:
+    """An array of an array of … an empty array of bytes."""
+    return struct.pack("<IQ", 9, 1) * (depth - 1) + struct.pack("<IQ", 0, 0)
+
+
+BROKEN = {
+    "alignment 0": (
+        {"settings": setting(b"general.alignment", 4, bytes(4)), "num_settings": 1},
+        "general.alignment is 0: expected an integer",
+    ),
+    "alignment below 0": (
+        {
+            "settings": setting(b"general.alignment", 5, struct.pack("<i", -32)),
+            "num_settings": 1,
+        },
+        "general.alignment is -32: expected an integer",
+    ),
+    "alignment of text": (
+        {
+            "settings": setting(b"general.alignment", 8, struct.pack("<Q", 1) + b"x"),
+            "num_settings": 1,
+        },
+        "general.alignment is 'x': expected an integer",
+    ),
+    "arrays nested deeply": (
+        {"settings": setting(b"a", 9, arrays(5000)), "num_settings": 1},
+        "arrays in arrays, more than 8 deep",
+    ),
+    "a shape that overflows": (
+        {"tensors": ((b"huge", (2**32, 2**32), 0),)},
+        "ends inside of huge, cut off",
+    ),
+    "a shape that overflows to less": (
+        {"tensors": ((b"huge", (2**32, 2**32 + 1), 0),)},
+        "ends inside of huge, cut off",
+    ),
+    "a part of a block": (
+        {"tensors": ((b"odd", (33,), 2),)},
+        r"odd has shape \(33,\): Q4_0 stores rows of 32 weights",
+    ),
+    "rows of a part of a block": (
+        {"tensors": ((b"odd", (4, 8), 8),)},
+        r"odd has shape \(4, 8\): Q8_0 stores rows of 32 weights",
+    ),
+    "one number in a block format": (
+        {"tensors": ((b"odd", (), 3),)},
+        r"odd has shape \(\): Q4_1 stores rows of 32 weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_contradicts_itself_is_refused_and_closed(tmp_path, monkeypatch, case):
+    content, message = BROKEN[case]
+    opened = []
+    monkeypatch.setattr(
+        "llm_learn.gguf.mmap.mmap",
+        lambda *a, **k: opened.append(mmap_as_it_is(*a, **k)) or opened[-1],
+    )
+    with pytest.raises(ValueError, match=rf"m\.gguf.*{message}"):
+        GGUF(raw(tmp_path / "m.gguf", **content))
+    assert [each.closed for each in opened] == [True]
+
+
+def test_arrays_in_arrays_are_read(tmp_path):
+    path = raw(tmp_path / "m.gguf", setting(b"a", 9, arrays(4)), 1)
+    assert GGUF(path).settings == {"a": [[[[]]]]}
+
+
+def test_a_file_can_be_closed_and_what_was_read_stays(tmp_path):
+    path = write(tmp_path / "m.gguf", {"a": np.ones((2, 32), np.float32)})
+    with GGUF(path) as file:
+        tensor = file.tensor("a")
+    assert tensor.tolist() == [[1.0] * 32] * 2
+    with pytest.raises(ValueError, match="closed"):
+        file.tensor("a")
+
+
+def test_a_file_is_closed_with_its_last_reference(tmp_path):
+    file = GGUF(write(tmp_path / "m.gguf", {"a": np.ones((2, 32), np.float32)}))
+    file.tensor("a")
+    gone = weakref.ref(file._bytes)
+    del file
+    assert gone() is None
 
 
 def test_unknown_formats_and_names_are_named(tmp_path, smollm2):
