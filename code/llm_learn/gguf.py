@@ -29,7 +29,6 @@ _VALUES = {
     11: "q",
     12: "d",
 }
-_MAX_DEPTH = 8  # of arrays in arrays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +107,8 @@ class GGUF:
         ValueError: the file is no GGUF, is cut off, contradicts itself, or holds a format that is not in
             `BLOCK_FORMATS`.
     """
+
+    _max_depth = 8  # of arrays in arrays
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
@@ -192,9 +193,9 @@ class GGUF:
         if kind == 8:
             return self._string()
         if kind == 9:
-            if depth == _MAX_DEPTH:
+            if depth == self._max_depth:
                 raise ValueError(
-                    f"path is {str(self.path)!r}: it holds arrays in arrays, more than {_MAX_DEPTH} deep"
+                    f"path is {str(self.path)!r}: it holds arrays in arrays, more than {self._max_depth} deep"
                 )
             element, count = self._number("I"), self._number("Q")
             return [self._value(element, depth + 1) for _ in range(count)]

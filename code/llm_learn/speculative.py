@@ -37,8 +37,8 @@ def accept(
         )
     places = torch.arange(k, device=drafted.device)
     ratio = target[places, drafted] / draft[places, drafted]
-    luck = torch.rand(k, generator=generator, device=generator.device)
-    stays = luck.to(ratio.device) < ratio
+    draws = torch.rand(k, generator=generator, device=generator.device)
+    stays = draws.to(ratio.device) < ratio
     n = int(stays.long().cumprod(0).sum())  # up to the first that does not
     if n == k:
         return drafted, target[n]
