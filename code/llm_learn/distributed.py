@@ -120,7 +120,7 @@ def shard(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer: of all its parameters, with or without a state.
     """
     whole = list(model.parameters())
-    # Without a mesh, PyTorch takes the accelerator that it was built for, even if this machine has none.
+    # Without a mesh, PyTorch takes the accelerator that it finds, even if the model is on the CPU.
     mesh = init_device_mesh(whole[0].device.type, (dist.get_world_size(),))
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
