@@ -1,6 +1,7 @@
 """The book's command line: `python -m book build | prove | epub | links | lab | sync | new-chapter`."""
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -103,11 +104,12 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     from jupyter_book.sphinx import build_sphinx
     from sphinx.util.console import nocolor
 
-    from book import epub
     from book.execution import ONLY
     from book.notebooks import book_chapters, find
 
     start = time.perf_counter()
+    # The objects of a book are many, and stay: to look through them again and again takes a third of a short build.
+    gc.set_threshold(100_000)
     # Whoever ends the build ends its kernels too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     output = root / "_build"
@@ -154,9 +156,12 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     if name:
         for problem in unpublishable(root, pages, page):
             print(problem, file=sys.stderr)
-    elif executed(root) or not (pages / "html" / epub.FILE).is_file():
-        # The site links to it. After an edit of prose alone it stays as it was, since it takes longer: `make epub`.
-        print(f"\nEPUB: {epub.bind(root)}", flush=True)
+    else:
+        from book import epub
+
+        if executed(root) or not (pages / "html" / epub.FILE).is_file():
+            # The site links to it. After an edit of prose alone it stays as it was, since it takes longer: `make epub`.
+            print(f"\nEPUB: {epub.bind(root)}", flush=True)
     print(
         f"\nBuilt in {time.perf_counter() - start:.1f} s. Open {pages / 'html' / f'{page}.html'}",
         flush=True,

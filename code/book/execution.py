@@ -23,6 +23,7 @@ from typing import Any
 import nbformat
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
+from jupyter_cache.cache.db import NbCacheRecord
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError
@@ -108,7 +109,7 @@ class Book:
             fingerprints[chapter.docname] = package.fingerprint(
                 cells_hash, sources, self.root / "experiments", kernels.SETTINGS
             )
-            if not self._cached(chapter, fingerprints[chapter.docname]):
+            if not self._cached(chapter, cells_hash, fingerprints[chapter.docname]):
                 stale.append(chapter)
         chosen = [chapter for chapter in stale if self.only in (None, chapter.docname)]
         failures = self._run(chosen, fingerprints)
@@ -162,11 +163,11 @@ class Book:
             notebook.nbformat, notebook.nbformat_minor = 4, 5
             _write(path, nbformat.writes(notebook) + "\n")
 
-    def _cached(self, chapter: ChapterNotebook, fingerprint: str) -> bool:
+    def _cached(self, chapter: ChapterNotebook, cells_hash: str, fingerprint: str) -> bool:
         """Whether the cache holds what this chapter would give now. An older execution is forgotten."""
         try:
-            entry = self.cache.match_cache_notebook(chapter.notebook)
-            # Not get_cache_bundle(), which reads the outputs of all chapters.
+            # match_cache_notebook() would hash the cells again, get_cache_bundle() read the outputs.
+            entry = NbCacheRecord.record_from_hashkey(cells_hash, self.cache.db)
             kept = self.cache._get_notebook_path_cache(entry.hashkey).is_file()
         except KeyError:
             return False

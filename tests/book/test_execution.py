@@ -786,11 +786,11 @@ while True:
     start = time.perf_counter()
     with pytest.raises(
         kernels.ChapterFailed,
-        match=r"(?s)beta.md, code cell 2, line \d+.*was ended here, after 6 seconds",
+        match=r"(?s)beta.md, code cell 2, line \d+.*was ended here, after 15 seconds",
     ):
         # The limit is the chapter's, not a cell's.
-        kernels.execute(beta, kernels.kernel_environment(tiny_book.root), limit=6)
-    assert 5 < time.perf_counter() - start < 60
+        kernels.execute(beta, kernels.kernel_environment(tiny_book.root), limit=15)
+    assert 14 < time.perf_counter() - start < 60
     pid = int((tmp_path / "pid").read_text())
     assert wait_until(lambda: not psutil.pid_exists(pid))
 
