@@ -106,6 +106,7 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     from book import epub
     from book.execution import ONLY
     from book.notebooks import book_chapters, find
+    from book.pages import WITH_EPUB
 
     start = time.perf_counter()
     # Whoever ends the build ends its kernels too.
@@ -114,12 +115,15 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     chapters = book_chapters(root)
     page = "index"
     os.environ.pop(ONLY, None)
+    os.environ.pop(WITH_EPUB, None)
     if clean:
         for folder in OUTPUTS:
             shutil.rmtree(output / folder, ignore_errors=True)
     if name:
         page = find(chapters, name).docname
         os.environ[ONLY] = page
+    else:
+        os.environ[WITH_EPUB] = "1"
     if not sys.stdout.isatty():
         nocolor()
     if not prefetch():
@@ -136,7 +140,6 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
             "external_toc_path": str(root / "_toc.yml"),
             "latex_individualpages": False,
             "nitpicky": not name,
-            "book_epub": not name,
         },
         warningiserror=not name,
         keep_going=True,
