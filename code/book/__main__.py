@@ -106,6 +106,7 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
 
     from book.execution import ONLY
     from book.notebooks import book_chapters, find
+    from book.pages import WITH_EPUB
 
     start = time.perf_counter()
     # The objects of a book are many, and stay: to look through them again and again takes a third of a short build.
@@ -116,12 +117,15 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     chapters = book_chapters(root)
     page = "index"
     os.environ.pop(ONLY, None)
+    os.environ.pop(WITH_EPUB, None)
     if clean:
         for folder in OUTPUTS:
             shutil.rmtree(output / folder, ignore_errors=True)
     if name:
         page = find(chapters, name).docname
         os.environ[ONLY] = page
+    else:
+        os.environ[WITH_EPUB] = "1"
     if not sys.stdout.isatty():
         nocolor()
     if not prefetch():
@@ -138,7 +142,6 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
             "external_toc_path": str(root / "_toc.yml"),
             "latex_individualpages": False,
             "nitpicky": not name,
-            "book_epub": not name,
         },
         warningiserror=not name,
         keep_going=True,

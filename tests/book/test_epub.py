@@ -123,6 +123,7 @@ def test_ids_are_unique_and_pictures_are_packed_with_their_description(files):
     assert files["book/images/_images-plot.png"] == b"not really"
 
 
+@pytest.mark.slow
 def test_the_same_pages_give_the_same_bytes(root):
     first = bind(root).read_bytes()
     assert bind(root).read_bytes() == first

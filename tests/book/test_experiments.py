@@ -34,6 +34,7 @@ def common():
     return common
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slug", USED)
 def test_definitions_of_the_chapter_can_be_executed_without_its_other_cells(common, slug):
     assert vars(common.definitions(slug))

@@ -2,9 +2,12 @@
 
 import itertools
 import json
+import os
 import re
 import shlex
+import signal
 import struct
+import sys
 import tomllib
 import xml.etree.ElementTree as ET
 import zlib
@@ -15,12 +18,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from jinja2 import Template
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
+from tinybook import TinyBook
 
+from book.execution import ONLY
 from book.source import load_plan, read_source
+from llm_learn.assets import ASSETS
 from llm_learn.plotting import INK, PALETTE
 
 ROOT = Path(__file__).parents[2]
@@ -475,7 +482,7 @@ def test_every_system_and_situation_has_its_section():
     for phrase in ("Linux", "macOS", "Apple silicon", "PowerShell"):
         assert phrase in text
     text = SPECIAL_CASES.read_text(encoding="utf-8")
-    for label in ("sharding", "gpu", "mirror", "offline", "packaged-data"):
+    for label in ("sharding", "gpu", "mirror", "offline", "packaged-data", "cpu-pytorch"):
         assert f"({label})=" in text
     for phrase in ("PIP_INDEX_URL", "PIP_NO_INDEX", "LOCKED=1", "torchrun"):
         assert phrase in text
@@ -493,6 +500,20 @@ def test_the_page_names_the_pytorch_that_intel_macs_lack():
     (torch,) = [r for r in pyproject["project"]["dependencies"] if r.startswith("torch")]
     lowest = re.search(r">=([\d.]+)", torch)[1]
     assert f"PyTorch {lowest} or later" in HOW_TO_RUN.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.version.cuda is not None, reason="PyTorch with GPU libraries")
+def test_the_disk_that_the_pages_name_is_enough():
+    named = {
+        int(re.search(r"(\d+) GB of disk", path.read_text(encoding="utf-8"))[1])
+        for path in (HOW_TO_RUN, ROOT / "index.md")
+    }
+    size = sum(asset.files_bytes for asset in ASSETS.values())
+    for folder, _, files in os.walk(sys.prefix):
+        size += sum(os.lstat(os.path.join(folder, file)).st_size for file in files)
+    # The rest is for pip's cache and for what the build writes.
+    assert named == {4} and 1e9 < size < 3.5e9
 
 
 @pytest.mark.parametrize("book_epub", [True, False])
@@ -517,6 +538,29 @@ def test_the_gpu_lines_run():
     scope: dict = {}
     exec(block.replace('"cuda"', '"cpu"'), scope)
     assert scope["logits"].shape == (1, 64, 256)
+
+
+def test_the_whole_build_promises_an_epub_and_a_preview_does_not(tmp_path, monkeypatch):
+    import jupyter_book.sphinx
+
+    from book import __main__ as command
+    from book.pages import WITH_EPUB
+
+    promised = []
+
+    def stop(*_, **__) -> int:
+        promised.append(WITH_EPUB in os.environ)
+        return 1
+
+    monkeypatch.setattr(jupyter_book.sphinx, "build_sphinx", stop)
+    monkeypatch.setattr(command, "prefetch", lambda: True)
+    monkeypatch.setenv(WITH_EPUB, "")  # what was set before comes back after the test
+    monkeypatch.setenv(ONLY, "")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    root = TinyBook(tmp_path).root
+    for name in (None, "alpha", None):
+        assert command.build(root, name=name) == 1
+    assert promised == [True, False, True]
 
 
 def test_every_term_has_its_chinese_name():

@@ -366,6 +366,7 @@ def test_licences_say_what_they_cover():
     assert "creativecommons.org/licenses/by/4.0" in text("LICENSE-text")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_workflow_follows_githubs_schema(path):
     command = [
@@ -682,6 +683,7 @@ def test_ci_exits_as_make_does_and_ends_with_pytests_line(tmp_path):
     assert result.stdout.splitlines()[-1] == "== 1 failed, 2 passed in 0.50s =="
 
 
+@pytest.mark.slow
 def test_nothing_is_published_where_the_site_cannot_be_tested(tmp_path):
     def collect(**environment: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pytest", "--collect-only", "-q"]
@@ -700,6 +702,7 @@ def test_nothing_is_published_where_the_site_cannot_be_tested(tmp_path):
     assert collect().returncode == 0
 
 
+@pytest.mark.slow
 def test_all_tests_can_be_collected_together(tmp_path):
     """Tests of the builder and of the site share names of files."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p"]

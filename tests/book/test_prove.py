@@ -94,6 +94,7 @@ def test_an_unexecuted_notebook_fails(built: TinyBook) -> None:
     assert "part/beta, code cell 1 was not executed" in done.stderr
 
 
+@pytest.mark.slow
 def test_missing_and_outdated_notebooks_are_refused(built: TinyBook) -> None:
     built.published("alpha").unlink()
     built.replace("chapters/part/beta.md", "6 * 7", "6 * 8")
@@ -108,6 +109,7 @@ def test_missing_and_outdated_notebooks_are_refused(built: TinyBook) -> None:
     assert prove.refusals(built.root, []) == ["there is no chapter to prove"]
 
 
+@pytest.mark.slow
 def test_a_notebook_without_code_is_refused(built: TinyBook) -> None:
     nbformat.write(nbformat.v4.new_notebook(), built.published("alpha"))
     problems = prove.refusals(built.root, book_chapters(built.root))
@@ -246,6 +248,7 @@ class TestLink:
             clean._link([distribution], tmp_path)
 
 
+@pytest.mark.slow
 def test_the_environment_holds_what_pip_would_install(built_root: Path) -> None:
     folder = built_root / "_build" / ".clean"
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
@@ -261,6 +264,7 @@ def test_the_environment_holds_what_pip_would_install(built_root: Path) -> None:
     assert not names & {"sphinx", "nbval", "torch"}
 
 
+@pytest.mark.slow
 def test_few_cells_may_escape_comparison_and_none_by_a_comment(built: TinyBook) -> None:
     chapters = [c for c in book_chapters(built.root) if c.name == "part/beta"]
 
@@ -284,6 +288,7 @@ def test_few_cells_may_escape_comparison_and_none_by_a_comment(built: TinyBook) 
     assert "at most 5 of 26 may" in problem
 
 
+@pytest.mark.slow
 def test_a_notebook_without_its_install_cell_is_refused(built: TinyBook) -> None:
     notebook = nbformat.read(built.published("gamma"), as_version=4)
     del notebook.cells[0]
@@ -323,6 +328,7 @@ def test_a_changed_package_is_installed_again(built: TinyBook) -> None:
     assert three == "5" and Path(path).is_relative_to(built.root / "_build" / ".clean")
 
 
+@pytest.mark.slow
 def test_an_environment_that_cannot_be_made_says_why(built: TinyBook) -> None:
     built.replace(
         "pyproject.toml", "dependencies = []", 'dependencies = ["no-such-thing==9"]'

@@ -74,6 +74,7 @@ def outputs(notebook: nbformat.NotebookNode) -> list[list[dict]]:
     return [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
 
 
+@pytest.mark.slow
 def test_a_forked_kernel_answers_what_a_fresh_one_does(
     book: TinyBook, zygote: Zygote
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_forked_kernel_answers_what_a_fresh_one_does(
     assert forked == fresh and all(forked)
 
 
+@pytest.mark.slow
 def test_what_a_chapter_does_not_import_it_does_not_have(
     book: TinyBook, zygote: Zygote
 ) -> None:
@@ -115,6 +117,7 @@ def test_a_chapter_that_has_to_do_with_its_process_gets_its_own(
     assert may_be_forked(["1", cell]) is may
 
 
+@pytest.mark.slow
 def test_each_kernel_is_new_and_its_zygote_keeps_one_thread(
     book: TinyBook, zygote: Zygote
 ) -> None:
@@ -125,6 +128,7 @@ def test_each_kernel_is_new_and_its_zygote_keeps_one_thread(
     assert process.num_threads() == 1 and not process.children()
 
 
+@pytest.mark.slow
 def test_what_was_imported_before_the_fork_counts(book: TinyBook, zygote: Zygote) -> None:
     used = execute(book, zygote, "1")[1]["cpu_seconds"]
     assert used > execute(book, None, "1")[1]["cpu_seconds"]
@@ -133,6 +137,7 @@ def test_what_was_imported_before_the_fork_counts(book: TinyBook, zygote: Zygote
     assert used > (spent.user + spent.system) / 2
 
 
+@pytest.mark.slow
 def test_where_it_has_ended_the_build_says_so(book: TinyBook) -> None:
     zygote = Zygote(kernels.kernel_environment(book.root))
     zygote.process.kill()

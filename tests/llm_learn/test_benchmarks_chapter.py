@@ -106,6 +106,7 @@ class TestDecoder:
             parameter.normal_(std=0.2)  # norms too: ones would hide a forgotten one
         return model.eval()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("product", ["in_float32", "plain"])
     def test_its_scores_are_the_model_s(self, chapter, model, product):
         make = getattr(chapter, product, lambda weight: lambda x: F.linear(x, weight))

@@ -263,6 +263,7 @@ def test_an_answer_is_read_from_its_sentence(chapter):
     assert chapter.answer_in(" 8 + 3 = 11, 11") is None
 
 
+@pytest.mark.slow
 def test_texts_that_share_a_beginning_are_continued_as_alone(chapter):
     examples, asked = chapter.draw_words(3, 1, 3)
     shown = "".join(

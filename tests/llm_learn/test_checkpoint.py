@@ -85,6 +85,7 @@ def assert_equal(a, b) -> None:
         assert a == b
 
 
+@pytest.mark.slow
 @given(st.dictionaries(keys, progress_values, max_size=4))
 @settings(deadline=None, max_examples=60)
 def test_progress_comes_back_as_it_was(tmp_path_factory, progress):

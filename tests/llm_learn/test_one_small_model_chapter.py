@@ -12,12 +12,14 @@ def model(chapter):
 
 
 class TestMeasures:
+    @pytest.mark.slow
     def test_bits_a_byte_are_the_loss_of_an_id_by_its_bytes(self, chapter, model):
         row = chapter.measured(model)
         uniform = torch.tensor(float(chapter.PLAN.vocab_size)).log2().item()
         assert row.bits == pytest.approx(uniform / chapter.BYTES_AN_ID, rel=0.1)
         assert row.all_rules <= min(row.rules) and len(row.replies) == len(chapter.ASKED)
 
+    @pytest.mark.slow
     def test_a_draw_repeats(self, chapter, model):
         assert chapter.measured(model, seed=3) == chapter.measured(model, seed=3)
 

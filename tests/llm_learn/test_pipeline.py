@@ -171,6 +171,7 @@ class TestLearning:
 
 
 class TestReinforcement:
+    @pytest.mark.slow
     def test_replies_that_are_rewarded_become_likelier(self, task, monkeypatch):
         """With a rule that only the id wanted keeps, it is soon all that is written."""
         wanted = task.tokenizer.encode(".")[0]
@@ -277,6 +278,7 @@ def flags(plan: Plan) -> list[str]:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_it_runs_every_stage_saves_and_reports(self, tmp_path, capsys):
         out = tmp_path / "run"
         assert main(["--out", str(out), *flags(TINY)]) == 0
@@ -405,6 +407,7 @@ class TestCommand:
             "  round 20: 25.0% keep all rules, 20.0 nats from the start",
         ]
 
+    @pytest.mark.slow
     def test_an_interrupted_run_goes_on(self, tmp_path, monkeypatch, capsys):
         out = tmp_path / "run"
         broken = pytest.MonkeyPatch()
@@ -457,6 +460,7 @@ class TestCommand:
             == GPU_PLAN
         )
 
+    @pytest.mark.slow
     def test_torchrun_trains_one_model_in_two_processes(self, tmp_path):
         out = tmp_path / "run"
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

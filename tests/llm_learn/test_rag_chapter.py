@@ -200,6 +200,7 @@ def test_support_is_the_probability_of_the_answer_alone(chapter):
         chapter.support(question, "", texts)
 
 
+@pytest.mark.slow
 def test_answers_come_in_the_order_of_their_prompts(chapter):
     texts = [
         "Say yes.",

@@ -132,6 +132,7 @@ class TestSpeculate:
             assert passes == math.ceil(new / (k + 1))
         assert math.ceil(new / (k + 1)) <= passes <= new
 
+    @pytest.mark.slow
     def test_drawn_texts_have_the_models_distribution(self, tiny_llama):
         shape = SHAPE | {"vocab_size": 3}
         model, small = tiny_llama(**shape), tiny_llama(**shape, num_layers=1)
