@@ -473,8 +473,7 @@ def test_after_a_change_of_prose_one_page_and_one_notebook_are_written(
     assert "Better prose." in tiny_book.notebook("beta").read_text(encoding="utf-8")
     # A page that is read again for another reason keeps its notebook, in whose place myst-nb writes its own.
     texts = [tiny_book.notebook(name).read_text(encoding="utf-8") for name in ALL]
-    parse = "parse: {myst_enable_extensions: [deflist]}\nsphinx:"
-    tiny_book.replace("_config.yml", "sphinx:", parse)
+    tiny_book.replace("_config.yml", "sphinx:\n", "sphinx:\n  config: {numfig: true}\n")
     done = tiny_book.build()
     assert "reading sources" in done.stdout and executed(tiny_book) == []
     assert [tiny_book.notebook(name).read_text(encoding="utf-8") for name in ALL] == texts
