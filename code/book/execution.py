@@ -144,8 +144,10 @@ class Book:
             path = notebook_path(Path(app.outdir).parent, chapter.docname)
             text = json.dumps(chapter.notebook, sort_keys=True).encode()
             written = [*env.book_fingerprints[chapter.docname], sha256(text).hexdigest()]
-            env.book_notebooks[chapter.docname] = written
-            if before.get(chapter.docname) == written and path.is_file():
+            # When its page is read, myst-nb writes its own in this one's place.
+            kept = [*written, path.stat().st_mtime_ns] if path.is_file() else None
+            if kept and before.get(chapter.docname) == kept:
+                env.book_notebooks[chapter.docname] = kept
                 continue
             _, notebook = self.cache.merge_match_into_notebook(chapter.notebook)
             notebook.metadata.pop("source_map", None)
@@ -162,6 +164,7 @@ class Book:
                     )
             notebook.nbformat, notebook.nbformat_minor = 4, 5
             _write(path, nbformat.writes(notebook) + "\n")
+            env.book_notebooks[chapter.docname] = [*written, path.stat().st_mtime_ns]
 
     def _cached(self, chapter: ChapterNotebook, cells_hash: str, fingerprint: str) -> bool:
         """Whether the cache holds what this chapter would give now. An older execution is forgotten."""

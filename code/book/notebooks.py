@@ -129,21 +129,23 @@ class Parsed:
     ) -> NotebookNode | None:
         """The document as myst-nb reads it; None where it is no notebook."""
         text = path.read_text(encoding="utf-8")
-        depends = [text, docname, *_readers(), repr(sorted(myst.enable_extensions))]
-        depends += [repr(nb.custom_formats), nb.cell_metadata_key, nb.metadata_key]
-        key = hashlib.sha256("\0".join(depends).encode()).hexdigest()
-        entry = self.known.get(docname)
+        settings = [sorted(myst.enable_extensions), nb.custom_formats]
+        settings += [nb.cell_metadata_key, nb.metadata_key]
+        # The command line reads with fewer settings than Sphinx does: each keeps its own.
+        name = f"{docname} {hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
+        key = hashlib.sha256("\0".join([text, *_readers()]).encode()).hexdigest()
+        entry = self.known.get(name)
         if not entry or entry["key"] != key:
             reader = create_nb_reader(str(path), myst, nb, text)
             entry = {"key": key, "notebook": reader and reader.read(text)}
-        self.used[docname] = entry
+        self.used[name] = entry
         notebook = entry["notebook"]
         return notebook and nbformat.from_dict(notebook)
 
     def keep(self) -> None:
         """Writes what was read, if any of it is new."""
         if self.file.parent.is_dir() and any(
-            self.known.get(docname) != entry for docname, entry in self.used.items()
+            self.known.get(name) != entry for name, entry in self.used.items()
         ):
             write_atomically(self.file, json.dumps(self.known | self.used))
 

@@ -471,6 +471,11 @@ def test_after_a_change_of_prose_one_page_and_one_notebook_are_written(
     after = times()
     assert {n for n in after if after[n] != before[n]} == {"beta.html", "beta.ipynb"}
     assert "Better prose." in tiny_book.notebook("beta").read_text(encoding="utf-8")
+    # When a page is read, myst-nb writes a notebook of its own in the place of this one.
+    text = tiny_book.notebook("alpha").read_text(encoding="utf-8")
+    tiny_book.notebook("alpha").write_text("{}", encoding="utf-8")
+    assert tiny_book.build().returncode == 0
+    assert tiny_book.notebook("alpha").read_text(encoding="utf-8") == text
     # What was taken away is written again.
     tiny_book.notebook("alpha").unlink()
     assert tiny_book.build().returncode == 0
