@@ -101,6 +101,8 @@ def run(args: argparse.Namespace, rest: list[str], root: Path) -> int | None:
 
 def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     """Builds the site into _build/html, or one page of it into _build/preview/html."""
+    # Else jsonschema takes a second to compile a grammar of web addresses, which nothing here checks.
+    sys.modules.setdefault("rfc3987_syntax", None)
     from jupyter_book.sphinx import build_sphinx
     from sphinx.util.console import nocolor
 
@@ -142,6 +144,8 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
             "external_toc_path": str(root / "_toc.yml"),
             "latex_individualpages": False,
             "nitpicky": not name,
+            # A preview does without them: they format every paper once more.
+            "bibtex_tooltips": not name,
         },
         warningiserror=not name,
         keep_going=True,

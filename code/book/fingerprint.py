@@ -184,7 +184,7 @@ class Package:
             - {PACKAGE, ""}
         )
         found = {dist for top in tops for dist in distributions().get(top, ())}
-        lines.extend(sorted(set().union(*map(_versions, found))))
+        lines.extend(_versions(frozenset(found)))
         read = (records_read(cell, experiments) for cell in cells if experiments)
         for record in sorted(set().union(*read)):
             if record.is_file():
@@ -194,9 +194,9 @@ class Package:
 
 
 @cache
-def _versions(name: str) -> frozenset[str]:
-    """`name==version` of a distribution and of all that it needs."""
-    return frozenset(f"{each}=={_version(each)}" for each in closure([name]))
+def _versions(names: frozenset[str]) -> list[str]:
+    """`name==version` of distributions and of all that they need, sorted."""
+    return sorted(f"{each}=={_version(each)}" for each in closure(names))
 
 
 @cache
