@@ -181,6 +181,8 @@ def in_processes(work: Callable[[], object], world_size: int = 2) -> list:
                     "gloo", init_method=address, rank=rank, world_size=world_size
                 )
             answer.send(work())
+            # The others may still be connecting: one that leaves early would break their connection.
+            dist.barrier()
             dist.destroy_process_group()
         except Exception as error:
             answer.send(error)

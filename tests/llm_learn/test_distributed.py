@@ -225,6 +225,25 @@ def test_an_exception_that_cannot_travel_is_raised_in_all_as_a_runtime_error():
     assert in_processes(work) == [True, True]
 
 
+def test_no_process_leaves_before_all_are_done(monkeypatch, tmp_path):
+    """One that leaves while others are still connecting would break their connection."""
+    leave = dist.destroy_process_group
+
+    def noted():
+        (tmp_path / str(dist.get_rank())).write_text(repr(time.monotonic()))
+        leave()
+
+    def work():
+        if dist.get_rank() == 0:
+            time.sleep(0.3)
+        return time.monotonic()
+
+    monkeypatch.setattr(dist, "destroy_process_group", noted)
+    done = in_processes(work)
+    left = [float((tmp_path / name).read_text()) for name in "01"]
+    assert min(left) >= max(done)
+
+
 def test_processes_leave_nothing_behind_in_the_caller(monkeypatch):
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     before = psutil.Process().num_fds()
