@@ -144,8 +144,6 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
             "external_toc_path": str(root / "_toc.yml"),
             "latex_individualpages": False,
             "nitpicky": not name,
-            # A preview does without them: they format every paper once more.
-            "bibtex_tooltips": not name,
         },
         warningiserror=not name,
         keep_going=True,

@@ -25,6 +25,7 @@ from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from jupyter_cache.cache.db import NbCacheRecord
 from sphinx.application import Sphinx
+from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError
 
@@ -384,8 +385,15 @@ def _write(path: Path, text: str) -> None:
     write_atomically(path, text)
 
 
+def _preview_without_tooltips(app: Sphinx, config: Config) -> None:
+    """The tooltips of citations format every paper once more."""
+    if os.environ.get(ONLY) and "bibtex_tooltips" in config:
+        config.bibtex_tooltips = False
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     book = Book(app)
+    app.connect("config-inited", _preview_without_tooltips)
     # After myst-nb's own handler (500), which makes its configuration; before others look at the records.
     app.connect("builder-inited", book.configure, priority=600)
     app.connect("env-get-outdated", book.execute, priority=400)
