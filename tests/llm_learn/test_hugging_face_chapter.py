@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import pickletools
 import shutil
 import subprocess
 import sys
@@ -574,6 +575,9 @@ class TestPickle:
         ],
     )
     def test_names_that_pickletools_changes_are_refused(self, chapter, program):
+        changed = next(pickletools.genops(program.removeprefix(b"(")))[1]
+        if b"\\" in program and "\\" in changed:
+            pytest.skip("this version of pickletools leaves escapes as they are")
         with pytest.raises(ValueError, match="not the name that Python reads"):
             chapter.imports_of(program)
 
