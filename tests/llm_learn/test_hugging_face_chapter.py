@@ -1,12 +1,15 @@
 """The chapter on Hugging Face: files, folders, a hub and its client, and what pickles fetch."""
 
+import io
 import os
 import pickle
+import pickletools
 import shutil
 import subprocess
+import sys
 import threading
 from collections import Counter, OrderedDict
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import date
 from fractions import Fraction
 from importlib import import_module
@@ -504,6 +507,31 @@ def objects_of(chapter, pickled: bytes) -> list[object]:
     ]
 
 
+# Modules of somebody's own. Python 2 had the first two under other names, so that a reader may translate them.
+STRANGERS = ("UserDict", "commands", "collec\\x74ions", "os x")
+PARTS = [
+    *(b"\x80" + bytes([protocol]) for protocol in (0, 2, 3, 4, 5)),
+    *(
+        b"\x8c" + bytes([len(text)]) + text
+        for text in (b"os", b"system", b"UserDict", b"OrderedDict", b"collections")
+    ),
+    *(
+        code + module + b"\n" + name + b"\n"
+        for code in (b"c", b"(i")
+        for module, name in (
+            (b"commands", b"getoutput"),
+            (b"UserDict", b"OrderedDict"),
+            (b"collections", b"OrderedDict"),
+            (b"collec\\x74ions", b"OrderedDict"),
+            (b"os x", b"system"),
+            (b"__builtin__", b"len"),
+        )
+    ),
+    *(b"\x93", b"\x93", b"\x93", b"\x94", b"\x94", b"h\x00", b"h\x01", b"q\x00", b"q\x01"),
+    *(b"0", b"2", b"(", b")", b"R", b"N", b"t", b"1"),
+]
+
+
 class TestPickle:
     @settings(max_examples=150, deadline=None)
     @given(value=VALUES, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
@@ -524,6 +552,55 @@ class TestPickle:
         program = b"c__builtin__\nexec\n."
         assert chapter.imports_of(program) == [("builtins", "exec")]
         assert chapter.fetched(program) == [exec]
+
+    def test_a_name_is_translated_by_the_protocol_that_holds(self, chapter):
+        # A program that runs a command, and announces a protocol without translation afterwards.
+        program = b"\x80\x02ccommands\ngetoutput\n(X\x04\x00\x00\x00truetR\x80\x04."
+        assert chapter.imports_of(program) == [("subprocess", "getoutput")]
+        assert chapter.fetched(program) == [subprocess.getoutput]
+        assert not chapter.passes_blocklist(program)
+        # A module of somebody's own, which would have been called collections afterwards.
+        program = b"\x80\x04\x8c\x08UserDict\x8c\x0bOrderedDict\x93)R\x80\x02."
+        assert chapter.imports_of(program) == [("UserDict", "OrderedDict")]
+        assert not chapter.passes_allowlist(program)
+
+    @pytest.mark.parametrize(
+        "program",
+        [
+            b"ccollec\\x74ions\nOrderedDict\n.",
+            b"ccollections\nOrdered\\x44ict\n.",
+            b"(icollec\\x74ions\nOrderedDict\n.",
+            b"ca b\nc\n.",
+            b"ca\nb c\n.",
+        ],
+    )
+    def test_names_that_pickletools_changes_are_refused(self, chapter, program):
+        changed = next(pickletools.genops(program.removeprefix(b"(")))[1]
+        if b"\\" in program and "\\" in changed:
+            pytest.skip("this version of pickletools leaves escapes as they are")
+        with pytest.raises(ValueError, match="not the name that Python reads"):
+            chapter.imports_of(program)
+
+    @settings(max_examples=400, deadline=None)
+    @given(parts=st.lists(st.sampled_from(PARTS), max_size=14))
+    def test_no_program_fetches_what_is_not_told(self, chapter, parts):
+        program = b"".join(parts) + b"."
+        try:
+            told = chapter.imports_of(program)
+        except ValueError:
+            return
+        with pytest.MonkeyPatch.context() as patch:
+            for name in STRANGERS:  # modules that can be imported, and are no others
+                patch.setitem(
+                    sys.modules, name, SimpleNamespace(OrderedDict=name, system=name)
+                )
+            reader = chapter.Recording(io.BytesIO(program))
+            with suppress(Exception):  # what was fetched before an error was fetched
+                reader.load()
+            named = [
+                getattr(import_module(m), n, None) for m, n in told[: len(reader.found)]
+            ]
+        assert named == reader.found
 
     @pytest.mark.parametrize(
         "program",

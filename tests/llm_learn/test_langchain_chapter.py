@@ -306,6 +306,25 @@ def test_every_limit_ends_the_loop(chapter):
         assert chapter.agent(model, chapter.TOOLS, [HumanMessage("?")]).ended == "malformed"
 
 
+def test_a_model_of_another_maker_gets_what_the_contract_allows(chapter):
+    seen = []
+
+    class Other(chapter.Scripted):
+        def bind_tools(self, tools, *, tool_choice=None, **kwargs):
+            seen.append(([tool.name for tool in tools], tool_choice))
+            return super().bind_tools(tools, tool_choice=tool_choice, **kwargs)
+
+    made = [("multiply", {"a": 2, "b": 3}), ("answer", {"text": "6"})]
+    replies = [chapter.calls(*call, i) for i, call in enumerate(made)]
+    run = chapter.agent(Other(replies=replies), chapter.TOOLS, [HumanMessage("?")])
+    assert run.ended == "answered"
+    names = [tool.name for tool in chapter.TOOLS]
+    before = [name for name in names if name != "answer"]
+    assert seen == [(before, "any"), (names, "any")]
+    with pytest.raises(ValueError, match="tool_choice"):
+        Other(replies=[]).bind_tools(chapter.TOOLS, tool_choice=["guide", "tell"])
+
+
 def test_errors_of_tools_are_told_to_the_model(chapter):
     for name, arguments in (
         ("guide", {"building": "x", "town": "y"}),
@@ -323,10 +342,13 @@ def test_the_fence_stays_closed(chapter):
     asked, call = HumanMessage("?"), chapter.calls("guide", {}, 1)
     result = ToolMessage("x", name="guide", tool_call_id="1")
     own = ToolMessage("6", name="multiply", tool_call_id="1")
-    assert chapter.fenced(names, [*chapter.examples(0), asked]) == ["guide", "tell"]
-    assert chapter.fenced(names, [asked, call, own]) == names
-    assert chapter.fenced(names, [asked, call, result]) == ["guide", "answer"]
-    assert chapter.fenced(names, [asked, call, result, asked]) == ["guide"]
+    fenced = chapter.fence()
+    assert fenced(names, [*chapter.examples(0), asked]) == ["guide", "tell"]
+    assert fenced(names, [asked, call, own]) == names
+    assert fenced(names, [asked, call, result]) == ["guide", "answer"]
+    assert fenced(names, [asked, call, result, asked]) == ["guide"]
+    assert fenced(names, [asked]) == ["guide"], "the result was dropped, and was read"
+    assert chapter.fence()(names, [asked]) == ["guide", "tell"]
     assert chapter.after_a_result(names, [asked, call, result]) == names
 
 

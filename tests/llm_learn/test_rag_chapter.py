@@ -118,6 +118,17 @@ def test_fusion_adds_up_places_and_skips_what_was_not_found(chapter):
     np.testing.assert_allclose(values[0], sorted(expected.values(), reverse=True))
 
 
+def test_fusion_counts_only_the_first_of_each_list(chapter):
+    one, other = ranked([0.0, 5.0, 3.0, 0.0]), ranked([0.9, 0.1, 0.2, 0.8])
+    values, numbers = chapter.fused([one, other], k=60, depth=1)
+    assert set(numbers[0, :2].tolist()) == {0, 1}
+    np.testing.assert_allclose(values[0], [1 / 61, 1 / 61, 0, 0])
+    for whole, deep in zip(
+        chapter.fused([one, other]), chapter.fused([one, other], depth=4), strict=True
+    ):
+        assert torch.equal(whole, deep)
+
+
 @given(st.lists(st.floats(-9, 9), min_size=2, max_size=9), st.floats(0, 1))
 def test_a_weighted_sum_runs_from_one_list_to_the_other(chapter, scores, weight):
     one = torch.tensor([scores], dtype=torch.float64)
