@@ -1,6 +1,7 @@
 """The chapter on benchmarks: its race, its simulated machines, and the forms that it races."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -43,6 +44,26 @@ class TestRace:
         seconds = {"ours": [1.0, 2.0, 4.0], "theirs": [3.0, 2.0, 2.0]}
         assert chapter.speedup(seconds, "ours", "theirs") == [1.0, 0.5, 3.0]
         assert chapter.speedup(seconds, "theirs", "ours") == [1.0, 1 / 3, 2.0]
+
+    def test_a_tie_is_what_a_fair_coin_does_more_than_once_in_twenty(self, chapter):
+        ties = [(5, 5), (5, 6), (1, 6), (7, 9), (9, 12), (3, 12)]
+        assert all(chapter.is_tie(*found) for found in ties)
+        no_ties = [(6, 6), (0, 6), (8, 9), (10, 12), (2, 12)]
+        assert not any(chapter.is_tie(*found) for found in no_ties)
+
+    def test_a_race_counts_the_rounds_that_each_has_won(self, chapter, monkeypatch):
+        runs = {"ours": [1.0] * 6, "theirs": [2.0] * 6, "best": [2.0] + [0.5] * 5}
+        monkeypatch.setitem(chapter.hold.__globals__, "race", lambda *_: runs)
+        _ = chapter.hold("some", dict.fromkeys(runs), 6, "theirs", {"ours": "best"})
+        gc.unfreeze()
+        assert chapter.WON["some", "ours"] == [(6, 6), (1, 6)]
+        assert chapter.rounds_won("some", "ours") == "faster in 6 of 6 rounds"
+        assert chapter.rounds_won("some", "ours", 1) == "faster in 1 of 6 rounds, a tie"
+
+    def test_a_bar_is_met_by_all_rounds_and_missed_by_all(self, chapter):
+        found = [1.2, 1.0, 1.5]
+        verdicts = [chapter.verdict_on(found, bar) for bar in (0.9, 1.0, 1.1, 1.4, 1.6)]
+        assert verdicts == ["met", "met", "open", "open", "missed"]
 
 
 class TestMachines:

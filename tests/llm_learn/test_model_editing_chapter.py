@@ -1,5 +1,6 @@
 """The chapter on model editing: worlds, the smallest update, what an edit is asked, and planted features."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -343,3 +344,36 @@ class TestFeatures:
         assert chapter.unexplained(coder, x) < 1e-10
         coder.encoder.data.zero_()
         assert chapter.unexplained(coder, x) == 1
+
+
+class TestNameAndBeginnings:
+    def test_without_a_step_the_value_is_what_the_layer_writes(
+        self, chapter, untrained, world
+    ):
+        fact = next(fact for fact in world if fact[1] == "trade")
+        luck = random.Random(0)
+        key, value = chapter.name_and_beginnings(untrained, fact, 3, luck, max_steps=0)
+        asked = chapter.prompts([(fact, 0)])
+        places = [("mlp", 0), ("neurons", 0)]
+        _, seen = chapter.watch(untrained.model, asked.ids, places)
+        written = seen["mlp", 0][0, asked.name[0]]
+        torch.testing.assert_close(value, written, rtol=0, atol=1e-5)
+        assert key.shape == seen["neurons", 0].shape[-1:]
+        assert not torch.allclose(key, seen["neurons", 0][0, asked.name[0]])  # a mean
+
+    def test_the_value_makes_the_answer_more_likely(self, chapter, untrained, world):
+        fact = next(fact for fact in world if fact[1] == "trade")
+        _, value = chapter.name_and_beginnings(untrained, fact, 3, random.Random(0))
+        asked, chances = chapter.prompts([(fact, 0)]), []
+        for change in ({}, {("mlp", 0): lambda x: put(x, asked.name[0], value)}):
+            with chapter.changed(untrained.model, change):
+                logits = chapter.next_logits(untrained.model, asked.ids, asked.last)
+            chances.append(logits.softmax(-1)[0, 3].item())
+        assert chances[1] > 1.5 * chances[0]
+
+
+def put(x, position, value):
+    """x, (1, T, C), with a value at a position."""
+    x = x.clone()
+    x[0, position] = value
+    return x
