@@ -107,7 +107,7 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     from sphinx.util.console import nocolor
 
     from book.execution import ONLY
-    from book.notebooks import book_chapters, find
+    from book.source import book_chapters, find
     from book.pages import WITH_EPUB
 
     start = time.perf_counter()
@@ -155,7 +155,7 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
         return 1
     print(
         summary(
-            root, {chapter.docname: chapter.settings.get("budget") for chapter in chapters}
+            root, {chapter.docname: chapter.meta.get("budget") for chapter in chapters}
         )
     )
     if name:
@@ -213,7 +213,7 @@ def prefetch() -> bool:
 def summary(root: Path, budgets: dict[str, dict[str, float]]) -> str:
     """A table of the chapters: what each used, what it declares, and whether it ran now."""
     from book.executed import read_record
-    from book.notebooks import BOOK_CPU_SECONDS
+    from book.budgets import BOOK_CPU_SECONDS
 
     last = json.loads((root / "_build" / "last-build.json").read_text(encoding="utf-8"))
     records = [read_record(root, d.removeprefix("chapters/")) for d in last["chapters"]]

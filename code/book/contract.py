@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 from book import habits, imports  # noqa: F401 (register their checks)
+from book.budgets import MAX_CPU_SECONDS, MAX_MEMORY_GIB
 from book.checks import CHECKS, Book, calls, check, load_book, tree
 from book.source import COMMENT, Source, planned_chapters
 
@@ -26,7 +27,6 @@ ROLES = (
     "reading",
 )
 EXERCISE_TAGS = ("checker", "starter", "solution")
-MAX_CPU_SECONDS, MAX_MEMORY_GIB = 90, 3
 MIN_ALT, MIN_WORDS, MIN_CELLS, MIN_EXERCISES, MIN_CITATIONS = 40, 900, 8, 3, 2
 
 CITE = re.compile(r"\{cite(?::\w+)?\}`([^`]+)`")

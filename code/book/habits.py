@@ -4,8 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from book.checks import at, calls, check, literal, tree
-from book.notebooks import allowed_escapes
+from book.checks import allowed_escapes, at, calls, check, literal, tree
 from book.source import COMMENT, Cell, Source
 
 EXCUSE = re.compile(r"(?:<!--|#) given: \S+")

@@ -19,11 +19,12 @@ import pytest
 from nbformat import NotebookNode
 
 from book import offline
+from book.checks import allowed_escapes
 from book.clean import KERNEL, CannotPrepare, prepare
 from book.colab import FOLDER, published_path
 from book.executed import read_record
 from book.kernels import kernel_environment
-from book.notebooks import ChapterNotebook, allowed_escapes, book_chapters, find
+from book.source import Source, book_chapters, find
 
 ESCAPE_TAGS = {"nbval-ignore-output", "nbval-skip", "skip-execution"}
 # nbval also obeys comments; a reader of the page would have to read them.
@@ -37,7 +38,7 @@ ESCAPE_COMMENTS = (
 SANITIZE = "regex: \\S*ipykernel_\\d+/\\d+\\.py\nreplace: CELL\n"
 
 
-def refusals(root: Path, chapters: Sequence[ChapterNotebook]) -> list[str]:
+def refusals(root: Path, chapters: Sequence[Source]) -> list[str]:
     """Why the notebooks cannot be proved: one sentence for each problem."""
     if not chapters:
         return ["there is no chapter to prove"]
@@ -46,24 +47,24 @@ def refusals(root: Path, chapters: Sequence[ChapterNotebook]) -> list[str]:
         path = published_path(root / "_build", chapter.docname)
         if not path.is_file():
             problems.append(
-                f"{chapter.name}: there is no published notebook; build the book first (make book)"
+                f"{chapter.slug}: there is no published notebook; build the book first (make book)"
             )
             continue
         install, *cells = code_cells(path) or [None]
         if install is None:
             problems.append(
-                f"{chapter.name}: the published notebook has no code cells; build the book again"
+                f"{chapter.slug}: the published notebook has no code cells; build the book again"
             )
             continue
         if "install" not in install.metadata.get("tags", ()):
             problems.append(
-                f"{chapter.name}: the notebook does not begin with its install cell"
+                f"{chapter.slug}: the notebook does not begin with its install cell"
             )
-        if [cell.source for cell in cells] != [cell.source for cell in chapter.code_cells]:
+        if [cell.source for cell in cells] != [cell.source for cell in chapter.cells]:
             problems.append(
-                f"{chapter.name}: its cells have changed since the build; build the book again"
+                f"{chapter.slug}: its cells have changed since the build; build the book again"
             )
-        problems.extend(_cell_problems(chapter.name, cells))
+        problems.extend(_cell_problems(chapter.slug, cells))
     return problems
 
 
@@ -192,7 +193,7 @@ def main(names: Sequence[str], root: Path) -> int:
         print("Not proved:", *problems, sep="\n  ", file=sys.stderr)
         return 1
     chapters.sort(
-        key=lambda c: (read_record(root, c.name) or {}).get("wall_seconds", 0.0),
+        key=lambda c: (read_record(root, c.slug) or {}).get("wall_seconds", 0.0),
         reverse=True,
     )
     try:
@@ -204,7 +205,7 @@ def main(names: Sequence[str], root: Path) -> int:
     command = [sys.executable, "-m", "book.prove", str(root)]
     command += [chapter.docname for chapter in chapters]
     status = offline.run(command, kernel_environment(root))
-    cells = sum(1 + len(chapter.code_cells) for chapter in chapters)
+    cells = sum(1 + len(chapter.cells) for chapter in chapters)
     result = (
         f"{cells} cells gave the same outputs twice"
         if status == 0

@@ -1,12 +1,17 @@
-"""Reads chapters: a MyST notebook as front matter, code cells and prose, each with its line number."""
+"""Reads chapters: a MyST notebook as front matter, code cells and prose, each with its line number.
+
+myst-nb reads the same pages again while it builds the site. Outputs are found by a hash of the cells, so the two must
+agree on every cell; tests compare them on all pages of the book.
+"""
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+import nbformat
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +31,7 @@ class Cell:
     source: str
     options: dict = field(default_factory=dict)  # its YAML block: tags, mystnb, …
     options_line: int = 0  # line of the file that opens the cell
+    last_line: int = 0  # line of the file that closes it
 
     @property
     def tags(self) -> list[str]:
@@ -113,6 +119,11 @@ class Source:
                 while end < len(self.lines) and not closing.match(self.lines[end]):
                     end += 1
                 if info.startswith("{code-cell}"):
+                    if open_fences or ticks[0] == ":":
+                        raise ValueError(
+                            f"{self.path}:{i + 1}: a code cell must stand between backticks and outside of every "
+                            "other directive, or it is shown and not executed"
+                        )
                     cells.append(self._cell(i, end))
                 prose.append((i + 1, ""))
                 i = end + 1
@@ -138,10 +149,20 @@ class Source:
             raise ValueError(
                 f"{self.path}:{start + 1}: the cell's options are not YAML: {error}"
             ) from error
-        while first < end and not self.lines[first].strip():
+        if first < end and not self.lines[first].strip():
             first += 1
-        source = "\n".join(self.lines[first:end]).rstrip()
-        return Cell(line=first + 1, source=source, options=parsed, options_line=start + 1)
+        if first < end and not (self.lines[first].strip() and self.lines[end - 1].strip()):
+            raise ValueError(
+                f"{self.path}:{start + 1}: a code cell must not begin or end with blank lines"
+            )
+        source = "\n".join(self.lines[first:end])
+        return Cell(
+            line=first + 1,
+            source=source,
+            options=parsed,
+            options_line=start + 1,
+            last_line=end + 1,
+        )
 
     @property
     def cells(self) -> list[Cell]:
@@ -151,6 +172,27 @@ class Source:
     def prose(self) -> list[tuple[int, str]]:
         """(line number, text) of everything that is read, not run."""
         return self._parsed[1]
+
+    @cached_property
+    def notebook(self) -> nbformat.NotebookNode:
+        """The cells without outputs, and what stands between them as Markdown cells."""
+        cells, begin = [], self._front[1]
+
+        def add(kind: str, source: str, **more: object) -> None:
+            cell = {"cell_type": kind, "id": f"cell-{len(cells)}", "source": source}
+            cells.append({"metadata": {}, **cell, **more})
+
+        for cell in [*self.cells, None]:
+            text = "\n".join(self.lines[begin : cell.options_line - 1 if cell else None])
+            if text.strip():
+                add("markdown", text.rstrip().lstrip("\n"))
+            if cell:
+                made = {"metadata": cell.options, "execution_count": None, "outputs": []}
+                add("code", cell.source, **made)
+                begin = cell.last_line
+        return nbformat.from_dict(
+            {"nbformat": 4, "nbformat_minor": 5, "metadata": self.front, "cells": cells}
+        )
 
     @cached_property
     def labels(self) -> list[tuple[int, str]]:
@@ -188,6 +230,54 @@ def find_sources(root: Path = ROOT) -> Iterator[Source]:
         chapter = read_source(path)
         if chapter.is_chapter:
             yield chapter
+
+
+def read_chapters(root: Path, docnames: Iterable[str]) -> list[Source]:
+    """The documents that contain code cells.
+
+    Raises:
+        ValueError: A document has code cells, but stands outside chapters/ or lacks `llm_learn:`. Executing it without
+            a budget and a proof would leave a hole that nobody sees.
+    """
+    chapters = []
+    for docname in sorted(docnames):
+        path = root / f"{docname}.md"
+        if not path.is_file():
+            continue
+        page = read_source(path, docname.removeprefix("chapters/"))
+        if not page.cells:
+            continue
+        if not page.meta or not docname.startswith("chapters/"):
+            raise ValueError(
+                f"{docname}.md has code cells, so it must be a chapter: a file under chapters/ whose front "
+                "matter has `llm_learn:` with at least a budget. Or show the code in a plain ```python block."
+            )
+        chapters.append(page)
+    return chapters
+
+
+def book_chapters(root: Path) -> list[Source]:
+    """The chapters that the table of contents lists."""
+    from sphinx_external_toc.parsing import parse_toc_yaml
+
+    names = parse_toc_yaml(root / "_toc.yml")
+    return read_chapters(root, (str(name).removesuffix(".md") for name in names))
+
+
+def find(chapters: Iterable[Source], name: str) -> Source:
+    """The chapter called `<part>/<name>`, or `<name>` where that is unambiguous.
+
+    Raises:
+        ValueError: No chapter, or more than one, is called so; the message lists the names.
+    """
+    chapters = list(chapters)
+    wanted = name.removeprefix("chapters/").removesuffix(".md")
+    found = [chapter for chapter in chapters if wanted in (chapter.slug, chapter.name)]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(chapter.slug for chapter in found or chapters) or "none yet"
+    problem = "more than one chapter is called" if found else "no chapter is called"
+    raise ValueError(f"{problem} {name!r}; the names are: {names}")
 
 
 def project(root: Path = ROOT) -> dict:
