@@ -74,12 +74,6 @@ def foundations(chapters: dict[str, dict], slugs: Iterable[str]) -> set[str]:
     return found
 
 
-def direct_prerequisites(chapters: dict[str, dict], slug: str) -> list[str]:
-    """The chapter's prerequisites without those that another of them needs anyway."""
-    needed = chapters[slug]["prerequisites"]
-    return [p for p in needed if p not in foundations(chapters, needed)]
-
-
 def route_chapters(plan: dict, route: dict) -> list[str]:
     """The slugs of a route, in its order.
 

@@ -43,13 +43,10 @@ from book.notebooks import (
     read_chapters,
     slowness,
 )
-from book.zygote import Zygote, may_be_forked
 
 # Set by `python -m book build --chapter`: the only chapter to execute.
 ONLY = "LLM_LEARN_CHAPTER"
 WORKERS = 2
-# It imports more than a chapter needs, and while it does, nothing else begins.
-WORTH_A_ZYGOTE = 5
 
 
 class ChapterError(SphinxError):
@@ -191,13 +188,9 @@ class Book:
         numbers = {chapter.docname: number for number, chapter in enumerate(chapters, 1)}
         failures = []
         pool = ThreadPoolExecutor(WORKERS)
-        forks = sys.platform == "linux" and len(chapters) >= WORTH_A_ZYGOTE
-        zygote = Zygote(kernels.kernel_environment(self.root)) if forks else None
         try:
             jobs = {
-                pool.submit(
-                    self._one, c, f"[{numbers[c.docname]}/{len(chapters)}]", zygote
-                ): c
+                pool.submit(self._one, c, f"[{numbers[c.docname]}/{len(chapters)}]"): c
                 for c in chapters
             }
             for job in _as_completed(jobs):
@@ -212,9 +205,6 @@ class Book:
             pool.shutdown(wait=False, cancel_futures=True)
             kernels.stop_all()
             raise
-        finally:
-            if zygote:
-                zygote.close()
         pool.shutdown()
         return failures
 
@@ -285,16 +275,13 @@ class Book:
         self._store(chapter, notebook, record)
 
     def _one(
-        self, chapter: ChapterNotebook, number: str, zygote: Zygote | None
+        self, chapter: ChapterNotebook, number: str
     ) -> tuple[nbformat.NotebookNode, dict[str, Any]]:
         self._say(f"{number} {chapter.name} …")
         start = time.perf_counter()
         try:
-            sources = (cell.source for cell in chapter.code_cells)
             notebook, record = kernels.execute(
-                chapter,
-                kernels.kernel_environment(self.root),
-                zygote if may_be_forked(sources) else None,
+                chapter, kernels.kernel_environment(self.root)
             )
         except kernels.ChapterFailed:
             self._say(

@@ -18,23 +18,12 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 
 from book.notebooks import LEAST_TIME_LIMIT, TIME_LIMIT, ChapterNotebook, time_limit
-from book.zygote import Zygote
 
 # Evaluated in the kernel after the last cell, and kept out of the notebook. VmHWM comes first: ru_maxrss
-# starts from the peak of the process that started the kernel. The imports of the process that it was forked from count
-# too: whoever runs the chapter alone waits for them. What is registered here is called first in the end: it calls
-# the others, and spares the second that it takes to tear down an interpreter with torch in it.
+# starts from the peak of the process that started the kernel.
 _USAGE = """
-def _book_end():
-    import atexit, os
-    atexit.unregister(_book_end)
-    atexit._run_exitfuncs()
-    os._exit(0)
-
 def _book_usage():
-    import atexit, json, os, re, sys
-    zygote = sys.modules.get("book.zygote")
-    atexit.register(_book_end)
+    import json, os, re, sys
     used = os.times()
     try:
         with open("/proc/self/status") as status:
@@ -48,7 +37,6 @@ def _book_usage():
             import psutil
             peak = psutil.Process().memory_info().peak_wset
     seconds = used.user + used.system + used.children_user + used.children_system
-    seconds += zygote.seconds_before_fork if zygote else 0
     return json.dumps({"cpu_seconds": round(seconds, 2), "peak_memory_gib": round(peak / 2**30, 3)})
 """
 
@@ -107,13 +95,11 @@ def kernel_environment(root: Path) -> dict[str, str]:
 def execute(
     chapter: ChapterNotebook,
     environment: dict[str, str],
-    zygote: Zygote | None = None,
     limit: float | None = None,
 ) -> tuple[NotebookNode, dict[str, Any]]:
     """Executes a chapter in a temporary working directory.
 
     Args:
-        zygote: Where to fork the kernel from; without one, a new Python is started.
         limit: After how many seconds by the clock the chapter is ended; `time_limit(chapter.budget)` where None.
 
     Returns:
@@ -140,7 +126,7 @@ def execute(
     start = time.perf_counter()
     with (
         TemporaryDirectory(prefix="llm-learn-") as folder,
-        _kernel(client, environment, folder, zygote),
+        _kernel(client, environment, folder),
     ):
         info = client.wait_for_reply(client.kc.kernel_info())
         notebook.metadata["language_info"] = info["content"]["language_info"]
@@ -215,7 +201,6 @@ def _kernel(
     client: NotebookClient,
     environment: dict[str, str],
     folder: str,
-    zygote: Zygote | None = None,
 ) -> Iterator[None]:
     _running.add(client)
     stack = ExitStack()
@@ -224,9 +209,6 @@ def _kernel(
             try:
                 if _stopped.is_set():
                     raise ChapterFailed("the build was interrupted", "")
-                if zygote:
-                    manager = client.create_kernel_manager()
-                    manager.provisioner = zygote.provisioner(manager)
                 stack.enter_context(client.setup_kernel(env=environment, cwd=folder))
                 break
             # Its ports are chosen before it takes them: another process may have been faster.

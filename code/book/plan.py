@@ -22,7 +22,6 @@ from book.pages import (
     reading_hours,
     references,
 )
-from book.plan_map import Station, draw_map
 from book.repository import repository
 from book.source import PLAN, planned_chapters
 
@@ -70,9 +69,9 @@ class _Directive(SphinxDirective):
         return self.config.book_plan
 
     def section(self, title: str, anchor: str, *content: nodes.Node) -> nodes.section:
-        section = nodes.section(
-            "", nodes.title("", title), *content, ids=[anchor], names=[anchor]
-        )
+        """A section whose title may hold Markdown."""
+        heading = nodes.title("", "", *self.parse_inline(title)[0])
+        section = nodes.section("", heading, *content, ids=[anchor], names=[anchor])
         self.state.document.note_explicit_target(section)
         return section
 
@@ -92,13 +91,12 @@ class PartDirective(_Directive):
 
 
 class PlanDirective(_Directive):
-    """`{plan} view`: one view of the plan, which is its map, its chapters, its items or its history."""
+    """`{plan} view`: one view of the plan, which is its chapters, its items or its history."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         views = {
-            "map": self.map,
             "chapters": self.chapters,
             "items": self.items,
             "history": self.history,
@@ -109,14 +107,10 @@ class PlanDirective(_Directive):
             )
         return views[self.arguments[0]]()
 
-    def map(self) -> list[nodes.Node]:
-        self.shows("*")
-        return [plan_slot(show="map")]
-
     def chapters(self) -> list[nodes.Node]:
         parts = [
             self.section(
-                part["title"],
+                f"[{part['title']}](/chapters/{part['name']}/index.md)",
                 f"part-{part['name']}",
                 nodes.paragraph("", part["about"]),
                 plan_slot(show="checklist", name=part["name"]),
@@ -238,6 +232,13 @@ class PlanPages(Pages):
         state = "published" if self.published(slug) else "planned"
         return nodes.inline("", state, classes=["state", f"state-{state}"])
 
+    def needs(self, slug: str) -> list[nodes.Node]:
+        """The chapter's prerequisites, linked."""
+        needed = self.chapters[slug]["prerequisites"]
+        if not needed:
+            return [nodes.Text("needs no other chapter")]
+        return [nodes.Text("after "), *self.links(needed)]
+
     def facts(self, slug: str) -> nodes.paragraph:
         """Reading time, what this build measured, what the chapter is verified against, and what it needs."""
         record = read_record(self.root, slug) if self.published(slug) else None
@@ -247,10 +248,7 @@ class PlanPages(Pages):
             facts.append([nodes.Text(measured(record))])
         if found := references(record):
             facts.append([nodes.Text("verified against " + "; ".join(found))])
-        if needed := self.chapters[slug]["prerequisites"]:
-            facts.append([nodes.Text("after "), *self.links(needed)])
-        else:
-            facts.append([nodes.Text("needs no other chapter")])
+        facts.append(self.needs(slug))
         joined: list[nodes.Node] = []
         for fact in facts:
             joined += [nodes.Text(" · ")] if joined else []
@@ -265,12 +263,12 @@ class PlanPages(Pages):
         return nodes.list_item("", head, *more, classes=["chapter-entry"])
 
     def checklist(self, slugs: list[str], *, numbered: bool = False) -> nodes.Node:
-        """One line a chapter."""
+        """The chapters with their hours. A numbered list is in reading order; another one names prerequisites."""
         entries = []
         for slug in slugs:
-            hours = nodes.inline("", f" {self.hours(slug):g} h", classes=["hours"])
-            entry = self.entry(slug)
-            entry[0] += hours
+            needs = nodes.paragraph("", "", *self.needs(slug), classes=["facts"])
+            entry = self.entry(slug, *([] if numbered else [needs]))
+            entry[0] += nodes.inline("", f" {self.hours(slug):g} h", classes=["hours"])
             entries.append(entry)
         kind = nodes.enumerated_list if numbered else nodes.bullet_list
         return kind("", *entries, classes=["chapter-list", "compact"])
@@ -323,19 +321,6 @@ class PlanPages(Pages):
         ]
 
     # --- What a slot may show ---
-
-    def show_map(self, slot: plan_slot) -> list[nodes.Node]:
-        def station(slug: str) -> Station:
-            return Station(
-                title=self.title(slug),
-                href=self.href(f"chapters/{slug}"),
-                hours=f"{self.hours(slug):g} h",
-            )
-
-        drawn = draw_map(
-            self.plan, station, lambda name: self.href(f"chapters/{name}/index")
-        )
-        return [nodes.raw("", drawn, format="html")]
 
     def show_checklist(self, slot: plan_slot) -> list[nodes.Node]:
         slugs = self.part_slugs(slot["name"])

@@ -283,8 +283,6 @@ class Measured:
         self.factors: dict[str, float] = {}
         self.executed: list[str] = []
         monkeypatch.setattr(kernels, "execute", self._execute)
-        # They are too many for a test to start it.
-        monkeypatch.setattr(execution, "WORTH_A_ZYGOTE", 100)
 
     def _execute(self, chapter: ChapterNotebook, *_: object) -> tuple:
         self.executed.append(chapter.name)
@@ -804,28 +802,6 @@ def test_a_chapter_may_take_twenty_times_its_budget_and_at_least_five_minutes() 
     assert time_limit(chapter(cpu_seconds=90, memory_gib=1).budget) == 1800
     assert time_limit(chapter(cpu_seconds=2, memory_gib=1).budget) == 300
     assert time_limit(None) == 300
-
-
-def test_a_kernel_does_what_it_must_in_the_end_and_takes_no_interpreter_apart(
-    tiny_book: TinyBook, tmp_path: Path
-) -> None:
-    leaving = f"""import atexit, tempfile
-from pathlib import Path
-class Torn:
-    def __del__(self, touch=Path("{tmp_path}/torn").touch):
-        touch()
-atexit.torn = Torn()  # IPython itself empties the namespace of cells
-folder = tempfile.TemporaryDirectory(dir="{tmp_path}", prefix="left-")
-def end():
-    with open("{tmp_path}/ended", "a") as file:
-        print("once", file=file)
-_ = atexit.register(end)"""
-    tiny_book.write("chapters/part/beta.md", page("Beta", [leaving, "1"]))
-    beta = find(book_chapters(tiny_book.root), "beta")
-    notebook, _ = kernels.execute(beta, kernels.kernel_environment(tiny_book.root))
-    assert [len(cell.outputs) for cell in notebook.cells if "outputs" in cell] == [0, 1]
-    assert not (tmp_path / "torn").exists() and not [*tmp_path.glob("left-*")]
-    assert (tmp_path / "ended").read_text() == "once\n"
 
 
 @pytest.mark.slow

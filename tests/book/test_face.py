@@ -1,6 +1,5 @@
 """The book's face: one palette, a drawn logo, pictures out of chapters, and pages that say how to run it anywhere."""
 
-import itertools
 import json
 import os
 import re
@@ -9,7 +8,6 @@ import signal
 import struct
 import sys
 import tomllib
-import xml.etree.ElementTree as ET
 import zlib
 from base64 import b64encode
 from io import StringIO
@@ -36,67 +34,19 @@ HEX = re.compile(r"#[0-9A-Fa-f]{6}\b")
 
 # --- Colours ---
 
-# A colour-blind reader's view, complete dichromacy (Machado, Oliveira and Fernandes 2009), in linear RGB.
-VISION = {
-    "full": np.eye(3),
-    "protanopia": np.array(
-        [
-            [0.152286, 1.052583, -0.204868],
-            [0.114503, 0.786281, 0.099216],
-            [-0.003882, -0.048116, 1.051998],
-        ]
-    ),
-    "deuteranopia": np.array(
-        [
-            [0.367322, 0.860646, -0.227968],
-            [0.280085, 0.672501, 0.047413],
-            [-0.011820, 0.042940, 0.968881],
-        ]
-    ),
-    "tritanopia": np.array(
-        [
-            [1.255528, -0.076749, -0.178779],
-            [-0.078411, 0.930809, 0.147602],
-            [0.004733, 0.691367, 0.303900],
-        ]
-    ),
-}
-# Linear RGB to the cone responses of Oklab, and their cube roots to L, a, b (Ottosson 2020).
-CONES = np.array(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-)
-OKLAB = np.array(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]
-)
 
-
-def linear(color: str) -> np.ndarray:
+def luminance(color: str) -> float:
     channels = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-    return np.where(
+    linear = np.where(
         channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
     )
+    return linear @ [0.2126, 0.7152, 0.0722]
 
 
 def contrast(a: str, b: str) -> float:
     """Contrast of two colours (WCAG 2.2)."""
-    low, high = sorted(linear(c) @ [0.2126, 0.7152, 0.0722] + 0.05 for c in (a, b))
+    low, high = sorted(luminance(color) + 0.05 for color in (a, b))
     return high / low
-
-
-def distance(a: str, b: str, vision: np.ndarray) -> float:
-    """How different two colours look, in hundredths of Oklab's lightness from black to white."""
-    one, other = (
-        OKLAB @ np.cbrt(CONES @ np.clip(vision @ linear(color), 0, 1)) for color in (a, b)
-    )
-    return 100 * float(np.linalg.norm(one - other))
 
 
 def declared(theme: str) -> dict[str, str]:
@@ -117,14 +67,6 @@ def declared(theme: str) -> dict[str, str]:
     return values
 
 
-def test_distance_and_contrast_are_measured_rightly():
-    assert distance("#000000", "#FFFFFF", VISION["full"]) == pytest.approx(100, abs=0.01)
-    assert contrast("#000000", "#FFFFFF") == pytest.approx(21)
-    # Red and olive: a deuteranope takes one for the other.
-    assert distance("#FF0000", "#808000", VISION["full"]) > 25
-    assert distance("#FF0000", "#808000", VISION["deuteranopia"]) < 7
-
-
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_site_and_the_figures_share_one_palette(theme):
     properties = declared(theme)
@@ -138,23 +80,10 @@ def test_the_site_and_the_figures_share_one_palette(theme):
         assert properties["--pst-color-text-base"] == INK
 
 
-@pytest.mark.parametrize("vision", VISION)
-def test_figure_colors_are_told_apart(vision):
-    """Two hundredths are just noticed side by side; five times that is seen across a figure."""
-    closest = min(
-        itertools.combinations(PALETTE.values(), 2),
-        key=lambda pair: distance(*pair, VISION[vision]),
-    )
-    assert distance(*closest, VISION[vision]) >= 10, closest
-
-
-def test_figure_colors_stand_out_from_white():
-    """WCAG 2.2 asks 3:1 of what a figure needs to be understood."""
-    assert {name: c for name, c in PALETTE.items() if contrast(c, "#FFFFFF") < 3} == {}
-
-
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_text_is_legible_in_both_themes(theme):
+def test_text_is_legible_in_both_themes_and_figures_on_white(theme):
+    """WCAG 2.2 asks 4.5:1 of text, and 3:1 of what a figure needs to be understood."""
+    assert [color for color in PALETTE.values() if contrast(color, "#FFFFFF") < 3] == []
     colors = declared(theme)
     grounds = ["background", "on-background", "surface"]
     texts = ["text-base", "text-muted", "heading", "link", "link-hover", "inline-code"]
@@ -172,25 +101,6 @@ def test_text_is_legible_in_both_themes(theme):
         assert ratio >= 4.5, f"{text} on {ground}: {ratio:.2f}"
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_part_has_a_colour_that_stands_out_from_the_map(theme):
-    """WCAG 2.2 asks 3:1 of a line or a dot that means something."""
-    colors = declared(theme)
-    for part in load_plan()["parts"]:
-        pair = HEX.findall(colors[f"--part-{part['name']}"])
-        assert len(pair) == 2, f"palette.css: give --part-{part['name']} light-dark(…, …)"
-        color = pair[theme == "dark"]
-        ratio = contrast(color, colors["--pst-color-surface"])
-        assert ratio >= 3, f"{part['name']}, {theme}: {color} has {ratio:.2f}"
-
-
-def test_colours_of_parts_stand_in_the_palette_alone():
-    used = {part["name"] for part in load_plan()["parts"]}
-    plan = (STATIC / "plan.css").read_text(encoding="utf-8")
-    assert set(re.findall(r"--part: var\(--part-([\w-]+)\)", plan)) == used
-    assert HEX.findall(plan) == []
-
-
 def test_chapters_name_colors_by_their_place_in_the_palette():
     for path in sorted((ROOT / "chapters").glob("*/*.md")):
         for cell in read_source(path, f"{path.parent.name}/{path.stem}").cells:
@@ -201,28 +111,6 @@ def test_chapters_name_colors_by_their_place_in_the_palette():
 # --- The logo ---
 
 
-@pytest.mark.parametrize(
-    ("name", "theme"),
-    [("logo-light.svg", "light"), ("logo-dark.svg", "dark"), ("favicon.svg", None)],
-)
-def test_logo_is_drawn_in_the_palette_without_a_font(name, theme):
-    text = (STATIC / name).read_text(encoding="utf-8")
-    root = ET.fromstring(text)
-    tags = {element.tag.rpartition("}")[2] for element in root.iter()}
-    assert tags <= {"svg", "g", "rect", "path"}
-    assert "href" not in text and len(text) < 4000
-    # Beside the palette: white, the past of a dark page, and letters on a dark page.
-    assert set(HEX.findall(text)) <= {*PALETTE.values(), "#FFFFFF", "#8FA0CC", "#E8ECF4"}
-    _, _, width, height = map(float, root.attrib["viewBox"].split())
-    if theme is None:
-        assert width == height
-        return
-    assert width > 4 * height and root.attrib["aria-label"] == "LLM Learn"
-    letters = {e.attrib["stroke"] for e in root.iter() if len(e.attrib.get("d", "")) > 60}
-    ground = declared(theme)["--pst-color-background"]
-    assert letters and all(contrast(color, ground) >= 4.5 for color in letters)
-
-
 def test_logo_is_named_where_readers_see_it():
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     logo = config["sphinx"]["config"]["html_theme_options"]["logo"]
@@ -231,15 +119,6 @@ def test_logo_is_named_where_readers_see_it():
     shown = set(re.findall(r'(?:src|srcset)="(_static/[\w.-]+)"', readme))
     assert shown == {logo["image_light"], logo["image_dark"]}
     assert all((ROOT / path).is_file() for path in named)
-
-
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [("apple-touch-icon.png", (180, 180)), ("social-card.png", (1200, 630))],
-)
-def test_icons_have_the_size_that_is_asked_for(name, size):
-    header = (STATIC / name).read_bytes()[:24]
-    assert header.startswith(b"\x89PNG") and struct.unpack(">II", header[16:]) == size
 
 
 # --- Pictures out of chapters ---
@@ -473,19 +352,6 @@ def test_the_page_types_what_make_test_runs():
     typed = [shlex.split(command) for command in commands()]
     missing = [s for s in steps if ["python", "-m", *shlex.split(s)] not in typed]
     assert missing == []
-
-
-def test_every_system_and_situation_has_its_section():
-    text = HOW_TO_RUN.read_text(encoding="utf-8")
-    for label in ("first-steps", "train", "colab", "commands", "proved", "digits"):
-        assert f"({label})=" in text
-    for phrase in ("Linux", "macOS", "Apple silicon", "PowerShell"):
-        assert phrase in text
-    text = SPECIAL_CASES.read_text(encoding="utf-8")
-    for label in ("sharding", "gpu", "mirror", "offline", "packaged-data", "cpu-pytorch"):
-        assert f"({label})=" in text
-    for phrase in ("PIP_INDEX_URL", "PIP_NO_INDEX", "LOCKED=1", "torchrun"):
-        assert phrase in text
 
 
 def test_what_the_page_says_of_cores_is_what_the_build_uses():

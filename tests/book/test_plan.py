@@ -1,4 +1,4 @@
-"""The learning plan: its data against the plan as it was written, the routes, the map, and the pages made of them."""
+"""The learning plan: its data against the plan as it was written, the routes, and the pages made of them."""
 
 import re
 from html import unescape
@@ -11,7 +11,6 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from book.curriculum import (
-    direct_prerequisites,
     foundations,
     plan_items,
     read_lines,
@@ -20,7 +19,6 @@ from book.curriculum import (
     walk,
 )
 from book.plan import LEARNED
-from book.plan_map import Station, assign_tracks, draw_map
 from book.source import ROOT, find_sources, load_plan, planned_chapters
 
 WRITTEN = (ROOT / "code/book/learning-plan.md").read_text(encoding="utf-8")
@@ -178,113 +176,6 @@ def test_a_wrong_route_is_refused(route, message):
         route_chapters(PLAN, {"name": "x"} | route)
 
 
-# --- The map ---
-
-
-def needs_of(chapters: dict[str, dict]) -> dict[str, list[str]]:
-    return {slug: direct_prerequisites(chapters, slug) for slug in chapters}
-
-
-def test_an_implied_prerequisite_is_not_drawn():
-    chapters = {
-        "a": {"prerequisites": []},
-        "b": {"prerequisites": ["a"]},
-        "c": {"prerequisites": ["a", "b"]},
-    }
-    assert direct_prerequisites(chapters, "c") == ["b"]
-    assert foundations(chapters, ["c"]) == {"a", "b"}
-
-
-def test_no_line_runs_through_another_chapters_dot():
-    order, needs = list(CHAPTERS), needs_of(CHAPTERS)
-    tracks = assign_tracks(order, needs)
-    row = {slug: i for i, slug in enumerate(order)}
-    for slug in order:
-        for need in needs[slug]:
-            between = order[row[need] + 1 : row[slug]]
-            assert tracks[need] not in {tracks[s] for s in between}, (need, slug)
-
-
-def test_few_lines_cross():
-    order, needs = list(CHAPTERS), needs_of(CHAPTERS)
-    tracks = assign_tracks(order, needs)
-    row = {slug: i for i, slug in enumerate(order)}
-    last = {s: max([row[c] for c in order if s in needs[c]], default=row[s]) for s in order}
-    crossings = 0
-    for slug in order:
-        for need in needs[slug]:
-            low, high = sorted((tracks[slug], tracks[need]))
-            crossings += sum(
-                low < tracks[s] < high and row[s] < row[slug] < last[s] for s in order
-            )
-    lines = sum(map(len, needs.values()))
-    assert crossings <= lines, f"{crossings} crossings of {lines} lines"
-    assert max(tracks.values()) < 10, "there is no room for the names on a phone"
-
-
-def drawn(published: set[str]) -> str:
-    def station(slug: str) -> Station:
-        href = f"{slug}.html" if slug in published else None
-        return Station(title=CHAPTERS[slug]["title"], href=href, hours="2 h")
-
-    return draw_map(PLAN, station, lambda name: f"{name}/index.html")
-
-
-def test_the_map_shows_every_chapter_and_every_line_and_links_what_exists():
-    svg = drawn({"basics/attention", "basics/gpt"})
-    assert re.findall(r'data-map="([^"]+)"', svg) == list(CHAPTERS)
-    assert svg.count('class="map-line') == sum(map(len, needs_of(CHAPTERS).values()))
-    links = re.findall(r'href="([^"]+)"', svg)
-    assert sorted(links) == sorted(
-        [
-            "basics/attention.html",
-            "basics/gpt.html",
-            *(f"{p['name']}/index.html" for p in PLAN["parts"]),
-        ]
-    )
-    assert svg.count("is-published") == 2 and svg.count("is-planned") == len(CHAPTERS) - 2
-    assert '<title id="map-title">' in svg and '<desc id="map-desc">' in svg
-    assert "A GPT from scratch (published), after Tokenization; Attention<" in svg
-    assert svg.count("<title>after ") == sum(map(bool, needs_of(CHAPTERS).values()))
-    assert "<title>needs no other chapter</title></circle>" in svg
-
-
-def pieces(path: str) -> tuple[list[tuple], list[tuple]]:
-    """The pieces of a line that run down, as (x, from, to), and those that run level, as (y, from, to)."""
-    down, level, x, y = [], [], 0.0, 0.0
-    for command, numbers in re.findall(r"([MVHQ])([^MVHQ]+)", path):
-        values = [float(number) for number in numbers.split()]
-        if command == "V":
-            down.append((x, y, values[0]))
-            y = values[0]
-        elif command == "H":
-            level.append((y, *sorted((x, values[0]))))
-            x = values[0]
-        else:
-            x, y = values[-2:]
-    return down, level
-
-
-def crossed_lines(svg: str) -> list[tuple]:
-    """Where a line runs over another without a gap, as (x, y)."""
-    found = [pieces(path) for path in re.findall(r'class="map-line[^>]* d="([^"]+)"', svg)]
-    down = {piece for pieces, _ in found for piece in pieces}
-    level = {piece for _, pieces in found for piece in pieces}
-    return [
-        (x, y)
-        for x, a, b in down
-        for y, left, right in level
-        if a <= y <= b and left < x < right
-    ]
-
-
-def test_where_two_lines_cross_one_has_a_gap():
-    svg = drawn(set())
-    assert crossed_lines(svg) == []
-    # Without its gaps, lines do cross: there is something to tell apart.
-    assert crossed_lines(re.sub(r"V[\d.]+M[\d.]+ [\d.]+V", "V", svg))
-
-
 # --- The pages ---
 
 CONF = """\
@@ -371,6 +262,25 @@ class TestPages:
         gpt = pages["basics/index"].split('data-slug="basics/gpt"')[1]
         assert "Tokenization" in gpt and "Attention" in gpt
 
+    def test_the_plan_lists_every_part_and_chapter_with_links_and_prerequisites(
+        self, pages
+    ):
+        html = pages["start/plan"]
+        for part in PLAN["parts"]:
+            section = html.split(f'<section id="part-{part["name"]}">')[1]
+            section = section.split("</section>")[0]
+            heading = re.search(r"<h3>(.*?)</h3>", section)[1]
+            assert f'href="../{part["name"]}/index.html"' in heading
+            slugs = [chapter["slug"] for chapter in part["chapters"]]
+            assert re.findall(r'data-slug="([^"]+)"', section) == slugs
+            titles = [
+                [CHAPTERS[p]["title"] for p in CHAPTERS[s]["prerequisites"]] for s in slugs
+            ]
+            assert words_in(section, "facts") == [
+                "after " + ", ".join(needed) if needed else "needs no other chapter"
+                for needed in titles
+            ]
+
     def test_routes_list_their_chapters_and_sum_their_hours(self, pages):
         html = pages["start/routes"]
         for route in PLAN["routes"]:
@@ -396,7 +306,6 @@ class TestPages:
             line = re.search(r'<p class="part-page">(.*?)</p>', pages[name])[1]
             assert f'href="{href}"' in line and about in unescape(line)
             assert f'data-slug="{PAGE["slug"]}"' not in pages[name]
-            assert f'data-map="{PAGE["slug"]}"' not in pages[name]
         count = len(PAGE_PART["chapters"])
         assert f"{count} chapters, about" in pages[f"{part}/index"]
         # Without the others' pages a part ends with its chapters.

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -118,100 +119,74 @@ def test_a_notebook_without_code_is_refused(built: TinyBook) -> None:
     ]
 
 
-def test_an_interrupted_installation_is_not_taken_for_one(tmp_path, monkeypatch) -> None:
-    book = TinyBook(tmp_path)
-    stamp = book.root / "_build/.clean/installed.json"
-    monkeypatch.setattr(clean, "_check", lambda python, folder: None)
-    monkeypatch.setattr(
-        clean.venv, "create", lambda folder, **_: folder.mkdir(parents=True, exist_ok=True)
-    )
-    monkeypatch.setattr(clean, "_requirements", lambda root, folder: [])
-    monkeypatch.setattr(clean, "_install_package", lambda root, python: None)
-    ran = []
-    monkeypatch.setattr(clean, "_link", lambda *arguments: ran.append(arguments))
-    clean.prepare(book.root)
-    clean.prepare(book.root)
-    assert len(ran) == 1 and stamp.is_file()
-    stamp.write_text("{half")
-    clean.prepare(book.root)
-    assert len(ran) == 2
+class TestMadeAgain:
+    """What is linked and installed is not looked at here."""
 
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
+    @pytest.fixture
+    def made(self, monkeypatch: pytest.MonkeyPatch) -> list:
+        monkeypatch.setattr(clean, "_install_package", lambda root, site: None)
+        made: list = []
+        monkeypatch.setattr(clean, "_link", lambda *arguments: made.append(arguments))
+        return made
 
-    monkeypatch.setattr(clean, "_install_package", interrupted)
-    book.replace("code/llm_learn/other.py", "3", "4")
-    with pytest.raises(KeyboardInterrupt):
-        clean.prepare(book.root)
-    assert not stamp.exists() and len(ran) == 2
+    @pytest.mark.parametrize("changed", ["pyproject.toml", "code/llm_learn/other.py", "x"])
+    def test_after_a_change_and_only_then(
+        self, tiny_book: TinyBook, made: list, monkeypatch, changed: str
+    ) -> None:
+        for _ in range(2):
+            clean.prepare(tiny_book.root)
+        assert len(made) == 1
+        if changed == "x":  # a distribution, in another version
+            installed = [SimpleNamespace(name="x", version="1")]
+            monkeypatch.setattr(clean.metadata, "distributions", lambda: installed)
+        else:
+            path = tiny_book.root / changed
+            path.write_text(path.read_text() + "# more\n")
+        for _ in range(2):
+            clean.prepare(tiny_book.root)
+        assert len(made) == 2
+
+    def test_after_an_interruption(
+        self, tiny_book: TinyBook, made: list, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clean.prepare(tiny_book.root)
+        tiny_book.replace("pyproject.toml", "[build-system]", "# more\n[build-system]")
+
+        def interrupted(*arguments):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as during:
+            during.setattr(clean, "_link", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                clean.prepare(tiny_book.root)
+        # What was there before must not pass for installed either.
+        tiny_book.replace("pyproject.toml", "# more\n", "")
+        clean.prepare(tiny_book.root)
+        assert len(made) == 2
 
 
 class Installed:
     """What importlib.metadata says of a distribution."""
 
-    def __init__(self, name: str, version: str, *requires: str) -> None:
-        self.name, self.version, self.requires = name, version, list(requires)
-
-
-class TestRequired:
-    @pytest.fixture(autouse=True)
-    def installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        here = [
-            Installed("top", "1", "middle[fast]", "Old_Name>=2", "absent; extra == 'docs'"),
-            Installed(
-                "middle", "3", "low", "speed; extra == 'fast'", "unasked; extra == 'x'"
-            ),
-            Installed("low", "1", "top", "absent; python_version < '3'"),
-            *(Installed(name, "2") for name in ("old-name", "speed", "unasked")),
-        ]
-        found = {each.name: each for each in here}
-
-        def distribution(name: str) -> Installed:
-            if name not in found:
-                raise clean.metadata.PackageNotFoundError(name)
-            return found[name]
-
-        monkeypatch.setattr(clean.metadata, "distribution", distribution)
-
-    def names(self, *requirements: str) -> set[str]:
-        found = [each.name for each in clean.required(requirements)]
-        assert len(found) == len(set(found))
-        return set(found)
-
-    def test_what_is_needed_brings_what_it_needs(self) -> None:
-        assert self.names("top") == {"top", "middle", "low", "old-name", "speed"}
-        assert self.names("speed") == {"speed"} and self.names() == set()
-
-    def test_an_extra_counts_where_it_is_asked_for_even_if_late(self) -> None:
-        both = {"top", "middle", "low", "old-name", "speed", "unasked"}
-        assert self.names("top", "middle[x]") == self.names("middle[x]", "top") == both
-
-    @pytest.mark.parametrize("wanted", ["absent", "top[docs]"])
-    def test_what_is_not_installed_is_named(self, wanted: str) -> None:
-        with pytest.raises(clean.CannotPrepare, match=r"absent.*not installed here"):
-            clean.required([wanted])
-
-    def test_a_version_that_does_not_fit_is_named(self) -> None:
-        with pytest.raises(clean.CannotPrepare, match=r"speed>2 is needed; 2 is installed"):
-            clean.required(["speed>2"])
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 class TestLink:
     """Files of two distributions, which share a folder and a file of it."""
 
     @pytest.fixture
-    def linked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def linked(self, tmp_path: Path):
         here, there = tmp_path / "here", tmp_path / "there"
         names = ["shared/__init__.py", "shared/one.py", "shared/two.py", "../bin/command"]
         names += ["shared/__pycache__/one.cpython-311.pyc"]
         for name in names:
             (here / name).parent.mkdir(parents=True, exist_ok=True)
             (here / name).write_text(name)
-        monkeypatch.setattr(clean, "_site", lambda folder: folder)
 
         def link() -> list[str]:
             for own in ("one", "two"):
-                distribution = Installed(own, "1")
+                distribution = Installed(own)
                 distribution.files = [
                     Path(name)
                     for name in names
@@ -242,7 +217,7 @@ class TestLink:
         assert linked() == ["shared/__init__.py", "shared/one.py", "shared/two.py"]
 
     def test_a_distribution_without_a_list_of_files_is_named(self, tmp_path: Path) -> None:
-        distribution = Installed("unlisted", "1")
+        distribution = Installed("unlisted")
         distribution.files = None
         with pytest.raises(clean.CannotPrepare, match="unlisted has no list of its files"):
             clean._link([distribution], tmp_path)

@@ -68,9 +68,6 @@
     for (const spot of spots) {
       spot.querySelector("input").checked = read.has(spot.dataset.slug);
     }
-    for (const station of document.querySelectorAll("[data-map]")) {
-      station.classList.toggle("is-read", read.has(station.dataset.map));
-    }
     for (const place of byClass("read-count")) {
       const route = document.getElementById(place.dataset.of);
       const own = spots.filter((spot) =>
