@@ -107,8 +107,8 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     from sphinx.util.console import nocolor
 
     from book.execution import ONLY
-    from book.source import book_chapters, find
     from book.pages import WITH_EPUB
+    from book.source import book_chapters, find
 
     start = time.perf_counter()
     # The objects of a book are many, and stay: to look through them again and again takes a third of a short build.
@@ -154,9 +154,7 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
         print("\nThe book was not built; the cause stands above.", file=sys.stderr)
         return 1
     print(
-        summary(
-            root, {chapter.docname: chapter.meta.get("budget") for chapter in chapters}
-        )
+        summary(root, {chapter.docname: chapter.meta.get("budget") for chapter in chapters})
     )
     if name:
         for problem in unpublishable(root, pages, page):
@@ -212,8 +210,8 @@ def prefetch() -> bool:
 
 def summary(root: Path, budgets: dict[str, dict[str, float]]) -> str:
     """A table of the chapters: what each used, what it declares, and whether it ran now."""
-    from book.executed import read_record
     from book.budgets import BOOK_CPU_SECONDS
+    from book.executed import read_record
 
     last = json.loads((root / "_build" / "last-build.json").read_text(encoding="utf-8"))
     records = [read_record(root, d.removeprefix("chapters/")) for d in last["chapters"]]

@@ -30,19 +30,18 @@ from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError
 
 from book import kernels
+from book.budgets import (
+    SLOW,
+    SLOWEST,
+    book_problems,
+    budget,
+    budget_problems,
+    slowness,
+)
 from book.executed import notebook_path, record_path, records_folder
 from book.files import write_atomically
 from book.fingerprint import PACKAGE, Package
-from book.notebooks import (
-    SLOW,
-    SLOWEST,
-    ChapterNotebook,
-    NotAChapter,
-    book_problems,
-    budget_problems,
-    read_chapters,
-    slowness,
-)
+from book.source import Source, read_chapters
 
 # Set by `python -m book build --chapter`: the only chapter to execute.
 ONLY = "LLM_LEARN_CHAPTER"
@@ -67,7 +66,7 @@ class Book:
         self.root = Path(app.srcdir)
         self.build = self.root / "_build"
         self.only = os.environ.get(ONLY)
-        self.chapters: list[ChapterNotebook] = []
+        self.chapters: list[Source] = []
         self.records: dict[
             str, dict[str, Any]
         ] = {}  # docname -> record, of the chapters that are up to date
@@ -92,10 +91,8 @@ class Book:
         if app.builder.format != "html":
             return []
         try:
-            self.chapters = read_chapters(
-                self.root, env.found_docs, env.myst_config, env.mystnb_config
-            )
-        except NotAChapter as error:
+            self.chapters = read_chapters(self.root, env.found_docs)
+        except ValueError as error:
             raise ChapterError(str(error)) from None
         if not self.only and (too_much := book_problems(self.chapters)):
             raise ChapterError("\n\n".join(too_much))
@@ -103,7 +100,7 @@ class Book:
         stale, fingerprints = [], {}
         for chapter in self.chapters:
             cells_hash = self.cache.create_hashed_notebook(chapter.notebook)[1]
-            sources = [cell.source for cell in chapter.code_cells]
+            sources = [cell.source for cell in chapter.cells]
             fingerprints[chapter.docname] = package.fingerprint(
                 cells_hash, sources, self.root / "experiments", kernels.SETTINGS
             )
@@ -148,7 +145,6 @@ class Book:
                 env.book_notebooks[chapter.docname] = kept
                 continue
             _, notebook = self.cache.merge_match_into_notebook(chapter.notebook)
-            notebook.metadata.pop("source_map", None)
             for index, cell in enumerate(notebook.cells):
                 cell["id"] = f"cell-{index}"
                 skipped = "skip-execution" in cell.metadata.get("tags", ())
@@ -164,7 +160,7 @@ class Book:
             _write(path, nbformat.writes(notebook) + "\n")
             env.book_notebooks[chapter.docname] = [*written, path.stat().st_mtime_ns]
 
-    def _cached(self, chapter: ChapterNotebook, cells_hash: str, fingerprint: str) -> bool:
+    def _cached(self, chapter: Source, cells_hash: str, fingerprint: str) -> bool:
         """Whether the cache holds what this chapter would give now. An older execution is forgotten."""
         try:
             # match_cache_notebook() would hash the cells again, get_cache_bundle() read the outputs.
@@ -179,12 +175,12 @@ class Book:
             self.cache.remove_cache(entry.pk)
         return False
 
-    def _run(
-        self, chapters: list[ChapterNotebook], fingerprints: dict[str, str]
-    ) -> list[str]:
+    def _run(self, chapters: list[Source], fingerprints: dict[str, str]) -> list[str]:
         """Executes chapters, the longest first, and returns a message for each that failed."""
         self._say(f"\n{len(chapters)} of {len(self.chapters)} chapters to execute")
-        chapters = sorted(chapters, key=lambda c: -c.budget.cpu_seconds if c.budget else 0)
+        chapters = sorted(
+            chapters, key=lambda c: -(_declared(c) or {"cpu_seconds": 0.0})["cpu_seconds"]
+        )
         numbers = {chapter.docname: number for number, chapter in enumerate(chapters, 1)}
         failures = []
         pool = ThreadPoolExecutor(WORKERS)
@@ -236,7 +232,7 @@ class Book:
             for chapter in judged:
                 # Memory does not depend on who shares the machine.
                 seconds_only = self.records[chapter.docname] | {"peak_memory_gib": 0.0}
-                over = chapter.budget and budget_problems([(chapter, seconds_only)], slow)
+                over = budget(chapter) and budget_problems([(chapter, seconds_only)], slow)
                 if over:
                     self._say(f"\n{over[0]}.\nIt is measured again, alone.")
                     failures += self._run([chapter], fingerprints)
@@ -244,7 +240,7 @@ class Book:
         for chapter in judged:
             record = self.records[chapter.docname]
             problems = budget_problems([(chapter, record)], slow)
-            if problems and self.only and chapter.budget:
+            if problems and self.only and budget(chapter):
                 self._say(f"\nWarning: {problems[0]}. `make book` judges it.")
             elif problems:
                 failures += problems
@@ -261,12 +257,12 @@ class Book:
             ]
         )
 
-    def _passed(self, chapter: ChapterNotebook) -> bool:
+    def _passed(self, chapter: Source) -> bool:
         """Whether the chapter's last execution has kept to the budget that it declares now."""
         declared = _declared(chapter)
         return bool(declared) and self.records[chapter.docname].get("passed") == declared
 
-    def _pass(self, chapter: ChapterNotebook) -> None:
+    def _pass(self, chapter: Source) -> None:
         """Notes in the cache that the chapter has kept to what it declares."""
         record = self.records[chapter.docname]
         record["passed"] = _declared(chapter)
@@ -275,9 +271,9 @@ class Book:
         self._store(chapter, notebook, record)
 
     def _one(
-        self, chapter: ChapterNotebook, number: str
+        self, chapter: Source, number: str
     ) -> tuple[nbformat.NotebookNode, dict[str, Any]]:
-        self._say(f"{number} {chapter.name} …")
+        self._say(f"{number} {chapter.slug} …")
         start = time.perf_counter()
         try:
             notebook, record = kernels.execute(
@@ -285,18 +281,18 @@ class Book:
             )
         except kernels.ChapterFailed:
             self._say(
-                f"{number} {chapter.name} failed after {time.perf_counter() - start:.1f} s"
+                f"{number} {chapter.slug} failed after {time.perf_counter() - start:.1f} s"
             )
             raise
         self._say(
-            f"{number} {chapter.name} took {record['wall_seconds']:.1f} s, "
+            f"{number} {chapter.slug} took {record['wall_seconds']:.1f} s, "
             f"{record['cpu_seconds']:.1f} CPU-seconds, {record['peak_memory_gib']:.2f} GiB"
         )
         return notebook, record
 
     def _keep(
         self,
-        chapter: ChapterNotebook,
+        chapter: Source,
         fingerprint: str,
         notebook: nbformat.NotebookNode,
         used: dict,
@@ -309,18 +305,18 @@ class Book:
             self._error_file(chapter).unlink()
 
     def _store(
-        self, chapter: ChapterNotebook, notebook: nbformat.NotebookNode, record: dict
+        self, chapter: Source, notebook: nbformat.NotebookNode, record: dict
     ) -> None:
         bundle = CacheBundleIn(notebook, str(chapter.path), data=record)
         self.cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
-    def _explain(self, chapter: ChapterNotebook, error: kernels.ChapterFailed) -> str:
+    def _explain(self, chapter: Source, error: kernels.ChapterFailed) -> str:
         path = self._error_file(chapter)
         _write(path, re.sub(r"\x1b\[[0-9;]*m", "", error.details) + "\n")
         return f"{error}\n  The traceback is in {path.relative_to(self.root)}."
 
-    def _error_file(self, chapter: ChapterNotebook) -> Path:
-        return record_path(self.root, chapter.name).with_suffix(".error.txt")
+    def _error_file(self, chapter: Source) -> Path:
+        return record_path(self.root, chapter.slug).with_suffix(".error.txt")
 
     def _write_records(self) -> None:
         folder = records_folder(self.root)
@@ -329,7 +325,7 @@ class Book:
             _write(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         if not self.only:
             known = {
-                chapter.name for chapter in self.chapters if chapter.docname in self.records
+                chapter.slug for chapter in self.chapters if chapter.docname in self.records
             }
             for path in folder.rglob("*.json"):
                 if path.relative_to(folder).with_suffix("").as_posix() not in known:
@@ -354,8 +350,8 @@ class Book:
                 handler.addFilter(about_it)
 
 
-def _declared(chapter: ChapterNotebook) -> dict[str, float] | None:
-    return asdict(chapter.budget) if chapter.budget else None
+def _declared(chapter: Source) -> dict[str, float] | None:
+    return asdict(declared) if (declared := budget(chapter)) else None
 
 
 def _as_completed(jobs: Iterable[Future]) -> Iterator[Future]:

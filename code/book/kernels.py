@@ -17,7 +17,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
-from book.notebooks import LEAST_TIME_LIMIT, TIME_LIMIT, ChapterNotebook, time_limit
+from book.budgets import LEAST_TIME_LIMIT, TIME_LIMIT, time_limit
+from book.source import Source
 
 # Evaluated in the kernel after the last cell, and kept out of the notebook. VmHWM comes first: ru_maxrss
 # starts from the peak of the process that started the kernel.
@@ -93,14 +94,14 @@ def kernel_environment(root: Path) -> dict[str, str]:
 
 
 def execute(
-    chapter: ChapterNotebook,
+    chapter: Source,
     environment: dict[str, str],
     limit: float | None = None,
 ) -> tuple[NotebookNode, dict[str, Any]]:
     """Executes a chapter in a temporary working directory.
 
     Args:
-        limit: After how many seconds by the clock the chapter is ended; `time_limit(chapter.budget)` where None.
+        limit: After how many seconds by the clock the chapter is ended; `time_limit(chapter)` where None.
 
     Returns:
         The notebook with its outputs, and its record: CPU-seconds, wall seconds, peak memory and checks.
@@ -108,7 +109,7 @@ def execute(
     Raises:
         ChapterFailed: A cell raised an exception it is not tagged for, the kernel died, or the limit was reached.
     """
-    limit = time_limit(chapter.budget) if limit is None else limit
+    limit = time_limit(chapter) if limit is None else limit
     notebook = copy.deepcopy(chapter.notebook)
     client = NotebookClient(
         notebook,
@@ -140,7 +141,7 @@ def execute(
             except CellExecutionError as error:
                 problem = f"{error.ename}: {error.evalue}"
                 raise ChapterFailed(
-                    _describe(chapter, index, number, problem), str(error)
+                    _describe(chapter, number, problem), str(error)
                 ) from None
             except CellTimeoutError as error:
                 if time.perf_counter() - start >= limit:
@@ -152,12 +153,12 @@ def execute(
                 else:
                     problem = "the kernel did not send the end of its output"
                 raise ChapterFailed(
-                    _describe(chapter, index, number, problem), str(error)
+                    _describe(chapter, number, problem), str(error)
                 ) from None
             except (DeadKernelError, RuntimeError) as error:
                 problem = f"the kernel died ({error}); too little memory is the usual cause"
                 raise ChapterFailed(
-                    _describe(chapter, index, number, problem), str(error)
+                    _describe(chapter, number, problem), str(error)
                 ) from None
         usage = _usage(client)
     checks = [
@@ -233,13 +234,10 @@ def _usage(client: NotebookClient) -> dict[str, float]:
     return json.loads(answer["data"]["text/plain"].strip("'"))
 
 
-def _describe(chapter: ChapterNotebook, index: int, number: int, problem: str) -> str:
-    cell = chapter.notebook.cells[index]
-    line = chapter.notebook.metadata.get("source_map", [])[index : index + 1]
-    place = f"{chapter.docname}.md, code cell {number}" + (
-        f", line {line[0] + 1}" if line else ""
-    )
-    head = cell.source.strip().splitlines()[:4]
-    shown = [*head, "…"] if len(cell.source.strip().splitlines()) > len(head) else head
+def _describe(chapter: Source, number: int, problem: str) -> str:
+    cell = chapter.cells[number - 1]
+    place = f"{chapter.docname}.md, code cell {number}, line {cell.line}"
+    lines = cell.source.strip().splitlines()
+    shown = [*lines[:4], "…"] if len(lines) > 4 else lines
     problem = re.sub(r"\x1b\[[0-9;]*m", "", problem)
     return "\n".join([place, *(f"    {text}" for text in shown), f"  {problem}"])

@@ -20,23 +20,12 @@ import nbformat
 import psutil
 import pytest
 from myst_nb.core.config import NbParserConfig
-from myst_nb.core.read import create_nb_reader
-from myst_parser.config.main import MdParserConfig
-from tinybook import FRONT, TinyBook, page
+from tinybook import TinyBook, page
 
-from book import execution, fingerprint, kernels, notebooks
+from book import execution, fingerprint, kernels
+from book.budgets import BOOK_CPU_SECONDS, budget
 from book.fingerprint import Package, cell_names, imported_names
-from book.notebooks import (
-    BOOK_CPU_SECONDS,
-    ChapterNotebook,
-    NotAChapter,
-    book_chapters,
-    book_problems,
-    budget_problems,
-    find,
-    slowness,
-    time_limit,
-)
+from book.source import Source, book_chapters, find
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = ["alpha", "beta", "gamma"]
@@ -284,15 +273,15 @@ class Measured:
         self.executed: list[str] = []
         monkeypatch.setattr(kernels, "execute", self._execute)
 
-    def _execute(self, chapter: ChapterNotebook, *_: object) -> tuple:
-        self.executed.append(chapter.name)
-        factor = self.factors.get(chapter.name, self.factor)
+    def _execute(self, chapter: Source, *_: object) -> tuple:
+        self.executed.append(chapter.slug)
+        factor = self.factors.get(chapter.slug, self.factor)
         notebook = copy.deepcopy(chapter.notebook)
         for number, cell in enumerate(notebook.cells, 1):
             if cell.cell_type == "code":
                 cell.execution_count = number
         used = {
-            "cpu_seconds": factor * chapter.budget.cpu_seconds,
+            "cpu_seconds": factor * budget(chapter).cpu_seconds,
             "peak_memory_gib": 0.1,
             "wall_seconds": 1.0,
         }
@@ -302,12 +291,7 @@ class Measured:
         """The names of the chapters that a build executes."""
         self.executed.clear()
         names = [chapter.docname for chapter in book_chapters(self.root)]
-        extensions = {"dollarmath"}
-        env = SimpleNamespace(
-            found_docs=set(names),
-            myst_config=MdParserConfig(enable_extensions=extensions),
-            mystnb_config=NbParserConfig(),
-        )
+        env = SimpleNamespace(found_docs=set(names), mystnb_config=NbParserConfig())
         out = self.root / "_build" / "html"
         builder = SimpleNamespace(format="html")
         app = SimpleNamespace(srcdir=self.root, outdir=out, env=env, builder=builder)
@@ -418,39 +402,6 @@ def test_a_machine_may_be_three_times_slower_and_the_build_warns_from_two(
 # --- what is read again
 
 
-def test_only_a_document_that_has_changed_is_read_again(
-    tiny_book: TinyBook, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[str] = []
-
-    def counted(path: str, *rest: object) -> object:
-        read.append(Path(path).stem)
-        return create_nb_reader(path, *rest)
-
-    monkeypatch.setattr(notebooks, "create_nb_reader", counted)
-    (tiny_book.root / "_build").mkdir()
-    first = book_chapters(tiny_book.root)
-    assert sorted(read) == [*ALL, "index"]
-    read.clear()
-    assert book_chapters(tiny_book.root) == first
-    assert read == []
-    tiny_book.replace("chapters/part/beta.md", "Some prose.", "Better prose.")
-    again = find(book_chapters(tiny_book.root), "beta")
-    assert read == ["beta"]
-    assert again.notebook.cells[0].source == "# Beta\n\nBetter prose."
-    assert again == find(book_chapters(tiny_book.root), "beta")
-    # The same text is read otherwise with other extensions.
-    read.clear()
-    tiny_book.replace(
-        "_config.yml", "sphinx:", "parse: {myst_enable_extensions: [colon_fence]}\nsphinx:"
-    )
-    assert len(book_chapters(tiny_book.root)) == 3
-    assert sorted(read) == [*ALL, "index"]
-    # A file that cannot be read is made again.
-    (tiny_book.root / "_build/.parsed.json").write_text('{"chapters/part/beta": {"ke')
-    assert len(book_chapters(tiny_book.root)) == 3
-
-
 @pytest.mark.slow
 def test_after_a_change_of_prose_one_page_and_one_notebook_are_written(
     tiny_book: TinyBook,
@@ -481,106 +432,6 @@ def test_after_a_change_of_prose_one_page_and_one_notebook_are_written(
 
 
 # --- parts
-
-
-def test_the_names_of_chapters_are_unique_slugs_or_paths(tiny_book: TinyBook) -> None:
-    chapters = book_chapters(tiny_book.root)
-    assert [chapter.name for chapter in chapters] == [
-        "part/alpha",
-        "part/beta",
-        "part/gamma",
-    ]
-    assert (
-        find(chapters, "alpha")
-        is find(chapters, "part/alpha")
-        is find(chapters, "chapters/part/alpha.md")
-    )
-    twice = [
-        *chapters,
-        ChapterNotebook("chapters/other/alpha", Path(), nbformat.v4.new_notebook(), {}),
-    ]
-    with pytest.raises(
-        ValueError, match=r"more than one chapter is called 'alpha'.*other/alpha"
-    ):
-        find(twice, "alpha")
-
-
-def test_code_cells_outside_a_chapter_are_refused(tiny_book: TinyBook) -> None:
-    front = re.sub(r"llm_learn:.*?(?=---)", "", FRONT, flags=re.DOTALL)
-    tiny_book.write("index.md", f"{front}\n# Tiny\n\n```{{code-cell}}\n1 + 1\n```\n")
-    with pytest.raises(NotAChapter, match=r"index\.md has code cells"):
-        book_chapters(tiny_book.root)
-
-
-def chapter(**budget: float) -> ChapterNotebook:
-    return ChapterNotebook(
-        "chapters/part/x", Path(), nbformat.v4.new_notebook(), {"budget": budget}
-    )
-
-
-def record(cpu_seconds: float, peak_memory_gib: float = 0.5) -> dict[str, float]:
-    return {"cpu_seconds": cpu_seconds, "peak_memory_gib": peak_memory_gib}
-
-
-def test_budgets_allow_one_and_a_half_times() -> None:
-    declared = chapter(cpu_seconds=10, memory_gib=1)
-    assert budget_problems([(declared, record(15, 1.5))]) == []
-    (problem,) = budget_problems([(declared, record(15.1))])
-    assert (
-        "chapters/part/x.md" in problem
-        and "measured 15.10 CPU-seconds, declared 10" in problem
-    )
-    (problem,) = budget_problems([(declared, record(1, 1.6))])
-    assert "measured 1.60 GiB of memory, declared 1" in problem
-
-
-def test_a_slow_machine_is_told_from_a_chapter_that_grew() -> None:
-    declared = chapter(cpu_seconds=10, memory_gib=1)
-    slow = [(declared, record(seconds)) for seconds in (11, 14, 14, 14, 18)]
-    assert slowness(slow) == 1.4
-    assert budget_problems(slow, slowness(slow)) == []
-    grown = [(declared, record(seconds)) for seconds in (9, 9, 9, 9, 18)]
-    assert slowness(grown) == 1  # a quick machine gets no stricter limit
-    (problem,) = budget_problems(grown, slowness(grown))
-    assert "measured 18.00 CPU-seconds" in problem
-    assert slowness(slow[:4]) == 1  # too few to tell
-    # Memory does not depend on who shares the machine.
-    assert budget_problems([(declared, record(1, 1.6))], slow=3)
-
-
-def test_budgets_grow_with_the_machine_no_further_than_three_times() -> None:
-    declared = chapter(cpu_seconds=10, memory_gib=1)
-    crawling = [(declared, record(46))] * 5
-    assert slowness(crawling) == 4.6
-    problems = budget_problems(crawling, slowness(crawling))
-    assert len(problems) == 5 and "more than 4.5 times as much fails" in problems[0]
-    assert budget_problems([(declared, record(45))] * 5, slowness(crawling)) == []
-
-
-@pytest.mark.parametrize(
-    "budget",
-    [
-        {},
-        {"cpu_seconds": 1},
-        {"cpu_seconds": "many", "memory_gib": 1},
-        {"cpu_seconds": 0, "memory_gib": 1},
-    ],
-)
-def test_a_budget_is_two_positive_numbers(budget: dict[str, float]) -> None:
-    (problem,) = budget_problems([(chapter(**budget), record(3.21))])
-    assert "declares no budget" in problem and "used 3.2 CPU-seconds" in problem
-
-
-def test_the_whole_book_has_a_budget() -> None:
-    declared = [chapter(cpu_seconds=BOOK_CPU_SECONDS / 2, memory_gib=1)] * 2
-    assert book_problems(declared) == []
-    (problem,) = book_problems([*declared, chapter(cpu_seconds=1, memory_gib=1), chapter()])
-    assert f"declare {BOOK_CPU_SECONDS + 1:,} CPU-seconds" in problem
-    assert f"the book may use {BOOK_CPU_SECONDS:,}" in problem
-
-
-def test_the_chapters_fit_into_the_budget_of_the_book() -> None:
-    assert book_problems(book_chapters(ROOT)) == []
 
 
 @pytest.mark.parametrize(
@@ -661,14 +512,14 @@ def test_the_fingerprint_of_each_chapter_knows_its_records() -> None:
     package, experiments = Package(ROOT / "code" / "llm_learn"), ROOT / "experiments"
     several = {}
     for chapter in book_chapters(ROOT):
-        sources = [cell.source for cell in chapter.code_cells]
+        sources = [cell.source for cell in chapter.cells]
         named = set(re.findall(r"""\brecorded\(\s*["']([\w-]+)["']""", "\n".join(sources)))
         assert all((experiments / f"{name}.json").is_file() for name in named)
         inputs = package.inputs("hash", sources, experiments)
         lines = [line.split() for line in inputs if ".json" in line]
-        assert {name.removesuffix(".json") for name, _ in lines} == named, chapter.name
+        assert {name.removesuffix(".json") for name, _ in lines} == named, chapter.slug
         if len(named) > 1:
-            several[chapter.name] = named
+            several[chapter.slug] = named
     assert several["reasoning/chain-of-thought"] == {"chain-of-thought", "zero-shot"}
     assert several["post-training/dpo"] == {"dpo", "reward-models-and-rlhf"}
 
@@ -796,12 +647,6 @@ while True:
     assert 14 < time.perf_counter() - start < 60
     pid = int((tmp_path / "pid").read_text())
     assert wait_until(lambda: not psutil.pid_exists(pid))
-
-
-def test_a_chapter_may_take_twenty_times_its_budget_and_at_least_five_minutes() -> None:
-    assert time_limit(chapter(cpu_seconds=90, memory_gib=1).budget) == 1800
-    assert time_limit(chapter(cpu_seconds=2, memory_gib=1).budget) == 300
-    assert time_limit(None) == 300
 
 
 @pytest.mark.slow

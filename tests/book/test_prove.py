@@ -14,7 +14,7 @@ import pytest
 from tinybook import TinyBook, page
 
 from book import clean, offline, prove
-from book.notebooks import book_chapters
+from book.source import book_chapters
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -241,7 +241,7 @@ def test_the_environment_holds_what_pip_would_install(built_root: Path) -> None:
 
 @pytest.mark.slow
 def test_few_cells_may_escape_comparison_and_none_by_a_comment(built: TinyBook) -> None:
-    chapters = [c for c in book_chapters(built.root) if c.name == "part/beta"]
+    chapters = [c for c in book_chapters(built.root) if c.slug == "part/beta"]
 
     def edit(cells):
         cells[0].source += "  # NBVAL_IGNORE_OUTPUT"
@@ -268,7 +268,7 @@ def test_a_notebook_without_its_install_cell_is_refused(built: TinyBook) -> None
     notebook = nbformat.read(built.published("gamma"), as_version=4)
     del notebook.cells[0]
     nbformat.write(notebook, built.published("gamma"))
-    chapters = [c for c in book_chapters(built.root) if c.name == "part/gamma"]
+    chapters = [c for c in book_chapters(built.root) if c.slug == "part/gamma"]
     assert "does not begin with its install cell" in prove.refusals(built.root, chapters)[0]
 
 

@@ -30,7 +30,11 @@ BLOCKS = [
     "$$\na + b\n$$",
     "",
 ]
-OPTIONS = ["", ':tags: ["hide-input"]\n', "---\ntags: [a, b]\nmystnb:\n  image: {alt: x}\n---\n"]
+OPTIONS = [
+    "",
+    ':tags: ["hide-input"]\n',
+    "---\ntags: [a, b]\nmystnb:\n  image: {alt: x}\n---\n",
+]
 CODE = ["x = 1", "\nx = 1", "", "# ---\nx = '''\n---\n'''", "%pip list\n\n\ny = 2"]
 blocks = st.one_of(
     st.sampled_from(BLOCKS),
@@ -87,8 +91,25 @@ def test_a_cell_that_myst_nb_would_read_otherwise_is_refused(text: str, tmp_path
         _ = read_source(path).cells
 
 
-def test_the_table_of_contents_names_the_chapters(tiny_book: TinyBook):
+def test_the_names_of_chapters_are_unique_slugs_or_paths(tiny_book: TinyBook):
     chapters = book_chapters(tiny_book.root)
-    assert [chapter.slug for chapter in chapters] == ["part/alpha", "part/beta", "part/gamma"]
-    assert find(chapters, "beta") is chapters[1]
+    assert [chapter.slug for chapter in chapters] == [
+        "part/alpha",
+        "part/beta",
+        "part/gamma",
+    ]
+    assert find(chapters, "beta") is find(chapters, "part/beta") is chapters[1]
     assert find(chapters, "chapters/part/beta.md") is chapters[1]
+    twice = [*chapters, Source(path=Path("alpha.md"), slug="other/alpha", text="")]
+    with pytest.raises(
+        ValueError, match=r"more than one chapter is called 'alpha'.*other/alpha"
+    ):
+        find(twice, "alpha")
+    with pytest.raises(ValueError, match=r"no chapter is called 'delta'.*part/gamma"):
+        find(chapters, "delta")
+
+
+def test_code_cells_outside_a_chapter_are_refused(tiny_book: TinyBook):
+    tiny_book.write("index.md", "# Tiny\n\n```{code-cell}\n1 + 1\n```\n")
+    with pytest.raises(ValueError, match=r"index\.md has code cells"):
+        book_chapters(tiny_book.root)
