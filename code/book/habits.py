@@ -1,11 +1,11 @@
-"""What no chapter may do: type measured numbers, define names twice, use a network, prove nothing."""
+"""What no chapter may do: type measured numbers, define names twice, install anything, prove nothing."""
 
 import ast
 import re
 from collections.abc import Iterator
 
-from book.checks import allowed_escapes, at, calls, check, literal, tree
-from book.source import COMMENT, Cell, Source
+from book.checks import allowed_escapes, at, calls, check, tree
+from book.source import COMMENT, Source
 
 EXCUSE = re.compile(r"(?:<!--|#) given: \S+")
 NUMBER = r"\d[\d,]*(?:\.\d+)?"
@@ -31,41 +31,6 @@ NBVAL_COMMENT = re.compile(r"#\s*(?:NBVAL_\w+|PYTEST_VALIDATE_\w+)")
 SHELL_INSTALL = re.compile(
     r"^\s*(?:[%!].*\b(?:pip|conda|mamba|uv)\b|(?:python3? -m )?pip install\b)"
 )
-SHELL_NETWORK = re.compile(r"^\s*[%!].*\b(?:wget|curl|git clone)\b")
-NETWORK_MODULES = {
-    "urllib",
-    "urllib3",
-    "requests",
-    "http",
-    "httpx",
-    "aiohttp",
-    "ftplib",
-    "socket",
-    "websockets",
-}
-OFFLINE_PARTS = ("urllib.parse", "urllib.error", "http.HTTPStatus")
-NETWORK_CALLS = (
-    "hf_hub_download",
-    "snapshot_download",
-    "urlopen",
-    "urlretrieve",
-    "download_url",
-)
-LOOPBACK = re.compile(r"# loopback: \S+")
-PATH_CALLS = ("open", "Path", "PurePath")
-FILE_CALLS = {
-    *(
-        "load",
-        "load_file",
-        "loadtxt",
-        "genfromtxt",
-        "read_csv",
-        "read_parquet",
-        "read_json",
-        "read_text",
-    ),
-    *("save", "save_file", "savefig", "memmap", "imread", "listdir", "glob"),
-}
 
 
 def sentences(chapter: Source) -> Iterator[list[tuple[int, str]]]:
@@ -154,83 +119,6 @@ def installs(chapter, book):
                 yield (
                     n,
                     "remove the install: list what the chapter needs as an extra in pyproject.toml",
-                )
-
-
-@check
-def relative_paths(chapter, book):
-    """No relative data path: the two executions have different working directories."""
-    for cell in chapter.cells:
-        for name, call in calls(tree(cell)):
-            path = literal(call)
-            if path is None or path.startswith(("/", "http:", "https:")):
-                continue
-            looks_like_file = "/" in path or re.search(r"\.[A-Za-z]\w{0,11}$", path)
-            chained = (
-                isinstance(call.func, ast.Attribute)
-                and name in PATH_CALLS
-                and path in ("r", "w", "rb", "wb", "a")
-            )
-            if (name in PATH_CALLS and not chained) or (
-                name in FILE_CALLS and looks_like_file
-            ):
-                yield (
-                    at(cell, call),
-                    (
-                        f"`{name}({path!r})` is a relative path: read through llm_learn.assets, "
-                        "write below tempfile.TemporaryDirectory()"
-                    ),
-                )
-
-
-def _network(cell: Cell) -> Iterator[tuple[int, str]]:
-    for n, line in enumerate(cell.source.split("\n"), cell.line):
-        if SHELL_NETWORK.search(line):
-            yield n, line.strip()
-    for node in ast.walk(tree(cell)):
-        modules = (
-            [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        )
-        if isinstance(node, ast.ImportFrom) and node.module:
-            modules = [f"{node.module}.{alias.name}" for alias in node.names]
-        for module in modules:
-            if module.split(".")[0] in NETWORK_MODULES and not module.startswith(
-                OFFLINE_PARTS
-            ):
-                yield at(cell, node), f"import {module}"
-    for name, call in calls(tree(cell)):
-        keywords = {keyword.arg: keyword.value for keyword in call.keywords}
-        value = literal(call)
-        if name in NETWORK_CALLS:
-            yield at(cell, call), f"{name}(…)"
-        elif (
-            name == "load_dataset"
-            and value
-            and not {"data_files", "data_dir"} & set(keywords)
-        ):
-            yield at(cell, call), f"load_dataset({value!r})"
-        elif name == "from_pretrained" and value and not value.startswith(("/", ".")):
-            yield at(cell, call), f"from_pretrained({value!r})"
-        elif (
-            isinstance(flag := keywords.get("download"), ast.Constant)
-            and flag.value is True
-        ):
-            yield at(cell, call), f"{name}(download=True)"
-
-
-@check
-def network(chapter, book):
-    """No cell needs a network: data and models are packaged."""
-    for cell in chapter.cells:
-        lines = cell.source.split("\n")
-        for n, what in _network(cell):
-            if not LOOPBACK.search(lines[n - cell.line]):
-                yield (
-                    n,
-                    (
-                        f"`{what}` reaches for a network: use llm_learn.data or llm_learn.assets "
-                        "(a server on this machine: end the line with `# loopback: why`)"
-                    ),
                 )
 
 
