@@ -214,38 +214,22 @@ def summary(root: Path, budgets: dict[str, dict[str, float]]) -> str:
     from book.executed import read_record
 
     last = json.loads((root / "_build" / "last-build.json").read_text(encoding="utf-8"))
-    records = [read_record(root, d.removeprefix("chapters/")) for d in last["chapters"]]
-    rows = [["chapter", "CPU-seconds", "declared", "peak GiB", "declared", ""]]
-    for record in records:
-        docname, budget = record["docname"], budgets[record["docname"]]
-        rows.append(
-            [
-                docname.removeprefix("chapters/"),
-                f"{record['cpu_seconds']:.1f}",
-                f"{budget['cpu_seconds']:g}",
-                f"{record['peak_memory_gib']:.2f}",
-                f"{budget['memory_gib']:g}",
-                "executed" if docname in last["executed"] else "cached",
-            ]
-        )
-    rows.append(
-        [
-            "total",
-            f"{sum(record['cpu_seconds'] for record in records):.1f}",
-            f"{sum(budgets[r['docname']]['cpu_seconds'] for r in records):g}, at most {BOOK_CPU_SECONDS:,}",
-            "",
-            "",
-            "",
-        ]
-    )
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
-    lines = []
-    for row in rows:
-        numbers = (
-            f"{cell:>{width}}" for cell, width in zip(row[1:5], widths[1:5], strict=True)
-        )
-        lines.append("  ".join([f"{row[0]:<{widths[0]}}", *numbers, row[5]]).rstrip())
-    return "\n" + "\n".join(lines)
+    row = "{:<42} {:>11} {:>8}  {:>8} {:>8}  {}"
+    heads = ["chapter", "CPU-seconds", "declared", "peak GiB", "declared", ""]
+    lines = ["", row.format(*heads).rstrip()]
+    used = declared = 0.0
+    for docname in last["chapters"]:
+        name, budget = docname.removeprefix("chapters/"), budgets[docname]
+        record = read_record(root, name)
+        seconds, memory = f"{record['cpu_seconds']:.1f}", f"{record['peak_memory_gib']:.2f}"
+        state = "executed" if docname in last["executed"] else "cached"
+        used += record["cpu_seconds"]
+        declared += budget["cpu_seconds"]
+        numbers = [seconds, budget["cpu_seconds"], memory, budget["memory_gib"]]
+        lines.append(row.format(name, *numbers, state))
+    limit = f"{declared:g}, at most {BOOK_CPU_SECONDS:,}"
+    lines.append(f"{'total':<42} {used:>11.1f} {limit}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ from book.sync import HEADER, definitions, packaged_cells
 
 VERIFIED = "chapters/capstone/verified"
 CHECK = "llm_learn_check"
-BUILDER = ("book", "site")  # tests of the builder; a name in them guards no definition
 HEADS = ["Our code", "Compared with", "Largest difference", "Allowed", "See"]
 WIDTHS = [28, 30, 15, 12, 15]
 
@@ -66,8 +65,6 @@ class VerifiedDirective(SphinxDirective):
 
     def chapters(self) -> list[nodes.Node]:
         self.env.metadata[self.env.docname]["lists_chapters"] = True
-        for path in Path(self.env.srcdir).glob("tests/*/test_*.py"):
-            self.env.note_dependency(str(path))
         sections = []
         for slug, entry in executed_chapters(self.env).items():
             anchor = section_id(slug)
@@ -165,24 +162,6 @@ def packaged_module(name: str, chapter: Source, root: Path) -> str | None:
     return known[0] if len(known) == 1 else None
 
 
-def guarding_test(name: str, module: str | None, root: Path) -> str | None:
-    """The file of tests that uses `name`: its module's, or for a chapter's own definition any other."""
-    if not name:
-        return None
-    paths = (
-        [root / f"tests/llm_learn/test_{module}.py"]
-        if module
-        else sorted(
-            p for p in root.glob("tests/*/test_*.py") if p.parent.name not in BUILDER
-        )
-    )
-    word = re.compile(rf"\b{re.escape(name)}\b")
-    for path in paths:
-        if path.is_file() and word.search(path.read_text(encoding="utf-8")):
-            return path.relative_to(root).as_posix()
-    return None
-
-
 def check_problems(
     chapter: Source, notebook: nbformat.NotebookNode, checks: list[dict], root: Path
 ) -> list[str]:
@@ -198,12 +177,8 @@ def check_problems(
         name = subject(check["name"])[0].partition(".")[0]
         if not name:
             continue  # a phrase, which the page links to the chapter
-        module = packaged_module(name, chapter, root)
-        if module and not guarding_test(name, module, root):
-            problems.append(f"tests/llm_learn/test_{module}.py does not test {name}")
-        elif not module and not re.search(
-            rf"^(?:def|class) {re.escape(name)}\b", chapter.text, re.M
-        ):
+        own = re.search(rf"^(?:def|class) {re.escape(name)}\b", chapter.text, re.M)
+        if not own and not packaged_module(name, chapter, root):
             problems.append(
                 f"{check['name']!r}: neither llm_learn nor {chapter.where} defines {name}; begin the name of a "
                 "check with what is verified, as the code calls it, or with a phrase"
@@ -279,7 +254,6 @@ class Verified:
         rows = []
         for check, label in zip(checks, labels, strict=True):
             name, detail = subject(str(check["name"]))
-            # A test that uses the class guards the method of `GPT.forward` too.
             owner = name.partition(".")[0]
             module = packaged_module(owner, chapter, self.root) if owner else None
             rows.append(
@@ -288,7 +262,7 @@ class Verified:
                     self.reference(resolve(str(check["against"]), imported)),
                     [nodes.Text(difference(check))],
                     [nodes.Text(allowed(check))],
-                    self.see(owner, module, page, label),
+                    [link("check", page + self.anchor(label))],
                 ]
             )
         table = self.pages.table(HEADS, WIDTHS, rows)
@@ -316,16 +290,9 @@ class Verified:
             nodes.inline("", origin, classes=["verified-version"]),
         ]
 
-    def see(
-        self, name: str, module: str | None, page: str, label: str | None
-    ) -> list[nodes.Node]:
+    def anchor(self, label: str | None) -> str:
         labels = self.env.get_domain("std").anonlabels
-        anchor = f"#{labels[label][1]}" if label in labels else ""
-        content: list[nodes.Node] = [link("check", page + anchor)]
-        test = guarding_test(name, module, self.root)
-        if test and self.source:
-            content += [nodes.Text(" · "), link("test", self.source.file(test))]
-        return content
+        return f"#{labels[label][1]}" if label in labels else ""
 
 
 def difference(check: dict) -> str:

@@ -381,7 +381,15 @@ def test_where_the_site_is_published_nothing_runs_without_isolation(
     assert "Offline switches only" in capfd.readouterr().out
 
 
-def test_a_platform_without_namespaces_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(OSError, match="darwin has no network namespaces"):
-        offline.isolate()
+@pytest.mark.parametrize(
+    ("platform", "wrapper", "reason"),
+    [
+        ("darwin", offline.WRAPPER, "darwin has no network namespaces"),
+        ("linux", ["no-such-unshare"], "`unshare` of util-linux is missing"),
+        ("linux", ["sh", "-c", "echo no >&2; exit 1"], "no"),
+    ],
+)
+def test_a_refusal_has_its_reason(monkeypatch, platform, wrapper, reason) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(offline, "WRAPPER", wrapper)
+    assert reason in offline.refusal()

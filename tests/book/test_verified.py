@@ -8,7 +8,7 @@ from smallbook import REPOSITORY, SmallBook, chapter, check
 from book import verified
 from book.executed import notebook_path
 from book.source import read_source
-from book.verified import CHECK, check_labels, guarding_test, packaged_module, subject
+from book.verified import CHECK, check_labels, packaged_module, subject
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -60,8 +60,6 @@ def book(tmp_path) -> SmallBook:
         "# Verified\n\n```{verified} totals\n```\n\n## All\n\n```{verified} chapters\n```\n",
     )
     book.write("code/llm_learn/layers.py", LAYERS)
-    book.write("tests/llm_learn/test_layers.py", "attend()\nLayer()\n")
-    book.write("tests/llm_learn/test_more.py", "attendant()\nprint(count_flops)\n")
     return book
 
 
@@ -104,21 +102,21 @@ def test_the_page_shows_every_check(book):
             f"torch.nn.functional.softmax torch {version}",
             "4e-16",
             "1e-10",
-            "check · test",
+            "check",
         ],
         [
             "attend, float32",
             f"torch.nn.functional.softmax torch {version}",
             "1e-07 relative",
             "1e-06",
-            "check · test",
+            "check",
         ],
         [
             "count_flops",
             f"torch.utils.flop_counter.FlopCounterMode torch {version}",
             "equal",
             "none",
-            "check · test",
+            "check",
         ],
         [
             "the slope at zero",
@@ -132,7 +130,7 @@ def test_the_page_shows_every_check(book):
             f"torch.nn.functional.softmax torch {version}",
             "equal",
             "1e-03",
-            "check · test",
+            "check",
         ],
     ]
     text = page.get_text()
@@ -148,13 +146,12 @@ def test_the_page_shows_every_check(book):
     ]
     here, source = "../basics/attention.html", f"{REPOSITORY}/blob/trunk"
     module = f"{source}/code/llm_learn/layers.py"
-    layers, more = (f"{source}/tests/llm_learn/test_{n}.py" for n in ("layers", "more"))
     assert links == [
-        [module, f"{here}#check-attention", layers],
-        [module, f"{here}#check-attention", layers],
-        [here, f"{here}#cost-attention", more],  # only the chapter defines it
+        [module, f"{here}#check-attention"],
+        [module, f"{here}#check-attention"],
+        [here, f"{here}#cost-attention"],  # only the chapter defines it
         [here, f"{here}#cost-attention"],
-        [module, f"{here}#cost-attention", layers],  # the class has the test
+        [module, f"{here}#cost-attention"],  # where the class is
     ]
     assert page.select_one("section#verified-basics-attention h3") is not None
 
@@ -226,12 +223,3 @@ def test_a_method_belongs_to_the_module_that_the_chapter_teaches(book):
     book.write("code/llm_learn/fourth.py", "def decode():\n    pass\n")
     assert packaged_module("decode", source, book.root) is None  # which one, nobody says
     assert packaged_module("nothing", source, book.root) is None
-
-
-def test_a_test_that_does_not_use_the_name_guards_nothing(book):
-    book.write("tests/llm_learn/test_layers.py", "attend_to()\n")
-    assert guarding_test("attend", "layers", book.root) is None
-    assert guarding_test("attend", None, book.root) is None
-    assert guarding_test("", None, book.root) is None
-    book.write("tests/book/test_x.py", "attend\n")
-    assert guarding_test("attend", None, book.root) is None

@@ -1,6 +1,5 @@
 """The book's face as a reader meets it: the logo, the measure of a line, and the pictures of the first page."""
 
-import itertools
 import re
 import statistics
 import sys
@@ -126,26 +125,6 @@ def test_code_of_92_characters_needs_no_scrolling(visit):
         }"""
     )
     assert room >= 0
-
-
-def test_pages_ask_for_no_font_from_anywhere(visit):
-    page = visit("chapters/basics/attention")
-    family = "e => getComputedStyle(e).fontFamily"
-    for selector in ("p", "h1", "h2", "table", "figcaption"):
-        shown = page.locator(f".bd-article {selector}").first
-        if shown.count():
-            assert "system-ui" in shown.evaluate(family), selector
-    assert "monospace" in page.locator(".bd-article pre").first.evaluate(family)
-
-
-def test_headings_step_down(visit):
-    page = visit("chapters/basics/attention")
-    size = "e => parseFloat(getComputedStyle(e).fontSize)"
-    sizes = [
-        page.locator(f".bd-article {selector}").first.evaluate(size)
-        for selector in ("h1", "h2", "h3", "section > p")
-    ]
-    assert all(a >= 1.1 * b for a, b in itertools.pairwise(sizes)), sizes
 
 
 # --- The first page ---

@@ -80,9 +80,6 @@ def test_a_tick_survives_a_reload_and_shows_everywhere(reader):
     assert all(box.is_checked() for box in reader.boxes(FIRST).all())
     assert not reader.boxes(SECOND).first.is_checked()
     assert f"1 of {len(PUBLISHED)} published chapters" in reader.status()
-    assert page.locator(".is-read").evaluate_all("all => all.map(e => e.dataset.map)") == [
-        FIRST
-    ]
     part = FIRST.split("/")[0]
     count = page.locator(f'.read-count[data-of="{part}"]').inner_text()
     assert count.startswith("You have read 1 of ")
