@@ -16,6 +16,8 @@ from sphinx.config import Config
 from book.repository import repository
 
 BOOK = Path(__file__).parent
+# Scripts inside the page, and those of the search, begin with what these two define.
+AT_ONCE = ("documentation_options.js", "doctools.js")
 NOT_FOUND = """\
 <h1>No such page</h1>
 <p>There is nothing at this address. The page may have moved, or the link may be mistyped. The menu lists all pages of
@@ -69,6 +71,15 @@ def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctr
         context["meta"]["og:description"] = text
 
 
+def defer_scripts(
+    app: Sphinx, pagename: str, templatename: str, context: dict, doctree
+) -> None:
+    """Lets a page be shown before its scripts are there."""
+    for script in context["script_files"]:
+        if script.filename and not str(script.filename).endswith(AT_ONCE):
+            script.attributes.setdefault("defer", "defer")
+
+
 def list_all_pages(app: Sphinx, error: Exception | None) -> None:
     """Puts every page into the site map: sphinx-sitemap knows only those that this build has written."""
     if error or app.builder.format != "html":
@@ -93,5 +104,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("config-inited", use_own_files)
     # Before the OpenGraph extension.
     app.connect("html-page-context", describe, priority=400)
+    # After the extensions that add scripts to a page.
+    app.connect("html-page-context", defer_scripts, priority=900)
     app.connect("build-finished", list_all_pages, priority=400)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
