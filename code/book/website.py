@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import sphinx_sitemap
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
 
 from book.repository import repository
 
@@ -58,6 +59,13 @@ def use_own_files(app: Sphinx, config: Config) -> None:
     config.book_files = hashlib.sha256(content).hexdigest()
     # Sphinx would look for a relative path where the build was started.
     config.html_search_scorer = str(BOOK / "scripts" / "search.js")
+    config.git_untracked_show_sourcelink = True
+
+
+def keep_sources(app: Sphinx, env: BuildEnvironment) -> None:
+    """Without a git program, the extension for dates would take from pages what the theme's buttons need."""
+    dates = env.git_last_updated
+    dates.update({name: (None, True) for name in dates if dates[name] is None})
 
 
 def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
@@ -102,6 +110,7 @@ def setup(app: Sphinx) -> dict:
     app.add_config_value("book_files", "", "env", types=[str])
     app.connect("config-inited", set_address)
     app.connect("config-inited", use_own_files)
+    app.connect("env-updated", keep_sources, priority=900)
     # Before the OpenGraph extension.
     app.connect("html-page-context", describe, priority=400)
     # After the extensions that add scripts to a page.
