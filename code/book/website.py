@@ -23,9 +23,9 @@ NOT_FOUND = """\
 <h1>No such page</h1>
 <p>There is nothing at this address. The page may have moved, or the link may be mistyped. The menu lists all pages of
 <a href="{root}index.html">{book}</a>, and the search knows every word:</p>
-<form action="{root}search.html" role="search">
+<form class="bd-search d-flex align-items-center" action="{root}search.html" role="search">
 <input class="form-control" type="search" name="q" aria-label="Search {book}" required>
-<button class="btn btn-primary my-3">Search</button>
+<button class="sd-btn sd-btn-primary flex-shrink-0">Search</button>
 </form>
 """
 
