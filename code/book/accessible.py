@@ -100,15 +100,9 @@ def depart_summary(writer, node: summary) -> None:
     writer.body.append("</summary>\n")
 
 
-def own_toggles(app: Sphinx, config) -> None:
-    """Leaves folded boxes to the browser: sphinx-togglebutton would add a second button."""
-    config.togglebutton_selector = ".toggle"
-
-
 def setup(app: Sphinx) -> dict:
     app.add_node(disclosure, html=(visit_disclosure, depart_disclosure))
     app.add_node(summary, html=(visit_summary, depart_summary))
-    app.connect("config-inited", own_toggles)
     app.connect("builder-inited", mend_pages)
     # Late: by then numbers and links stand in the titles of exercises and solutions.
     app.connect("doctree-resolved", fold, priority=900)

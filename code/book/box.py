@@ -36,6 +36,10 @@ What it should say or show:
 """
 
 
+class chapter_box(nodes.container, nodes.Admonition):
+    """A container that descriptions of the page leave out."""
+
+
 def hours(chapter: Source) -> str:
     """The declared reading time in words; empty where there is none."""
     number = chapter.meta.get("hours")
@@ -140,7 +144,7 @@ def box(app: Sphinx, chapter: Source, title: str) -> nodes.Node:
         for name, content in rows
         if content
     ]
-    return nodes.container(
+    return chapter_box(
         "",
         nodes.definition_list("", *items),
         *_buttons(actions(app, chapter, title)),

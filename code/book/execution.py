@@ -88,8 +88,6 @@ class Book:
 
     def execute(self, app: Sphinx, env: BuildEnvironment, *_: Any) -> list[str]:
         """Executes what is stale, and returns the documents whose outputs differ from those last read."""
-        if app.builder.format != "html":
-            return []
         try:
             self.chapters = read_chapters(self.root, env.found_docs)
         except ValueError as error:
@@ -106,6 +104,14 @@ class Book:
             )
             if not self._cached(chapter, cells_hash, fingerprints[chapter.docname]):
                 stale.append(chapter)
+        if app.builder.format != "html":
+            if stale:
+                names = ", ".join(chapter.name for chapter in stale)
+                raise ChapterError(
+                    f"the builder {app.builder.name} executes nothing, but these chapters must be: {names}. "
+                    "Run `python -m book build` first"
+                )
+            return []
         chosen = [chapter for chapter in stale if self.only in (None, chapter.docname)]
         failures = self._run(chosen, fingerprints)
         failures += self._judge(fingerprints)

@@ -429,8 +429,7 @@ def add_script(
 ) -> None:
     """Loads the script where there is something to tick."""
     if 'class="tick"' in context.get("body", ""):
-        # With an id it stays a script of its own (see `book.lean`): it works where the theme's scripts fail.
-        app.add_js_file(SCRIPT.name, loading_method="defer", id="ticks")
+        app.add_js_file(SCRIPT.name, loading_method="defer")
 
 
 def setup(app: Sphinx) -> dict:
