@@ -183,7 +183,7 @@ def test_a_change_of_what_makes_the_pages_is_noticed(tmp_path):
     names = {path.relative_to(ROOT).as_posix() for path in own_files(ROOT)}
     assert names >= {
         "code/book/plan.py",
-        "code/book/mathml.py",
+        "code/book/mathematics.py",
         "code/book/scripts/ticks.js",
         "code/book/templates/404.html",
         "_static/palette.css",
