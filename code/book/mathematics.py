@@ -82,7 +82,9 @@ def convert(app: Sphinx, doctree: nodes.document, docname: str | None = None) ->
     for node, mathml in zip(found, to_mathml(formulas) if found else [], strict=True):
         node["mathml"] = mathml
         if isinstance(mathml, ValueError):
-            line = next((parent.line for parent in traverse_parent(node) if parent.line), "?")
+            line = next(
+                (parent.line for parent in traverse_parent(node) if parent.line), "?"
+            )
             path = app.env.doc2path(docname or app.env.docname, base=False)
             problems.append(f"\n{path}, line {line}:\n{mathml}")
     if problems:
