@@ -80,7 +80,7 @@ def run(args: argparse.Namespace, rest: list[str], root: Path) -> int | None:
         case "epub":
             from book import epub
 
-            return epub.main(root)
+            print(epub.bind(root))
         case "links":
             return links(rest, root)
         case "lab":
@@ -105,7 +105,6 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     from sphinx.util.console import nocolor
 
     from book.execution import ONLY
-    from book.pages import WITH_EPUB
     from book.source import book_chapters, find
 
     start = time.perf_counter()
@@ -117,15 +116,12 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     chapters = book_chapters(root)
     page = "index"
     os.environ.pop(ONLY, None)
-    os.environ.pop(WITH_EPUB, None)
     if clean:
         for folder in OUTPUTS:
             shutil.rmtree(output / folder, ignore_errors=True)
     if name:
         page = find(chapters, name).docname
         os.environ[ONLY] = page
-    else:
-        os.environ[WITH_EPUB] = "1"
     if not sys.stdout.isatty():
         nocolor()
     if not prefetch():
@@ -157,12 +153,6 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     if name:
         for problem in unpublishable(root, pages, page):
             print(problem, file=sys.stderr)
-    else:
-        from book import epub
-
-        if executed(root) or not (pages / "html" / epub.FILE).is_file():
-            # The site links to it. After an edit of prose alone it stays as it was, since it takes longer: `make epub`.
-            print(f"\nEPUB: {epub.bind(root)}", flush=True)
     print(
         f"\nBuilt in {time.perf_counter() - start:.1f} s. Open {pages / 'html' / f'{page}.html'}",
         flush=True,
@@ -210,12 +200,6 @@ def links(argv: list[str], root: Path) -> int:
         print(f"{where}: {answer['uri']}\n  {answer['info']}")
     print(f"\n{len(broken)} broken of {len(answers)} addresses")
     return 1 if broken else 0
-
-
-def executed(root: Path) -> list[str]:
-    """The chapters that the last build executed."""
-    last = json.loads((root / "_build" / "last-build.json").read_text(encoding="utf-8"))
-    return last["executed"]
 
 
 def unpublishable(root: Path, pages: Path, docname: str) -> list[str]:

@@ -5,7 +5,6 @@ show a record are written again whenever that record changes.
 """
 
 import json
-import os
 from pathlib import Path
 
 from docutils import nodes
@@ -18,7 +17,6 @@ from book.executed import read_record
 from book.source import Source, load_plan, planned_chapters, read_source
 
 SHOWN_CHECKS = 4
-WITH_EPUB = "LLM_LEARN_WITH_EPUB"  # set by the command that also writes the site's EPUB
 
 
 def chapter_source(env: BuildEnvironment, docname: str) -> Source | None:
@@ -138,8 +136,6 @@ def setup(app: Sphinx) -> dict:
     # Else it is looked up for every citation, in the metadata of all that is installed: seven seconds a build.
     register_plugin("pybtex.backends", "plaintext", Backend)
     app.add_config_value("book_plan", load_plan(), "")
-    # A page links to the EPUB where there will be one.
-    app.add_config_value("book_epub", WITH_EPUB in os.environ, "")
     app.setup_extension("book.plan")
     # Late: by then the chapters' records are written, and every title is known.
     app.connect("env-updated", pages_to_rewrite, priority=900)

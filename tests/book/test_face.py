@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import struct
 import sys
 import tomllib
@@ -20,9 +19,7 @@ import yaml
 from jinja2 import Template
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
-from tinybook import TinyBook
 
-from book.execution import ONLY
 from book.source import load_plan, read_source
 from llm_learn.assets import ASSETS
 from llm_learn.plotting import INK, PALETTE
@@ -350,7 +347,7 @@ def test_the_disk_that_the_pages_name_is_enough():
 
 @pytest.mark.parametrize("book_epub", [True, False])
 def test_the_epub_is_linked_only_where_it_is_written(book_epub):
-    """A plain `jupyter-book build .` writes none."""
+    """A preview of one chapter has none."""
     page = HOW_TO_RUN.read_text(encoding="utf-8")
     (sentence,) = re.findall(r"^\{\{.*epub.*\}\}$", page, re.MULTILINE)
     assert "llm-learn.epub" not in page.replace(sentence, "").replace(
@@ -370,29 +367,6 @@ def test_the_gpu_lines_run():
     scope: dict = {}
     exec(block.replace('"cuda"', '"cpu"'), scope)
     assert scope["logits"].shape == (1, 64, 256)
-
-
-def test_the_whole_build_promises_an_epub_and_a_preview_does_not(tmp_path, monkeypatch):
-    import jupyter_book.sphinx
-
-    from book import __main__ as command
-    from book.pages import WITH_EPUB
-
-    promised = []
-
-    def stop(*_, **__) -> int:
-        promised.append(WITH_EPUB in os.environ)
-        return 1
-
-    monkeypatch.setattr(jupyter_book.sphinx, "build_sphinx", stop)
-    monkeypatch.setattr(command, "prefetch", lambda: True)
-    monkeypatch.setenv(WITH_EPUB, "")  # what was set before comes back after the test
-    monkeypatch.setenv(ONLY, "")
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    root = TinyBook(tmp_path).root
-    for name in (None, "alpha", None):
-        assert command.build(root, name=name) == 1
-    assert promised == [True, False, True]
 
 
 def test_every_term_has_its_chinese_name():
