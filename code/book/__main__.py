@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 # What a clean build forgets. `.home` (fonts that matplotlib found, and the like) says nothing of the book.
 OUTPUTS = [
@@ -101,7 +102,6 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     """Builds the site into _build/html, or one page of it into _build/preview/html."""
     # Else jsonschema takes a second to compile a grammar of web addresses, which nothing here checks.
     sys.modules.setdefault("rfc3987_syntax", None)
-    from jupyter_book.sphinx import build_sphinx
     from sphinx.util.console import nocolor
 
     from book.execution import ONLY
@@ -129,20 +129,8 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     # A preview leaves other chapters unexecuted, so its pages never mix with those of the book, and warnings
     # about what it lacks are no errors.
     pages = output / "preview" if name else output
-    result = build_sphinx(
-        root,
-        pages / "html",
-        noconfig=True,
-        path_config=root / "_config.yml",
-        confoverrides={
-            "external_toc_path": str(root / "_toc.yml"),
-            "latex_individualpages": False,
-            "nitpicky": not name,
-        },
-        warningiserror=not name,
-        keep_going=True,
-    )
-    if result:
+    options = {"warningiserror": not name, "keep_going": True}
+    if sphinx(root, pages / "html", nitpicky=not name, **options):
         # Sphinx warns about a page only when it reads it: what failed once must not pass the next time.
         shutil.rmtree(pages / ".doctrees", ignore_errors=True)
         print("\nThe book was not built; the cause stands above.", file=sys.stderr)
@@ -160,6 +148,24 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     return 0
 
 
+def sphinx(root: Path, output: Path, *, nitpicky: bool = False, **options: Any) -> Any:
+    """Builds the book as the command of Jupyter Book does; true where it failed."""
+    from jupyter_book.sphinx import build_sphinx
+
+    return build_sphinx(
+        root,
+        output,
+        noconfig=True,
+        path_config=root / "_config.yml",
+        confoverrides={
+            "external_toc_path": str(root / "_toc.yml"),
+            "latex_individualpages": False,
+            "nitpicky": nitpicky,
+        },
+        **options,
+    )
+
+
 def links(argv: list[str], root: Path) -> int:
     """Has Sphinx ask every external address of the book, and prints those that are broken.
 
@@ -168,24 +174,11 @@ def links(argv: list[str], root: Path) -> int:
     """
     if argv:
         raise ValueError(f"`links` takes no arguments, but got {' '.join(argv)}")
-    from jupyter_book.sphinx import build_sphinx
-
     # With doctrees of its own: what this build reads must not keep the site from reading it.
     output = root / "_build" / "links" / "linkcheck"
     report = output / "output.json"
     report.unlink(missing_ok=True)
-    build_sphinx(
-        root,
-        output,
-        noconfig=True,
-        path_config=root / "_config.yml",
-        confoverrides={
-            "external_toc_path": str(root / "_toc.yml"),
-            "latex_individualpages": False,
-        },
-        builder="linkcheck",
-        quiet=True,
-    )
+    sphinx(root, output, builder="linkcheck", quiet=True)
     if not report.is_file():
         return 1
     answers = [json.loads(line) for line in report.read_text("utf-8").splitlines()]

@@ -69,6 +69,18 @@ def tree(cell: Cell) -> ast.Module:
         return ast.Module(body=[], type_ignores=[])
 
 
+def imported(module: ast.Module) -> Iterator[tuple[ast.stmt, str, str]]:
+    """(statement, name in the cell, what it stands for) of every import, such as `F` and `torch.nn.functional`."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                root = alias.name.split(".")[0]
+                yield node, alias.asname or root, alias.name if alias.asname else root
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                yield node, alias.asname or alias.name, f"{node.module}.{alias.name}"
+
+
 def calls(node: ast.AST) -> Iterator[tuple[str, ast.Call]]:
     """(last part of the called name, call) for every call under `node`."""
     for call in (n for n in ast.walk(node) if isinstance(n, ast.Call)):

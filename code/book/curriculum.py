@@ -62,18 +62,6 @@ def plan_items(plan: dict) -> list[str]:
     ]
 
 
-def foundations(chapters: dict[str, dict], slugs: Iterable[str]) -> set[str]:
-    """All that the chapters stand on, directly or through others; themselves left out."""
-    found: set[str] = set()
-    waiting = [p for slug in slugs for p in chapters[slug]["prerequisites"]]
-    while waiting:
-        slug = waiting.pop()
-        if slug not in found:
-            found.add(slug)
-            waiting += chapters[slug]["prerequisites"]
-    return found
-
-
 def route_chapters(plan: dict, route: dict) -> list[str]:
     """The slugs of a route, in its order.
 
@@ -96,15 +84,3 @@ def route_chapters(plan: dict, route: dict) -> list[str]:
                 f"route {route['name']!r} names {slug!r}, which is no chapter of chapters.yml"
             )
     return slugs
-
-
-def route_gaps(plan: dict, route: dict) -> list[tuple[str, str]]:
-    """(chapter, prerequisite) for all that a route neither teaches before it is needed nor assumes."""
-    chapters = planned_chapters(plan)
-    assumed = route.get("assumes", [])
-    known = set(assumed) | foundations(chapters, assumed)
-    gaps = []
-    for slug in route_chapters(plan, route):
-        gaps += [(slug, p) for p in chapters[slug]["prerequisites"] if p not in known]
-        known.add(slug)
-    return gaps

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 
-from book.source import ROOT, Source
+from book.source import Source
 
 GLUE_ROLE = re.compile(
     r"\{glue:(?:text|math|md)?\}`([^`:]+)|^[`:]{3,}\{glue(?::\w+)?\}\s*(\S+)", re.M
@@ -95,14 +95,3 @@ def _record_problems(record: dict) -> Iterator[str]:
                 f"`{check['name']}` differs from {check['against']} by {difference:.0e}, "
                 f"more than {tolerance:.0e}"
             )
-
-
-def load_executed(chapter: Source, root: Path = ROOT) -> tuple[nbformat.NotebookNode, dict]:
-    """The executed notebook and its record.
-
-    Raises:
-        FileNotFoundError: the book has not been built.
-    """
-    notebook = nbformat.read(notebook_path(root / "_build", chapter.docname), as_version=4)
-    record = record_path(root, chapter.slug).read_text(encoding="utf-8")
-    return notebook, json.loads(record)

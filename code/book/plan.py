@@ -17,6 +17,7 @@ from book.execution import WORKERS
 from book.pages import (
     Pages,
     chapter_source,
+    counted,
     measured,
     read_record,
     reading_hours,
@@ -181,14 +182,6 @@ class RoutesDirective(_Directive):
         return sections
 
 
-def hours_text(hours: float) -> str:
-    return f"{hours:g} hour{'' if hours == 1 else 's'}"
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 class PlanPages(Pages):
     """Makes what stands in the slots of one page."""
 
@@ -243,7 +236,7 @@ class PlanPages(Pages):
         """Reading time, what this build measured, what the chapter is verified against, and what it needs."""
         record = read_record(self.root, slug) if self.published(slug) else None
         about = "about " if self.published(slug) else "estimate: "
-        facts = [[nodes.Text(f"{about}{hours_text(self.hours(slug))} to read")]]
+        facts = [[nodes.Text(f"{about}{counted(self.hours(slug), 'hour')} to read")]]
         if record:
             facts.append([nodes.Text(measured(record))])
         if found := references(record):
@@ -276,17 +269,17 @@ class PlanPages(Pages):
     def totals(self, slugs: list[str]) -> str:
         there = [slug for slug in slugs if self.published(slug)]
         total = sum(self.hours(slug) for slug in slugs)
-        text = f"{counted(len(slugs), 'chapter')}, about {hours_text(total)} to read"
+        text = f"{counted(len(slugs), 'chapter')}, about {counted(total, 'hour')} to read"
         if len(there) == len(slugs):
             return f"{text}; all are published."
-        hours = hours_text(sum(self.hours(slug) for slug in there))
+        hours = counted(sum(self.hours(slug) for slug in there), "hour")
         ready = f"{len(there)} ({hours})" if there else "none"
         return f"{text}; {ready} of them published."
 
     def show_count(self, slot: plan_slot) -> list[nodes.Node]:
         """The published chapters among the slot's, and their hours."""
         there = [slug for slug in slot["slugs"] if self.published(slug)]
-        hours = hours_text(sum(self.hours(slug) for slug in there))
+        hours = counted(sum(self.hours(slug) for slug in there), "hour")
         return [nodes.Text(f"{counted(len(there), 'chapter')}, about {hours} to read")]
 
     def show_minutes(self, slot: plan_slot) -> list[nodes.Node]:

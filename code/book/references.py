@@ -1,6 +1,5 @@
 """What a chapter's checks compare with: the reference's full name, its library and the installed version."""
 
-import ast
 import re
 import sys
 from collections.abc import Iterable
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from platform import python_version
 
-from book.checks import tree
+from book.checks import imported, tree
 from book.fingerprint import distributions
 from book.source import Source
 
@@ -34,17 +33,9 @@ class Reference:
 
 
 def imported_names(chapter: Source) -> dict[str, str]:
-    """name in the chapter's cells -> what it stands for, such as `F` -> `torch.nn.functional`."""
-    names = {}
-    for node in (node for cell in chapter.cells for node in ast.walk(tree(cell))):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                root = alias.name.split(".")[0]
-                names[alias.asname or root] = alias.name if alias.asname else root
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            for alias in node.names:
-                names[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-    return names
+    """name in the chapter's cells -> what it stands for."""
+    found = (each for cell in chapter.cells for each in imported(tree(cell)))
+    return {name: target for _, name, target in found}
 
 
 def resolve(against: str, imported: dict[str, str]) -> Reference:

@@ -1,6 +1,7 @@
 """The learning plan: its data against the plan as it was written, the routes, and the pages made of them."""
 
 import re
+from collections.abc import Iterable
 from html import unescape
 from io import StringIO
 
@@ -11,11 +12,9 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from book.curriculum import (
-    foundations,
     plan_items,
     read_lines,
     route_chapters,
-    route_gaps,
     walk,
 )
 from book.plan import LEARNED
@@ -27,6 +26,33 @@ CHAPTERS = planned_chapters(PLAN)
 PAGE_PART = next(part for part in PLAN["parts"] if part.get("pages"))
 PAGE = PAGE_PART["pages"][0]
 CHANGELOG = yaml.safe_load((ROOT / "code/book/changelog.yml").read_text(encoding="utf-8"))
+
+
+# --- What routes leave out ---
+
+
+def foundations(chapters: dict[str, dict], slugs: Iterable[str]) -> set[str]:
+    """All that the chapters stand on, directly or through others; themselves left out."""
+    found: set[str] = set()
+    waiting = [p for slug in slugs for p in chapters[slug]["prerequisites"]]
+    while waiting:
+        slug = waiting.pop()
+        if slug not in found:
+            found.add(slug)
+            waiting += chapters[slug]["prerequisites"]
+    return found
+
+
+def route_gaps(plan: dict, route: dict) -> list[tuple[str, str]]:
+    """(chapter, prerequisite) for all that a route neither teaches before it is needed nor assumes."""
+    chapters = planned_chapters(plan)
+    assumed = route.get("assumes", [])
+    known = set(assumed) | foundations(chapters, assumed)
+    gaps = []
+    for slug in route_chapters(plan, route):
+        gaps += [(slug, p) for p in chapters[slug]["prerequisites"] if p not in known]
+        known.add(slug)
+    return gaps
 
 
 # --- The plan as it was written ---

@@ -1,8 +1,11 @@
 """The executed chapters: outputs everywhere, exercises that work, checks within tolerance and in their place."""
 
+import json
+
+import nbformat
 import pytest
 
-from book.executed import executed_problems, load_executed
+from book.executed import executed_problems, notebook_path, record_path
 from book.source import ROOT, find_sources
 from book.verified import check_problems
 
@@ -15,7 +18,9 @@ each_chapter = pytest.mark.parametrize(
 def executed(chapter):
     """The chapter's notebook and record."""
     try:
-        return load_executed(chapter)
+        path = notebook_path(ROOT / "_build", chapter.docname)
+        record = record_path(ROOT, chapter.slug).read_text(encoding="utf-8")
+        return nbformat.read(path, as_version=4), json.loads(record)
     except FileNotFoundError:
         pytest.skip(f"{chapter.slug} has not been executed here: run `make book` first")
 
