@@ -75,7 +75,7 @@ new-chapter: $(ready)  ## start a chapter from the template: make new-chapter NA
 	@test -n "$(NAME)" || { echo "Which name? For example: make new-chapter NAME=basics/attention"; exit 2; }
 	@$(run) book new-chapter "$(NAME)"
 
-links: $(ready)  ## ask every external address of the built site whether it still answers
+links: $(ready)  ## ask every external address whether it still answers; needs `make book` first
 	@$(run) book links
 
 # uv, because it resolves for every Python and every system at once. Versions that still fit stay as they are.

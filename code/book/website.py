@@ -19,6 +19,8 @@ from book.repository import repository
 BOOK = Path(__file__).parent
 # Scripts inside the page, and those of the search, begin with what these two define.
 AT_ONCE = ("documentation_options.js", "doctools.js")
+# Names, punctuation and spaces of code look like plain text; marking up each of them was half of a long page.
+PLAIN_CODE = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
 NOT_FOUND = """\
 <h1>No such page</h1>
 <p>There is nothing at this address. The page may have moved, or the link may be mistyped. The menu lists all pages of
@@ -79,13 +81,13 @@ def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctr
         context["meta"]["og:description"] = text
 
 
-def defer_scripts(
-    app: Sphinx, pagename: str, templatename: str, context: dict, doctree
-) -> None:
-    """Lets a page be shown before its scripts are there."""
+def lighten(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Lets a page be shown before its scripts are there, and marks up what has a colour of its own alone."""
     for script in context["script_files"]:
         if script.filename and not str(script.filename).endswith(AT_ONCE):
             script.attributes.setdefault("defer", "defer")
+    if context.get("body"):
+        context["body"] = PLAIN_CODE.sub(r"\1", context["body"])
 
 
 def list_all_pages(app: Sphinx, error: Exception | None) -> None:
@@ -114,6 +116,6 @@ def setup(app: Sphinx) -> dict:
     # Before the OpenGraph extension.
     app.connect("html-page-context", describe, priority=400)
     # After the extensions that add scripts to a page.
-    app.connect("html-page-context", defer_scripts, priority=900)
+    app.connect("html-page-context", lighten, priority=900)
     app.connect("build-finished", list_all_pages, priority=400)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
