@@ -1,13 +1,16 @@
 """The EPUB: complete, linked within itself, and pandoc finds nothing to complain of."""
 
+import json
 import re
 import shutil
 import zipfile
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 import yaml
 
+from book import epub
 from book.epub import CannotBind, bind
 from book.source import ROOT
 
@@ -111,6 +114,7 @@ def test_links_stay_within_or_lead_to_the_site(files, page):
         f"{SITE}_sources/one.txt",
         "https://else.example/",
     ]
+    assert 'id="a-one--label-one"' in page, "a label before a heading stays with it"
     for file, anchor in links[:3]:
         assert files[f"EPUB/text/{file}" if file else ""].count(f'id="{anchor}"') == 1
 
@@ -148,6 +152,36 @@ def test_what_cannot_be_bound_is_named_and_nothing_is_written(root, name, text, 
     with pytest.raises(CannotBind, match=complaint):
         bind(root)
     assert not list((root / "_build/html").glob("*.epub*"))
+
+
+@pytest.mark.parametrize(
+    ("executed", "there", "changes", "written"),
+    [
+        ([], False, {}, True),
+        ([], True, {}, False),
+        (["chapters/a/one"], True, {}, True),
+        ([], False, {"exception": OSError()}, False),
+        ([], False, {"builder": "linkcheck"}, False),
+        ([], False, {"book_epub": False}, False),
+    ],
+)
+def test_a_build_writes_it_where_something_ran_or_it_is_missing(
+    tmp_path, monkeypatch, executed, there, changes, written
+):
+    app = SimpleNamespace(
+        srcdir=tmp_path,
+        outdir=tmp_path,
+        builder=SimpleNamespace(name=changes.get("builder", "html")),
+        config=SimpleNamespace(book_epub=changes.get("book_epub", True)),
+    )
+    (tmp_path / "_build").mkdir()
+    (tmp_path / "_build/last-build.json").write_text(json.dumps({"executed": executed}))
+    if there:
+        (tmp_path / epub.FILE).touch()
+    bound = []
+    monkeypatch.setattr(epub, "bind", bound.append)
+    epub.bind_site(app, changes.get("exception"))
+    assert bound == ([tmp_path] if written else [])
 
 
 def test_the_book_s_contents_have_no_deeper_level():
