@@ -10,10 +10,10 @@ import sys
 from collections.abc import Mapping, Sequence
 
 # Root needs no user namespace, and may lack the right to map users into one; others need one to be allowed.
-_AS_ROOT = [] if getattr(os, "geteuid", lambda: 0)() == 0 else ["--map-root-user"]
+_USER_NAMESPACE = [] if getattr(os, "geteuid", lambda: 0)() == 0 else ["--map-root-user"]
 # A new namespace has a loopback that is down.
 _LOOPBACK = ["sh", "-c", 'ip link set lo up && exec "$@"', "offline"]
-WRAPPER = ("unshare", "--net", *_AS_ROOT, *_LOOPBACK)
+WRAPPER = ("unshare", "--net", *_USER_NAMESPACE, *_LOOPBACK)
 # Port 9 is "discard": nothing listens there, so a request through it fails at once.
 _CLOSED = "http://127.0.0.1:9"
 
