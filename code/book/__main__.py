@@ -182,16 +182,17 @@ def links(argv: list[str], root: Path) -> int:
     if not report.is_file():
         return 1
     answers = [json.loads(line) for line in report.read_text("utf-8").splitlines()]
+    asked = [a for a in answers if a["status"] not in ("unchecked", "ignored")]
     # A site that refuses programs, or asks them to wait, is not gone.
     broken = [
         answer
-        for answer in answers
+        for answer in asked
         if answer["status"] == "broken" and not answer["info"].startswith(("403 ", "429 "))
     ]
     for answer in broken:
         where = f"{answer['filename']}:{answer['lineno']}"
         print(f"{where}: {answer['uri']}\n  {answer['info']}")
-    print(f"\n{len(broken)} broken of {len(answers)} addresses")
+    print(f"\n{len(broken)} broken of {len(asked)} addresses")
     return 1 if broken else 0
 
 

@@ -60,7 +60,9 @@ def test_a_broken_address_is_reported_with_its_page_and_nothing_is_executed(
     found = tiny_book.run("-m", "book", "links")
     assert found.returncode == 1
     assert f"index.md:6: {host.address}/status/404\n  404 Client Error" in found.stdout
-    assert "\n1 broken of " in found.stdout and found.stdout.count("index.md:") == 1
+    assert (
+        "\n1 broken of 4 addresses" in found.stdout and found.stdout.count("index.md:") == 1
+    )
     assert host.seen["/fine"] and not host.seen["/own/page.html"]
 
     tiny_book.replace("index.md", f"- [status/404]({host.address}/status/404)\n", "")
