@@ -14,11 +14,13 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 
+from book.files import write_atomically
 from book.repository import repository
 
 BOOK = Path(__file__).parent
-# Scripts inside the page, and those of the search, begin with what these two define.
-AT_ONCE = ("documentation_options.js", "doctools.js")
+STYLE = "book.css"
+# Scripts inside a page begin with what it defines; those of the search, with the second too.
+AT_ONCE, SEARCH = "documentation_options.js", "doctools.js"
 # Names, punctuation and spaces of code look like plain text; marking up each of them was half of a long page.
 PLAIN_CODE = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
 NOT_FOUND = """\
@@ -34,7 +36,7 @@ NOT_FOUND = """\
 
 def own_files(root: Path) -> list[Path]:
     """What the pages depend on, except their sources: the book's extensions, scripts and style sheets."""
-    found = [*BOOK.glob("*.py"), *BOOK.glob("scripts/*"), *root.glob("_static/*.[cj]s*")]
+    found = [*BOOK.glob("*.py"), *BOOK.glob("s*/*"), *root.glob("_static/*.[cj]s*")]
     return sorted(found)
 
 
@@ -52,6 +54,15 @@ def set_address(app: Sphinx, config: Config) -> None:
     # They change with this build.
     own = [base, *([source.url, source.colab_folder] if source else [])]
     config.linkcheck_ignore = [*config.linkcheck_ignore, *map(re.escape, filter(None, own))]
+
+
+def join_styles(app: Sphinx) -> None:
+    """Makes one style sheet of the book's own: a page waits for each one that it loads."""
+    if app.builder.format == "html":
+        sheets = sorted((BOOK / "styles").glob("*.css"))
+        text = "\n".join(sheet.read_text(encoding="utf-8") for sheet in sheets)
+        write_atomically(Path(app.outdir, "_static", STYLE), text)
+        app.add_css_file(STYLE)
 
 
 def use_own_files(app: Sphinx, config: Config) -> None:
@@ -84,7 +95,11 @@ def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctr
 def lighten(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     """Lets a page be shown before its scripts are there, and marks up what has a colour of its own alone."""
     for script in context["script_files"]:
-        if script.filename and not str(script.filename).endswith(AT_ONCE):
+        name = str(script.filename or "").rpartition("/")[2]
+        # All pages share these objects.
+        if name == SEARCH and pagename == "search":
+            script.attributes.pop("defer", None)
+        elif name and name != AT_ONCE:
             script.attributes.setdefault("defer", "defer")
     if context.get("body"):
         context["body"] = PLAIN_CODE.sub(r"\1", context["body"])
@@ -112,6 +127,7 @@ def setup(app: Sphinx) -> dict:
     app.add_config_value("book_files", "", "env", types=[str])
     app.connect("config-inited", set_address)
     app.connect("config-inited", use_own_files)
+    app.connect("builder-inited", join_styles)
     app.connect("env-updated", keep_sources, priority=900)
     # Before the OpenGraph extension.
     app.connect("html-page-context", describe, priority=400)

@@ -26,6 +26,7 @@ from llm_learn.plotting import INK, PALETTE
 
 ROOT = Path(__file__).parents[2]
 STATIC = ROOT / "_static"
+STYLES = ROOT / "code/book/styles"
 HEX = re.compile(r"#[0-9A-Fa-f]{6}\b")
 
 # --- Colours ---
@@ -47,7 +48,9 @@ def contrast(a: str, b: str) -> float:
 
 def declared(theme: str) -> dict[str, str]:
     """The custom properties of palette.css in a theme, with the ones that refer to others resolved."""
-    text = re.sub(r"/\*.*?\*/", "", (STATIC / "palette.css").read_text(), flags=re.DOTALL)
+    text = re.sub(
+        r"/\*.*?\*/", "", (STYLES / "palette.css").read_text("utf-8"), flags=re.DOTALL
+    )
     values: dict[str, str] = {}
     for selector, body in re.findall(r"([^{}]+)\{([^}]*)\}", text):
         selector = selector.strip()

@@ -40,7 +40,7 @@ def test_a_change_of_what_makes_the_pages_is_noticed():
     assert names >= {
         "code/book/plan.py",
         "code/book/scripts/ticks.js",
-        "_static/palette.css",
+        "code/book/styles/palette.css",
     }
 
 
