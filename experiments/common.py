@@ -23,7 +23,7 @@ def definitions(slug: str) -> SimpleNamespace:
     Args:
         slug: part/name, such as `architecture/positions`.
     """
-    from book.source import read_source  # `make experiment` puts code/ on the path
+    from book.read.chapters import read_source  # `make experiment` puts code/ on the path
 
     kept = []
     for cell in read_source(ROOT / "chapters" / f"{slug}.md").cells:

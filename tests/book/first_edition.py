@@ -11,11 +11,11 @@ from pathlib import Path
 
 import yaml
 
-from book.checks import tree
-from book.contract import CITE, gates, role_at
-from book.executed import read_record
-from book.fingerprint import records_read
-from book.source import ROOT, Source, read_source
+from book.contract.registry import tree
+from book.contract.required import CITE, gates, role_at
+from book.execute.fingerprint import records_read
+from book.execute.records import read_record
+from book.read.chapters import ROOT, Source, read_source
 
 FOLDER = ROOT / "tests" / "first_edition"
 MANIFEST, DROPPED = FOLDER / "manifest.yml", FOLDER / "dropped.yml"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from first_edition import in_source, load, lost, sources, together
 
-from book.source import read_source
+from book.read.chapters import read_source
 
 MANIFEST = {"pages": {"basics/gpt": {"exercises": ["ex-a", "ex-b"], "checks": ["c | d"]}}}
 ENTRY = {"page": "basics/gpt", "kind": "exercises", "item": "ex-b"}

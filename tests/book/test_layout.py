@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from book.source import ROOT, load_plan
+from book.read.chapters import ROOT, load_plan
 
 GENERATED = {
     ".git",
@@ -547,7 +547,7 @@ def test_all_tests_can_be_collected_together(tmp_path):
         [
             *command,
             "no:cacheprovider",
-            "tests/book/test_pages.py",
+            "tests/book/pages/test_shared.py",
             "tests/site/test_pages.py",
         ],
         cwd=ROOT,

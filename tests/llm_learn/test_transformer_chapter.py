@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from book.source import read_source
+from book.read.chapters import read_source
 from llm_learn.notebook import verify
 from llm_learn.translation import number_translation, translation_batch
 

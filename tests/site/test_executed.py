@@ -5,9 +5,10 @@ import json
 import nbformat
 import pytest
 
-from book.executed import executed_problems, notebook_path, record_path
-from book.source import ROOT, find_sources
-from book.verified import check_problems
+from book.contract.outputs import executed_problems
+from book.execute.records import notebook_path, record_path
+from book.pages.verified import check_problems
+from book.read.chapters import ROOT, find_sources
 
 CHAPTERS = list(find_sources())
 each_chapter = pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def test_a_squeezed_card_is_found(visit):
 
 @pytest.mark.parametrize("width", [1280, 768])
 def test_the_first_screen_says_how_much_there_is_and_where_to_begin(visit, address, width):
-    from book.source import find_sources, load_plan, planned_chapters
+    from book.read.chapters import find_sources, load_plan, planned_chapters
 
     page = visit("index", width=width)
     facts = page.locator(".book-facts")

@@ -6,8 +6,8 @@ import nbformat
 import pytest
 import site_server as site
 
-from book.markdown import raw_syntax
-from book.source import find_sources
+from book.export.markdown import raw_syntax
+from book.read.chapters import find_sources
 
 NOTEBOOKS = site.ROOT / "_build" / "notebooks"
 COLAB = re.compile(

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import site_server as site
 
-from book.source import load_plan, planned_chapters
+from book.read.chapters import load_plan, planned_chapters
 
 PLAN = "chapters/start/plan"
 CHAPTERS = planned_chapters(load_plan())

@@ -102,7 +102,7 @@ def test_pictures_wait_for_the_reader_and_do_not_move_what_is_read(load):
 
 
 def test_every_icon_of_the_pages_is_drawn():
-    css = (site.ROOT / "code/book/styles/icons.css").read_text(encoding="utf-8")
+    css = (site.ROOT / "code/book/site/styles/icons.css").read_text(encoding="utf-8")
     used = set()
     for path in site.HTML.rglob("*.html"):
         if "_static" not in path.parts:

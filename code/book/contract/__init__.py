@@ -1,0 +1,1 @@
+"""What every chapter must have and must not do, in its source and in its outputs."""

@@ -1,0 +1,1 @@
+"""Chapters in other forms: notebooks for Colab, and the EPUB."""

@@ -1,0 +1,1 @@
+"""What the build adds to pages: boxes, lists of chapters, comparisons, glossary links, citations."""

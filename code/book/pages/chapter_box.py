@@ -1,0 +1,168 @@
+"""Sphinx extension: the box under each chapter's title, with what a reader wants to know before the first line.
+
+It shows what this build measured, so it is made when the page is written; `book.pages.shared` has the page written again
+whenever the chapter's record changes.
+"""
+
+from html import escape
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.osutil import relative_uri
+
+from book.execute.records import read_record
+from book.export.notebooks import FOLDER, wanted
+from book.pages.reference_libraries import (
+    imported_names,
+    largest_differences,
+    resolve,
+    shown_difference,
+)
+from book.pages.shared import Pages, counted
+from book.pages.verified import VERIFIED, section_id
+from book.read.chapters import Source, chapter_source
+from book.read.repository import repository
+
+SHOWN_REFERENCES = 4
+ISSUE = """\
+Page: {path}
+
+What is wrong, and where:
+
+
+What it should say or show:
+
+"""
+
+
+class chapter_box(nodes.container, nodes.Admonition):
+    """A container that descriptions of the page leave out."""
+
+
+def hours(chapter: Source) -> str:
+    """The declared reading time in words; empty where there is none."""
+    number = chapter.meta.get("hours")
+    return f"about {counted(number, 'hour')}" if number else ""
+
+
+def cost(record: dict | None) -> str:
+    """What it takes to run the chapter, in words."""
+    if record is None:
+        return "not measured: this build did not execute the page"
+    seconds = counted(max(1, round(record["cpu_seconds"])), "second")
+    memory = f"{record['peak_memory_gib']:.1f} GiB of memory"
+    return f"{seconds} of one processor core, {memory} (measured in this build)"
+
+
+def bounds(largest: dict[bool, float]) -> list[nodes.Node]:
+    """The largest difference from one reference; absolute and relative ones are never compared."""
+    numbers = {relative: number for relative, number in sorted(largest.items()) if number}
+    if not numbers:
+        return [nodes.Text(" (equal)")]
+    content: list[nodes.Node] = [nodes.Text(" (largest difference ")]
+    for relative, number in numbers.items():
+        content += [nodes.Text(", ")] if len(content) > 1 else []
+        shown = shown_difference(number, relative=relative)
+        content.append(nodes.inline("", shown, classes=["box-bound"]))
+    return [*content, nodes.Text(")")]
+
+
+def verified_against(app: Sphinx, chapter: Source, record: dict | None) -> list[nodes.Node]:
+    """Each reference with the largest difference, and a link to all comparisons."""
+    content: list[nodes.Node] = []
+    imported = imported_names(chapter)
+    largest = largest_differences((record or {}).get("checks", []))
+    for against, differences in list(largest.items())[:SHOWN_REFERENCES]:
+        reference = resolve(against, imported)
+        kind = nodes.literal if reference.is_code else nodes.inline
+        content += [nodes.Text("; ")] if content else []
+        content += [kind("", reference.name), *bounds(differences)]
+    more = len(largest) - SHOWN_REFERENCES
+    if content and VERIFIED in app.env.found_docs:
+        uri = app.builder.get_relative_uri(chapter.docname, VERIFIED)
+        anchor = section_id(chapter.slug)
+        text = f"{more} more" if more > 0 else "all comparisons"
+        link = nodes.reference("", text, internal=True, refuri=f"{uri}#{anchor}")
+        content += [nodes.Text("; "), link]
+    elif more > 0:
+        content.append(nodes.Text(f"; {more} more"))
+    return content
+
+
+def actions(app: Sphinx, chapter: Source, title: str) -> list[tuple[str, str]]:
+    """(name, address) of what a reader can do with the page."""
+    docname, source = chapter.docname, repository(app.config)
+    if source is None:
+        return []
+    notebook = []
+    if docname in wanted(app):
+        colab = source.colab(docname)
+        here = app.builder.get_target_uri(docname)
+        download = relative_uri(here, f"{FOLDER}/{docname}.ipynb")
+        notebook = [("Open in Colab", colab)] if colab else []
+        notebook += [("Download notebook", download)]
+    path = f"{docname}.md"
+    return [
+        *notebook,
+        ("Edit this page", source.edit(path)),
+        (
+            "Report an error",
+            source.new_issue(f"{title}: ", ISSUE.format(path=path)),
+        ),
+    ]
+
+
+def _buttons(links: list[tuple[str, str]]) -> list[nodes.Node]:
+    if not links:
+        return []
+    items = "".join(
+        f'<li><a href="{escape(uri)}"{" download" if uri.endswith(".ipynb") and "://" not in uri else ""}>'
+        f"{escape(name)}</a></li>"
+        for name, uri in links
+    )
+    return [nodes.raw("", f'<ul class="box-actions">{items}</ul>\n', format="html")]
+
+
+def box(app: Sphinx, chapter: Source, title: str) -> nodes.Node:
+    """The box of one chapter."""
+    pages = Pages(app, chapter.docname)
+    record = read_record(Path(app.srcdir), chapter.slug)
+    known = [s for s in chapter.meta.get("prerequisites") or [] if s in pages.chapters]
+    rows: list[tuple[str, list[nodes.Node]]] = [
+        ("Before this", pages.links(known) or [nodes.Text("no other chapter")]),
+        ("Reading", [nodes.Text(text)] if (text := hours(chapter)) else []),
+        ("To run it", [nodes.Text(cost(record))]),
+        ("Verified against", verified_against(app, chapter, record)),
+    ]
+    items = [
+        nodes.definition_list_item(
+            "",
+            nodes.term("", name),
+            nodes.definition("", nodes.paragraph("", "", *content)),
+        )
+        for name, content in rows
+        if content
+    ]
+    return chapter_box(
+        "",
+        nodes.definition_list("", *items),
+        *_buttons(actions(app, chapter, title)),
+        classes=["chapter-box"],
+    )
+
+
+def insert(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Puts the box under the title of a chapter."""
+    chapter = chapter_source(app.env, docname)
+    section = next(doctree.findall(nodes.section), None)
+    if chapter is None or section is None:
+        return
+    at = section.first_child_matching_class(nodes.title)
+    section.insert(at + 1, box(app, chapter, section[at].astext()))
+
+
+def setup(app: Sphinx) -> dict:
+    app.setup_extension("book.pages.shared")
+    app.connect("doctree-resolved", insert)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

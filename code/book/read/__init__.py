@@ -1,0 +1,1 @@
+"""What the book is made of: chapters, the plan, materials, and where the repository is."""
