@@ -106,7 +106,7 @@ class Book:
                 stale.append(chapter)
         if app.builder.format != "html":
             if stale:
-                names = ", ".join(chapter.name for chapter in stale)
+                names = ", ".join(chapter.slug for chapter in stale)
                 raise ChapterError(
                     f"the builder {app.builder.name} executes nothing, but these chapters must be: {names}. "
                     "Run `python -m book build` first"

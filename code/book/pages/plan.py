@@ -107,10 +107,16 @@ class PlanDirective(_Directive):
             )
         return views[self.arguments[0]]()
 
+    def linked(self, part: dict) -> str:
+        """The part's title, which leads to its page where there is one."""
+        page = f"chapters/{part['name']}/index"
+        there = page in self.env.found_docs
+        return f"[{part['title']}](/{page}.md)" if there else part["title"]
+
     def chapters(self) -> list[nodes.Node]:
         parts = [
             self.section(
-                f"[{part['title']}](/chapters/{part['name']}/index.md)",
+                self.linked(part),
                 f"part-{part['name']}",
                 nodes.paragraph("", part["about"]),
                 plan_slot(show="checklist", name=part["name"]),
