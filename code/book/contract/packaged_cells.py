@@ -131,9 +131,8 @@ def expected_source(cell: Cell, package: Path) -> tuple[str, str, list[str]]:
     if missing := [name for name in names if name not in known]:
         raise ValueError(f"llm_learn.{module} does not define {', '.join(missing)}")
     text = _join([known[name] for name in names], source.split("\n"))
-    gap = (
-        "\n\n" if text.startswith("#") else "\n"
-    )  # keeps the header apart from a definition's own comment
+    # Keeps the header apart from a definition's own comment.
+    gap = "\n\n" if text.startswith("#") else "\n"
     return f"# llm_learn.{module}{gap}{text}", module, names
 
 
@@ -170,9 +169,8 @@ def differences(chapter: Source, package: Path) -> list[str]:
 def rewrite(chapter: Source, package: Path) -> list[str]:
     """Writes the package's text into the packaged cells of `chapter`; returns the names that changed."""
     lines, changed = list(chapter.lines), []
-    for cell in reversed(
-        packaged_cells(chapter)
-    ):  # from the end, so that earlier line numbers stay true
+    # From the end, so that earlier line numbers stay true.
+    for cell in reversed(packaged_cells(chapter)):
         wanted, module, names = expected_source(cell, package)
         if cell.source != wanted:
             first = cell.line - 1

@@ -209,10 +209,8 @@ def figures(chapter, book):
         if (leaves or figure) and len(alt) < MIN_ALT:
             yield (
                 cell.line,
-                (
-                    f"this cell draws, but mystnb.image.alt has {len(alt)} characters: "
-                    f"say in at least {MIN_ALT} what the picture shows"
-                ),
+                f"this cell draws, but mystnb.image.alt has {len(alt)} characters: "
+                f"say in at least {MIN_ALT} what the picture shows",
             )
     for number, line in chapter.prose:
         if re.match(r"^[`:]{3,}\{(?:figure|image)\}", line):
@@ -290,9 +288,7 @@ def exercises(chapter, book):
     if len(starts) < MIN_EXERCISES:
         yield (
             (starts[-1][0] if starts else 1),
-            (
-                f"{len(starts)} exercises: write at least {MIN_EXERCISES}, each with `{{exercise-start}}`"
-            ),
+            f"{len(starts)} exercises: write at least {MIN_EXERCISES}, each with `{{exercise-start}}`",
         )
     for n, kind, _, _ in found:
         if kind in ("exercise", "solution"):

@@ -67,9 +67,8 @@ class Book:
         self.build = self.root / "_build"
         self.only = os.environ.get(ONLY)
         self.chapters: list[Source] = []
-        self.records: dict[
-            str, dict[str, Any]
-        ] = {}  # docname -> record, of the chapters that are up to date
+        # docname -> record, of the chapters that are up to date
+        self.records: dict[str, dict[str, Any]] = {}
         self.executed: list[str] = []
         self._print_lock = threading.Lock()
 
@@ -255,12 +254,9 @@ class Book:
         return failures
 
     def _slowness(self) -> float:
+        known = self.records
         return slowness(
-            [
-                (chapter, self.records[chapter.docname])
-                for chapter in self.chapters
-                if chapter.docname in self.records
-            ]
+            [(c, known[c.docname]) for c in self.chapters if c.docname in known]
         )
 
     def _passed(self, chapter: Source) -> bool:

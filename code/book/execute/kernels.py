@@ -70,9 +70,8 @@ def kernel_environment(root: Path) -> dict[str, str]:
     It holds `SETTINGS`, and kernels write no file outside the book's `_build` and the user's cache.
     """
     home = root / "_build" / ".home"
-    home.mkdir(
-        parents=True, exist_ok=True
-    )  # IPython takes a temporary folder where the parent is missing
+    # IPython takes a temporary folder where the parent is missing.
+    home.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ)
     # Many containers set it: every kernel would compile torch and transformers anew, for more than two seconds.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -121,9 +120,8 @@ def execute(
         iopub_timeout=60,
         raise_on_iopub_timeout=True,
     )
-    client.extra_arguments = [
-        "--log-level=CRITICAL"
-    ]  # else each warns that loopback is not encrypted
+    # Else each warns that loopback is not encrypted.
+    client.extra_arguments = ["--log-level=CRITICAL"]
     start = time.perf_counter()
     with (
         TemporaryDirectory(prefix="llm-learn-") as folder,

@@ -160,9 +160,8 @@ def published(
             metadata |= HIDE_ALL
         elif HIDDEN & set(tags):
             metadata |= HIDE_CODE
-        count = (
-            cell.execution_count and cell.execution_count + 1
-        )  # the install cell is first
+        # The install cell is first.
+        count = cell.execution_count and cell.execution_count + 1
         cells.append(
             new_code_cell(
                 cell.source, outputs=cell.outputs, execution_count=count, metadata=metadata

@@ -22,9 +22,7 @@ class Reference:
     name: (
         str  # as a reader would import it; the record's own words where it is no library's
     )
-    library: str | None = (
-        None  # the distribution; None for an identity, a count, finite differences, …
-    )
+    library: str | None = None  # None for an identity, a count, finite differences, …
     version: str | None = None
 
     @property

@@ -34,12 +34,8 @@ HEADS = ["Our code", "Compared with", "Largest difference", "Allowed", "See"]
 WIDTHS = [28, 30, 15, 12, 15]
 
 
-class verified_totals(nodes.General, nodes.Element):
-    """Stands where the totals will be."""
-
-
-class verified_table(nodes.General, nodes.Element):
-    """Stands where one chapter's comparisons will be listed."""
+class verified_slot(nodes.General, nodes.Element):
+    """Stands where the totals will be, or the comparisons of the chapter that its `slug` names."""
 
 
 def section_id(slug: str) -> str:
@@ -61,7 +57,7 @@ class VerifiedDirective(SphinxDirective):
         return kinds[name]()
 
     def totals(self) -> list[nodes.Node]:
-        return [verified_totals()]
+        return [verified_slot()]
 
     def chapters(self) -> list[nodes.Node]:
         self.env.metadata[self.env.docname]["lists_chapters"] = True
@@ -71,7 +67,7 @@ class VerifiedDirective(SphinxDirective):
             section = nodes.section(
                 "",
                 nodes.title("", entry["title"]),
-                verified_table(slug=slug),
+                verified_slot(slug=slug),
                 ids=[anchor],
                 names=[anchor],
             )
@@ -260,7 +256,13 @@ class Verified:
                 [
                     self.ours(name, detail, module, page),
                     self.reference(resolve(str(check["against"]), imported)),
-                    [nodes.Text(difference(check))],
+                    [
+                        nodes.Text(
+                            shown_difference(
+                                float(check["difference"]), relative=check["relative"]
+                            )
+                        )
+                    ],
                     [nodes.Text(allowed(check))],
                     [link("check", page + self.anchor(label))],
                 ]
@@ -295,10 +297,6 @@ class Verified:
         return f"#{labels[label][1]}" if label in labels else ""
 
 
-def difference(check: dict) -> str:
-    return shown_difference(float(check["difference"]), relative=check["relative"])
-
-
 def allowed(check: dict) -> str:
     tolerance = float(check["tolerance"])
     return f"{tolerance:.0e}" if tolerance else "none"
@@ -307,16 +305,14 @@ def allowed(check: dict) -> str:
 def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Puts what this build recorded in the place of the directives' stand-ins."""
     page = Verified(app, docname)
-    for node in list(doctree.findall(verified_totals)):
-        node.replace_self(page.totals())
-    for node in list(doctree.findall(verified_table)):
-        node.replace_self(page.chapter(node["slug"]))
+    for node in list(doctree.findall(verified_slot)):
+        slug = node.get("slug")
+        node.replace_self(page.chapter(slug) if slug else page.totals())
 
 
 def setup(app: Sphinx) -> dict:
     app.setup_extension("book.pages.shared")
-    app.add_node(verified_totals)
-    app.add_node(verified_table)
+    app.add_node(verified_slot)
     app.add_directive("verified", VerifiedDirective)
     app.connect("env-get-outdated", pages_that_list_chapters)
     app.connect("doctree-resolved", fill)

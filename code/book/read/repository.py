@@ -31,11 +31,6 @@ class Repository:
         return f"{self.url}/issues/new?{urlencode({'title': title, 'body': body}, quote_via=quote)}"
 
     @property
-    def issues(self) -> str:
-        """The page of all issues."""
-        return f"{self.url}/issues"
-
-    @property
     def _github(self) -> list[str]:
         """Owner and name on GitHub; empty for a repository that is elsewhere."""
         url = urlsplit(self.url)
