@@ -119,6 +119,8 @@ def execute(
         # On a busy machine the rest of the output may come long after the answer.
         iopub_timeout=60,
         raise_on_iopub_timeout=True,
+        # Nothing is left to be done, and to unload what a chapter has imported takes more than a second.
+        shutdown_kernel="immediate",
     )
     # Else each warns that loopback is not encrypted.
     client.extra_arguments = ["--log-level=CRITICAL"]
