@@ -152,12 +152,8 @@ class Book:
             _, notebook = self.cache.merge_match_into_notebook(chapter.notebook)
             for index, cell in enumerate(notebook.cells):
                 cell["id"] = f"cell-{index}"
-                skipped = "skip-execution" in cell.metadata.get("tags", ())
-                if (
-                    cell.cell_type == "code"
-                    and cell.execution_count is None
-                    and not skipped
-                ):
+                unexecuted = cell.cell_type == "code" and cell.execution_count is None
+                if unexecuted and "skip-execution" not in cell.metadata.get("tags", ()):
                     raise ChapterError(
                         f"{chapter.docname}.md: cell {index} of the notebook is not executed"
                     )

@@ -128,7 +128,7 @@ def bind(root: Path) -> Path:
             for heading in page.find_all(HEADINGS[:-1] if caption else HEADINGS[1:-1]):
                 heading.name = f"h{int(heading.name[1]) + 1}"
             source.append(page.decode())
-    changelog = root / "code" / "book" / "changelog.yml"
+    changelog = root / "code/book/data/changelog.yml"
     entries = yaml.safe_load(changelog.read_text(encoding="utf-8"))
     metadata = {
         "title": config["title"],

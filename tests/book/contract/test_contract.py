@@ -400,7 +400,7 @@ def test_an_excused_role_is_not_missed(good, book):
 
 
 def test_new_chapter_writes_a_chapter_and_refuses_the_rest(tmp_path):
-    (tmp_path / "code/book").mkdir(parents=True)
+    (tmp_path / "code/book/data").mkdir(parents=True)
     source = Path(__file__).parents[3] / "code/book/data/chapters.yml"
     (tmp_path / "code/book/data/chapters.yml").write_text(
         source.read_text(encoding="utf-8"), encoding="utf-8"

@@ -60,7 +60,7 @@ def packaged(source: str) -> str:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     (tmp_path / "code/llm_learn").mkdir(parents=True)
-    (tmp_path / "code/book").mkdir()
+    (tmp_path / "code/book/data").mkdir(parents=True)
     (tmp_path / "chapters/basics").mkdir(parents=True)
     (tmp_path / "code/llm_learn/things.py").write_text(MODULE, encoding="utf-8")
     (tmp_path / "code/book/data/chapters.yml").write_text(PLAN, encoding="utf-8")
