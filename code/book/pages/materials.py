@@ -161,7 +161,7 @@ def setup(app: Sphinx) -> dict:
     app.setup_extension("book.pages.shared")
     app.add_node(helped_chapters)
     app.add_directive("materials", MaterialsDirective)
-    # Before book.colab looks at the page.
+    # Before book.export.notebooks looks at the page.
     app.connect("doctree-resolved", fill, priority=300)
     app.connect("html-page-context", add_script)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -225,7 +225,7 @@ def test_site_offers_the_notebook_and_points_colab_to_it(book):
     html = (book.root / "_build/html/chapters/part/alpha.html").read_text()
     links = re.findall(r'href="(https://colab[^"]*)"', html)
     assert set(links) == {
-        "https://notebooks.research.google.com/github/Somebody/Tiny/blob/notebooks/chapters/part/alpha.ipynb"
+        "https://colab.research.google.com/github/Somebody/Tiny/blob/notebooks/chapters/part/alpha.ipynb"
     }
     offered = book.root / "_build/html/notebooks/chapters/part/alpha.ipynb"
     assert offered.read_bytes() == book.published("alpha").read_bytes()
@@ -375,7 +375,7 @@ def test_a_book_without_a_repository_is_built_without_notebooks(tmp_path):
     book = TinyBook(tmp_path)
     book.replace("_config.yml", "url: https://github.com/Somebody/Tiny", "url: ''")
     book.replace("_config.yml", "use_repository_button: true, ", "")
-    book.replace("_config.yml", "colab_url: https://notebooks.research.google.com", "")
+    book.replace("_config.yml", "colab_url: https://colab.research.google.com", "")
     done = book.build()
     assert done.returncode == 0, done.stdout + done.stderr
     assert not book.published("alpha").exists()
