@@ -7,7 +7,7 @@ import numpy as np
 from cycler import cycler
 from torch import Tensor
 
-# The book's colours, told apart by colour-blind readers. The site's code/book/styles/palette.css repeats them.
+# The book's colours, told apart by colour-blind readers. The site's palette.css repeats them.
 PALETTE = {
     "navy": "#293A69",
     "rust": "#B45702",

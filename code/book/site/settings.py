@@ -25,8 +25,8 @@ AT_ONCE, SEARCH = "documentation_options.js", "doctools.js"
 PLAIN_CODE = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
 NOT_FOUND = """\
 <h1>No such page</h1>
-<p>There is nothing at this address. The page may have moved, or the link may be mistyped. The menu lists all pages of
-<a href="{root}index.html">{book}</a>, and the search knows every word:</p>
+<p>There is nothing at this address. The page may have moved, or the link may be mistyped. All pages of
+<a href="{root}index.html">{book}</a> are in the menu. You can also search for a word:</p>
 <form class="bd-search d-flex align-items-center" action="{root}search.html" role="search">
 <input class="form-control" type="search" name="q" aria-label="Search {book}" required>
 <button class="sd-btn sd-btn-primary flex-shrink-0">Search</button>
@@ -57,7 +57,7 @@ def set_address(app: Sphinx, config: Config) -> None:
 
 
 def join_styles(app: Sphinx) -> None:
-    """Makes one style sheet of the book's own: a page waits for each one that it loads."""
+    """Joins the book's style sheets: a page is shown only after each sheet has been loaded."""
     if app.builder.format == "html":
         sheets = sorted((SITE / "styles").glob("*.css"))
         text = "\n".join(sheet.read_text(encoding="utf-8") for sheet in sheets)
@@ -93,7 +93,7 @@ def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctr
 
 
 def lighten(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Lets a page be shown before its scripts are there, and marks up what has a colour of its own alone."""
+    """Shows a page before its scripts are loaded, and removes the mark-up of code that has no colour."""
     for script in context["script_files"]:
         name = str(script.filename or "").rpartition("/")[2]
         # All pages share these objects.
