@@ -1,7 +1,6 @@
 """What recorded experiments share: the definitions of their chapter, and the head of a record."""
 
 import ast
-import json
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
@@ -10,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+
+from llm_learn.files import write_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,13 +70,6 @@ def head(data: str, seeds: list[int]) -> dict:
     }
 
 
-def write(record: dict, path: Path) -> None:
-    """Writes a record as JSON, all or nothing."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
 def record_parts(
     parts: Sequence[Callable[[int], dict]], data: str, seeds: list[int], path: Path
 ) -> None:
@@ -100,4 +94,4 @@ def record_parts(
             part.__name__: [future.result() for future in futures]
             for part, futures in done.items()
         }
-    write(record, path)
+    write_json(path, record)

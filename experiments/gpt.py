@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 import torch
-from common import head, write
+from common import head
 
 from llm_learn.data import HELD_OUT, shakespeare_plays
-from llm_learn.model import GPT, GPTConfig
+from llm_learn.files import write_json
+from llm_learn.gpt import GPT, GPTConfig
 from llm_learn.tokenizers import BPETokenizer
 from llm_learn.train import TrainConfig, train
 
@@ -62,7 +63,7 @@ def main() -> None:
                 "cpu_seconds": cpu_seconds,
             }
         )
-        write(record, RECORD)
+        write_json(RECORD, record)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import definitions, head, write
+from common import definitions, head
 from torch import Tensor, nn
 
 from llm_learn.data import shakespeare_characters
@@ -25,6 +25,7 @@ from llm_learn.feedforward import (
     balanced,
     renormalised_gates,
 )
+from llm_learn.files import write_json
 from llm_learn.train import evaluate_loss, train
 
 page = definitions("architecture/mixture-of-experts-at-scale")
@@ -143,7 +144,7 @@ def main(parts: list[str]) -> None:
         print(part, record[part], flush=True)
         record.setdefault("commits", {})[part] = now["commit"]
         record.setdefault("cpu_seconds", {})[part] = round(time.process_time() - started)
-        write(record, RECORD)
+        write_json(RECORD, record)
 
 
 if __name__ == "__main__":

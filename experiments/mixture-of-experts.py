@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import torch
-from common import definitions, head, write
+from common import definitions, head
 
 from llm_learn.data import shakespeare_characters
 from llm_learn.feedforward import balanced, renormalised_gates, softmax_gates
+from llm_learn.files import write_json
 from llm_learn.train import evaluate_loss
 
 page = definitions("architecture/mixture-of-experts")
@@ -82,7 +83,7 @@ def main() -> None:
     record["short"] = short_runs(characters.vocab_size, known)
     record |= race(characters.vocab_size, known, held_out)
     record["cpu_seconds"] = round(time.process_time() - started)
-    write(record, RECORD)
+    write_json(RECORD, record)
 
 
 if __name__ == "__main__":

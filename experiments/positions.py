@@ -11,12 +11,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from common import definitions, head, write
+from common import definitions, head
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from llm_learn.data import shakespeare_characters
+from llm_learn.files import write_json
 
 page = definitions("architecture/positions")
 SEEDS, LENGTH, BATCH, MAX_STEPS, LEARNING_RATE = [0, 1, 2], 128, 16, 2500, 3e-3
@@ -149,7 +150,7 @@ def main() -> None:
         record["short"][scheme], record["long"][scheme] = short, long
         seconds = (time.process_time() - began) / len(SEEDS)
         record["cpu_seconds"][scheme] = round(seconds, 1)
-    write(record, RECORD)
+    write_json(RECORD, record)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from common import definitions, head, write
+from common import definitions, head
+
+from llm_learn.files import write_json
 
 SEEDS, TUNING_SEED = [0, 1, 2], 99
 FULL, SHORT = 2000, 500  # updates
@@ -82,7 +84,9 @@ if __name__ == "__main__":
 
     def save() -> None:
         seconds = round(time.process_time() - started)
-        write(record | {"cpu_seconds": seconds, "tuning": tuning, "runs": runs}, RECORD)
+        write_json(
+            RECORD, record | {"cpu_seconds": seconds, "tuning": tuning, "runs": runs}
+        )
 
     def run(name: str, recipe, num_updates: int, evaluations: int = 10) -> None:
         for seed in SEEDS:

@@ -10,12 +10,13 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from common import head, write
+from common import head
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llm_learn.data import HELD_OUT, get_batch, shakespeare_plays
-from llm_learn.model import GPT, GPTConfig
+from llm_learn.files import write_json
+from llm_learn.gpt import GPT, GPTConfig
 from llm_learn.optim import AdamW, cosine_schedule, decay_groups
 from llm_learn.train import TrainConfig
 
@@ -251,7 +252,7 @@ def main() -> None:
                 runs.append(run)
                 print(name, run, flush=True)
             record["runs"][name].append(runs)
-            write(record, RECORD)
+            write_json(RECORD, record)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import definitions, head, write
+from common import definitions, head
+
+from llm_learn.files import write_json
 
 SEEDS = [0, 1, 2]
 ROUNDS = 8
@@ -127,4 +129,4 @@ if __name__ == "__main__":
         record["runs"] = {
             name: [future.result() for future in each] for name, each in futures.items()
         }
-    write(record, RECORD)
+    write_json(RECORD, record)

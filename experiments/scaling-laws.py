@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import definitions, head, write
+from common import definitions, head
+
+from llm_learn.files import write_json
 
 SEEDS, TUNING_SEED = [0, 1, 2], 99
 RATES = [0.0057, 0.008, 0.0113, 0.016]
@@ -84,4 +86,4 @@ if __name__ == "__main__":
                 rows, taken = job.result()
                 record[name] += rows
                 seconds += taken
-                write(record | {"cpu_seconds": round(seconds)}, RECORD)
+                write_json(RECORD, record | {"cpu_seconds": round(seconds)})

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import torch
-from common import definitions, head, write
+from common import definitions, head
+
+from llm_learn.files import write_json
 
 SEEDS = [0, 1, 2]
 UPDATES = [250, 1000, 3000]
@@ -45,4 +47,4 @@ if __name__ == "__main__":
                 runs.append(run | measured(chapter, name, model))
                 print(runs[-1], flush=True)
     record |= {"cpu_seconds": round(time.process_time() - started), "runs": runs}
-    write(record, RECORD)
+    write_json(RECORD, record)

@@ -8,18 +8,19 @@ import time
 from pathlib import Path
 
 import torch
-from common import head, write
+from common import head
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llm_learn.files import write_json
 from llm_learn.seq2seq import AttentionSeq2Seq, Seq2Seq, dot_scores, greedy_translation
-from llm_learn.translation import (
+from llm_learn.tasks.number_translation import (
     NumberTranslation,
-    Vocabulary,
     exact_match,
     number_translation,
     translation_batch,
 )
+from llm_learn.tokenizers import Vocabulary
 
 SEEDS, MAX_STEPS = [0, 1, 2], 1200
 KINDS = [
@@ -108,7 +109,7 @@ def main() -> None:
             print(kind, seed, rows[-1], flush=True)
         record["right"][kind] = rows
         record["cpu_seconds"][kind] = round((time.process_time() - began) / len(SEEDS), 1)
-    write(record, RECORD)
+    write_json(RECORD, record)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import definitions, head, write
+from common import definitions, head
+
+from llm_learn.files import write_json
 
 SEEDS = [0, 1, 2]
 RECORD = Path(__file__).with_suffix(".json")
@@ -109,4 +111,4 @@ if __name__ == "__main__":
         record["runs"] = {
             name: [job.result() for job in each] for name, each in jobs.items()
         }
-    write(record, RECORD)
+    write_json(RECORD, record)

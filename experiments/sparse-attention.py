@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import torch
-from common import definitions, head, write
+from common import definitions, head
 
 from llm_learn.data import shakespeare
-from llm_learn.model import load_smollm2
+from llm_learn.files import write_json
+from llm_learn.pretrained import load_smollm2
 
 SEEDS = list(range(24))
 RECORD = Path(__file__).with_suffix(".json")
@@ -28,4 +29,4 @@ if __name__ == "__main__":
         shares = {name: sum(hits) / 16 for name, hits in runs[-1]["hits"].items()}
         print(seed, shares, flush=True)
     record |= {"cpu_seconds": round(time.process_time() - started), "runs": runs}
-    write(record, RECORD)
+    write_json(RECORD, record)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from common import definitions, head, write
+from common import definitions, head
 
 from llm_learn.data import shakespeare_characters
-from llm_learn.model import draw_weights
+from llm_learn.files import write_json
+from llm_learn.gpt import draw_weights
 from llm_learn.tokenizers import BPETokenizer
 
 SEEDS, TUNING_SEED = [0, 1, 2, 3, 4], 99
@@ -168,7 +169,7 @@ if __name__ == "__main__":
     started = time.process_time()
 
     def save() -> None:
-        write(record | {"cpu_seconds": round(time.process_time() - started)}, RECORD)
+        write_json(RECORD, record | {"cpu_seconds": round(time.process_time() - started)})
 
     record["spikes"] = {}
     for name, defence in chapter.DEFENCES.items():

@@ -29,6 +29,12 @@ def causal_mask(num_queries: int, num_keys: int | None = None, *, device=None) -
     )
 
 
+def document_mask(document_ids: Tensor) -> Tensor:
+    """Whether a query may read a key: not later, and of the same document. (B, T) -> (B, 1, T, T)"""
+    same = document_ids[:, :, None] == document_ids[:, None, :]
+    return (same & causal_mask(document_ids.shape[1], device=document_ids.device))[:, None]
+
+
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
     """How much each query reads from each key (Vaswani et al. 2017, arXiv:1706.03762, Eq. 1, the softmax).
 

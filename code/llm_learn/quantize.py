@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from llm_learn.model import Llama
+from llm_learn.llama import Llama
 
 # Of a block of a Llama.
 MATRICES = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")

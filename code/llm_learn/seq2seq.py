@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from llm_learn.translation import Vocabulary
+from llm_learn.tokenizers import Vocabulary
 
 State = tuple[Tensor, Tensor]  # an LSTM's h and c, each (1, B, H)
 

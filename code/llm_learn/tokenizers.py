@@ -13,6 +13,8 @@ from typing import Self
 
 import regex
 
+from llm_learn.files import replacing
+
 # How GPT-4 cuts text into chunks before any merge: contractions, words with one leading mark or space,
 # up to three digits, punctuation, whitespace. Written without possessive quantifiers: an engine that reads
 # `{1,3}+` as "one or more groups" would swallow long numbers whole.
@@ -72,6 +74,36 @@ class CharTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; raises ValueError for an id outside the vocabulary."""
         return "".join(self.chars[i] for i in _checked_ids(ids, self.vocab_size))
+
+
+class Vocabulary:
+    """Words and their ids. The ids 0, 1 and 2 stand for padding, begin and end of a text."""
+
+    pad_id, bos_id, eos_id = 0, 1, 2
+
+    def __init__(self, texts: Iterable[Sequence[str]]):
+        words = sorted({word for text in texts for word in text})
+        self.words = ["<pad>", "<bos>", "<eos>", *words]
+        self.id_of = {word: i for i, word in enumerate(self.words)}
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def encode(self, words: Sequence[str]) -> list[int]:
+        """Words -> ids, without begin and end."""
+        if unknown := sorted(set(words) - set(self.id_of)):
+            raise ValueError(f"words holds {unknown}, which the vocabulary does not know")
+        return [self.id_of[word] for word in words]
+
+    def decode(self, ids: Sequence[int]) -> list[str]:
+        """Ids -> words, up to the first end, without padding and begin."""
+        words = []
+        for i in ids:
+            if i == self.eos_id:
+                break
+            if i not in (self.pad_id, self.bos_id):
+                words.append(self.words[i])
+        return words
 
 
 def _checked_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
@@ -270,12 +302,8 @@ class BPEVocabulary:
             "pattern": self.pattern,
             "numbering": self.numbering,
         }
-        temporary = Path(f"{path}.{os.getpid()}.tmp")
-        try:
+        with replacing(Path(path)) as temporary:
             temporary.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Self:

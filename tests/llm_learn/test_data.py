@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from llm_learn import data
 from llm_learn.assets import AssetError
+from llm_learn.attention import document_mask
 from llm_learn.data import (
     HELD_OUT,
     TokenLoader,
-    document_mask,
     epoch_order,
     get_batch,
     load_tokens,
@@ -171,7 +171,7 @@ def test_a_failed_save_keeps_the_file_that_was_there(tmp_path, monkeypatch):
     save_tokens(path, [1, 2], vocab_size=9)
 
     def full_disk(file, array):
-        file.write(b"half")
+        file.write_bytes(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(np, "save", full_disk)

@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from llm_learn import distributed
 from llm_learn.assets import AssetError
 from llm_learn.distributed import Gathered, Ranks, in_processes, joined, lost_contact, shard
-from llm_learn.model import GPT, GPTConfig, Llama, LlamaConfig
+from llm_learn.gpt import GPT, GPTConfig
+from llm_learn.llama import Llama, LlamaConfig
 from llm_learn.optim import AdamW, decay_groups
 from llm_learn.train import IGNORED, train_step
 

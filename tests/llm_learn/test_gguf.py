@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llm_learn.assets import asset_path
 from llm_learn.gguf import BLOCK_FORMATS, GGUF, tokenizer_from_gguf
-from llm_learn.reference import smollm2_tokenizer
+from llm_learn.reference.hugging_face import smollm2_tokenizer
 
 mmap_as_it_is = mmap.mmap
 KINDS = [gguf.GGMLQuantizationType[format.name] for format in BLOCK_FORMATS.values()]

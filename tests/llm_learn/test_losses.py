@@ -15,7 +15,7 @@ from llm_learn.losses import (
     ppo_clip_loss,
     sequence_logps,
 )
-from llm_learn.reference import (
+from llm_learn.reference.trl import (
     trl_group_advantages,
     trl_jsd,
     trl_pair_loss,

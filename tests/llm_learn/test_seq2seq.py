@@ -13,7 +13,8 @@ from llm_learn.seq2seq import (
     dot_scores,
     greedy_translation,
 )
-from llm_learn.translation import Vocabulary, exact_match, pad_rows, translation_batch
+from llm_learn.tasks.number_translation import exact_match, pad_rows, translation_batch
+from llm_learn.tokenizers import Vocabulary
 
 SIZES = 9, 8  # ids of source and target
 rows = st.lists(st.lists(st.integers(3, 7), min_size=1, max_size=6), min_size=1, max_size=4)

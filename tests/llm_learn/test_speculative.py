@@ -207,7 +207,7 @@ class TestDevices:
             accept(target, draft, drafted, luck())
 
     def test_models_read_where_they_are(self, tiny_llama, one_device, monkeypatch):
-        monkeypatch.setattr("llm_learn.model.check_ids", lambda *_: None)
+        monkeypatch.setattr("llm_learn.llama.check_ids", lambda *_: None)
         monkeypatch.setattr("llm_learn.speculative.sample_id", lambda *_: 1)
         given = []
 

@@ -18,7 +18,7 @@ import yaml
 from book.files import write_atomically
 from book.read.chapters import ROOT, Cell, Source, find_sources, load_plan, planned_chapters
 
-HEADER = re.compile(r"^# llm_learn\.(?P<module>\w+)\s*$")
+HEADER = re.compile(r"^# llm_learn\.(?P<module>\w+(?:\.\w+)*)\s*$")
 CONSTANT = re.compile(r"^_?[A-Z][A-Z0-9_]*$")
 DIFF_LINES = 12
 
@@ -95,6 +95,23 @@ def _join(wanted: Sequence[Definition], lines: Sequence[str]) -> str:
     return text
 
 
+def module_path(package: Path, module: str) -> Path:
+    """The file of a module of the package, as `tasks.geography`; a sub-package's text is in its `__init__.py`."""
+    path = package.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def module_names(package: Path) -> dict[str, Path]:
+    """All modules of the package and of its sub-packages, each by its name inside the package."""
+    paths = {
+        path.relative_to(package).with_suffix(""): path for path in package.rglob("*.py")
+    }
+    return {
+        ".".join(name.parts).removesuffix(".__init__"): paths[name]
+        for name in sorted(paths)
+    }
+
+
 def expected_source(cell: Cell, package: Path) -> tuple[str, str, list[str]]:
     """The source a packaged cell must have, its module, and the names that it teaches.
 
@@ -105,7 +122,7 @@ def expected_source(cell: Cell, package: Path) -> tuple[str, str, list[str]]:
     if not header:
         raise ValueError("a packaged cell begins with the line `# llm_learn.<module>`")
     module = header["module"]
-    path = package / f"{module}.py"
+    path = module_path(package, module)
     if not path.is_file():
         raise ValueError(
             f"llm_learn has no module `{module}`: correct the cell's first line"
@@ -200,15 +217,15 @@ def taught_problems(root: Path = ROOT, plan: dict | None = None) -> list[str]:
                 )
 
     messages, known = [], set()
-    for path in sorted(package.glob("*.py")):
-        known.add(path.stem)
+    for module, path in module_names(package).items():
+        known.add(module)
         for definition in definitions(path.read_text(encoding="utf-8")):
             if not definition.teachable:
                 continue
-            name = f"{path.stem}.{definition.name}"
+            name = f"{module}.{definition.name}"
             known.add(name)
             places = taught.get(name, [])
-            excuses = [key for key in (path.stem, name) if key in plumbing] + [name] * (
+            excuses = [key for key in (module, name) if key in plumbing] + [name] * (
                 name in pending
             )
             if len(places) > 1:

@@ -26,7 +26,7 @@ def load_book(root: Path = ROOT) -> Book:
     bib = root / "references.bib"
     names = {
         d.name
-        for path in (root / "code/llm_learn").glob("*.py")
+        for path in (root / "code/llm_learn").rglob("*.py")
         for d in definitions(path.read_text(encoding="utf-8"))
         if d.teachable
     }

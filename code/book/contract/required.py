@@ -172,11 +172,14 @@ def verified(chapter, book):
 
 
 def drawing_names(chapter: Source) -> set[str]:
-    """Names whose call leaves a figure: llm_learn.plotting's, and functions of the chapter that draw."""
+    """Names whose call leaves a figure: llm_learn.notebook.plotting's, and functions of the chapter that draw."""
     names = set()
     for cell in chapter.cells:
         for node in ast.walk(tree(cell)):
-            if isinstance(node, ast.ImportFrom) and node.module == "llm_learn.plotting":
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module == "llm_learn.notebook.plotting"
+            ):
                 names |= {alias.asname or alias.name for alias in node.names}
             elif isinstance(node, ast.FunctionDef) and any(
                 name in ("subplots", "figure", "subplot_mosaic") for name, _ in calls(node)
@@ -372,7 +375,7 @@ def exercise_code(chapter, book):
         if not names:
             yield (
                 cell.line,
-                'decorate the checker with `@exercise("name")` from llm_learn.exercises',
+                'decorate the checker with `@exercise("name")` from llm_learn.notebook.exercises',
             )
         for name in names:
             if not labels & {name, f"ex-{name}"}:

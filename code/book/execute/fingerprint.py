@@ -67,7 +67,8 @@ def cell_names(source: str) -> set[str]:
         names, texts = set(), [source]
     for text in texts:
         if isinstance(text, str):
-            names.update(re.findall(rf"\b{PACKAGE}(?:\.\w+)+", text))
+            run = re.findall(rf"\b{PACKAGE}(?:\.\w+)+", text)
+            names.update(run, (f"{name}.__main__" for name in run))
     return names
 
 

@@ -15,7 +15,13 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
-from book.contract.packaged_cells import HEADER, definitions, packaged_cells
+from book.contract.packaged_cells import (
+    HEADER,
+    definitions,
+    module_names,
+    module_path,
+    packaged_cells,
+)
 from book.execute.records import notebook_path, read_record
 from book.pages.reference_libraries import (
     DOTTED,
@@ -148,8 +154,8 @@ def packaged_module(name: str, chapter: Source, root: Path) -> str | None:
     A method is looked up too. Where several modules have it, the one that the chapter teaches counts.
     """
     found = [
-        path.stem
-        for path in sorted((root / "code/llm_learn").glob("*.py"))
+        module
+        for module, path in module_names(root / "code/llm_learn").items()
         if name in _names(path.read_text(encoding="utf-8"))
     ]
     headers = (HEADER.match(c.source.split("\n", 1)[0]) for c in packaged_cells(chapter))
@@ -278,7 +284,8 @@ class Verified:
             return [link(detail, page)]
         uri = page
         if module and self.source:
-            uri = self.source.file(f"code/llm_learn/{module}.py")
+            file = module_path(self.root / "code/llm_learn", module)
+            uri = self.source.file(file.relative_to(self.root).as_posix())
         rest = [nodes.Text(f", {detail}")] if detail else []
         return [link(name, uri, code=True), *rest]
 

@@ -129,7 +129,7 @@ BAD = [
     ),
     (
         "figures",
-        cell("from llm_learn.plotting import loss_curve\nloss_curve([1, 2])"),
+        cell("from llm_learn.notebook.plotting import loss_curve\nloss_curve([1, 2])"),
         "this cell draws",
     ),
     ("figures", prose("![a cat](cat.png)"), "alt text"),

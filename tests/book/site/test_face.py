@@ -22,7 +22,7 @@ from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from book.read.chapters import load_plan, read_source
 from llm_learn.assets import ASSETS
-from llm_learn.plotting import INK, PALETTE
+from llm_learn.notebook.plotting import INK, PALETTE
 
 ROOT = Path(__file__).parents[3]
 STATIC = ROOT / "_static"

@@ -1,0 +1,399 @@
+"""A server that speaks OpenAI's protocol for chats, around an engine of `llm_learn.apps.serving_engine`.
+
+It needs Starlette, which comes with the extra `serving`, so nothing else in the package imports it.
+"""
+
+import asyncio
+import codecs
+import json
+import queue
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from llm_learn.apps.serving_engine import LOGGER, Engine, Request
+
+
+class Refusal(Exception):
+    """A request that is answered by an error.
+
+    Args:
+        status: of HTTP.
+        message: for people; names the field, what it got and what it accepts.
+        param: the field.
+    """
+
+    def __init__(self, status: int, message: str, param: str | None = None):
+        super().__init__(message)
+        self.status, self.param = status, param
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """What a server knows of the model that its engine runs."""
+
+    name: str  # under which clients ask for it
+    # From messages, each with a role and a content, to the ids of all their text; raises
+    # ValueError for what it cannot read. Called in several threads.
+    prompt_ids: Callable[[list[dict[str, str]]], list[int]]
+    token_bytes: Sequence[bytes]  # of each id
+
+    def __post_init__(self):
+        if not self.name:
+            raise ValueError("name is empty: clients ask for a model by its name")
+        if not self.token_bytes:
+            raise ValueError("token_bytes is empty: a model has at least one id")
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes that one id stands for, at most."""
+        return max(map(len, self.token_bytes))
+
+
+class Service:
+    """An engine in a thread, with a mailbox.
+
+    Args:
+        engine: nobody else may change it from then on.
+        model: what it runs.
+        max_waiting: texts that may wait, at least 1; more are refused.
+    """
+
+    def __init__(self, engine: Engine, model: ServedModel, max_waiting: int = 64):
+        if max_waiting < 1:
+            raise ValueError(f"max_waiting is {max_waiting}: it must be at least 1")
+        self.engine, self.model, self.max_waiting = engine, model, max_waiting
+        self.mail: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.closed = self.stopped = False
+        self.door = (
+            threading.Lock()
+        )  # nothing comes between a look at `closed` and the mail
+        self.thread = threading.Thread(target=self.work, daemon=True, name="engine")
+        self.thread.start()
+
+    def work(self) -> None:
+        """Reads the mail, then makes a pass, until it is stopped."""
+        while not self.stopped:
+            idle = not self.engine.waiting and not self.engine.running
+            try:
+                with suppress(queue.Empty):
+                    while not self.stopped:
+                        self.mail.get(block=idle)()
+                        idle = False
+                if not self.stopped:
+                    _ = self.engine.step()
+            except Exception:
+                LOGGER.exception("a pass failed")
+                self.end_all("failed")
+
+    def end_all(self, reason: str) -> None:
+        """Ends every text; in the engine's thread."""
+        for request in [*self.engine.running, *self.engine.waiting]:
+            self.engine.take_out(request, reason)
+
+    def stop(self) -> None:
+        """Ends the thread; what has not ended is cancelled, and nothing new is taken."""
+
+        def last() -> None:
+            self.stopped = True
+            self.end_all("cancelled")
+
+        with self.door:
+            self.closed = True
+            self.mail.put(last)
+        self.thread.join()
+
+    def submit(self, request: Request) -> None:
+        """Puts a text into the mailbox, which the engine reads between two passes.
+
+        Raises:
+            ValueError: the engine could never finish it; its own thread is no place to find out.
+            Refusal: too many wait, or the service is closed.
+        """
+        self.engine.check(request)
+        with self.door:
+            if self.closed:
+                raise Refusal(503, "the server is closing")
+            # What is in the mail waits too; a cancellation among it counts as one more.
+            if len(self.engine.waiting) + self.mail.qsize() >= self.max_waiting:
+                raise Refusal(
+                    503, f"{self.max_waiting} requests are waiting: try again later"
+                )
+            self.mail.put(lambda: self.engine.submit(request))
+
+    def cancel(self, request: Request) -> None:
+        """The text is wanted no more."""
+        self.mail.put(lambda: self.engine.take_out(request, "cancelled"))
+
+
+KNOWN = {
+    *("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p"),
+    *("seed", "stream", "stream_options", "n", "user", "store", "metadata"),
+}
+# Some clients send what they do not use.
+NEUTRAL = {
+    **{"frequency_penalty": 0, "presence_penalty": 0, "logprobs": False, "top_logprobs": 0},
+    **{"stop": [], "tools": [], "logit_bias": {}, "response_format": {"type": "text"}},
+}
+MOST_BYTES = 1_000_000  # of a body
+
+
+def number(
+    body: dict, name: str, kind: tuple, low: float, high: float, default: float | None
+) -> float | None:
+    """A field that is a number of that kind, within the bounds; the default where it is missing."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+        what = "a whole number" if kind == (int,) else "a number"
+        raise Refusal(
+            400, f"{name} is {value!r}: expected {what} from {low} to {high}", name
+        )
+    return value
+
+
+def text_in(content: object) -> str:
+    """The text of a message, which may come in parts."""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not all(
+        isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str)
+        for p in parts
+    ):
+        raise Refusal(
+            400, "messages holds a content that is no text: only text is read", "messages"
+        )
+    return "".join(part["text"] for part in parts)
+
+
+def as_known(role: object) -> object:
+    """OpenAI's newer name of the system is "developer"."""
+    return "system" if role == "developer" else role
+
+
+def request_from(body: object, engine: Engine, model: ServedModel) -> Request:
+    """The text that a client asks for.
+
+    Args:
+        body: what came.
+        engine: is to continue it; its settings are read, nothing else.
+        model: what the engine runs.
+
+    Raises:
+        Refusal: the body asks for what does not exist or has another form.
+    """
+    if not isinstance(body, dict):
+        raise Refusal(400, f"the body is a {type(body).__name__}: expected an object")
+    for name, value in body.items():
+        unused = value is None or (name in NEUTRAL and value == NEUTRAL[name])
+        if name not in KNOWN and not unused:
+            raise Refusal(
+                400, f"{name!a} is not supported: leave it out", ascii(name)[1:-1]
+            )
+    if body.get("model") != model.name:
+        raise Refusal(
+            404, f"model is {body.get('model')!r}: there is {model.name!r}", "model"
+        )
+    if not isinstance(body.get("stream"), bool | None):
+        raise Refusal(
+            400, f"stream is {body['stream']!r}: expected true or false", "stream"
+        )
+    if not isinstance(body.get("stream_options"), dict | None):
+        raise Refusal(400, "stream_options is no object", "stream_options")
+    n = body.get("n")
+    if n is not None and (type(n) is not int or n != 1):
+        raise Refusal(400, f"n is {n!r}: one answer is written", "n")
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise Refusal(
+            400, "messages is no list of objects with role and content", "messages"
+        )
+    try:
+        plain = [
+            {"role": as_known(m.get("role")), "content": text_in(m.get("content"))}
+            for m in messages
+        ]
+        # Before the text is cut into tokens, which takes time.
+        size = sum(len(m["content"].encode(errors="replace")) for m in plain)
+        most = model.longest_token * engine.room_after(1)
+        if size > most:
+            raise ValueError(
+                f"messages holds {size:,} bytes of text: no prompt of more than {most:,} fits"
+            )
+        prompt = model.prompt_ids(plain)
+    except ValueError as error:
+        raise Refusal(400, str(error), "messages") from error
+    longest = 1 << 20
+    usual = max(1, min(256, engine.room_after(len(prompt))))
+    limit = number(body, "max_tokens", (int,), 1, longest, usual)
+    limit = number(body, "max_completion_tokens", (int,), 1, longest, limit)
+    temperature = number(body, "temperature", (int, float), 0, 2, 1.0)
+    if body.get("top_p") == 0:  # the likeliest id only
+        temperature = 0
+    seed = number(body, "seed", (int,), -(1 << 63), (1 << 63) - 1, None)
+    options = {
+        # What is divided by nearly nothing is no number any more.
+        "temperature": temperature if temperature >= 0.01 else 0,
+        "top_p": number(body, "top_p", (int, float), 0, 1, None) or None,
+        "generator": None if seed is None else torch.Generator().manual_seed(seed),
+    }
+    request = Request(prompt, limit, options=options)
+    try:
+        engine.check(request)
+    except ValueError as error:
+        raise Refusal(400, str(error), "messages") from error
+    return request
+
+
+async def text_pieces(
+    http: HTTPRequest, service: Service, request: Request
+) -> AsyncIterator[tuple[str, str]]:
+    """Pieces of text with an empty reason, then an empty piece with the reason; stops where the client has gone."""
+    loop, events = asyncio.get_running_loop(), asyncio.Queue()
+
+    def tell(*event: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+    request.on_id = lambda i: tell(service.model.token_bytes[i], "")
+    request.on_end = lambda reason: tell(b"", reason)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    try:
+        service.submit(request)
+        reason = ""
+        while not reason:
+            try:
+                piece, reason = await asyncio.wait_for(events.get(), 0.1)
+            except TimeoutError:
+                piece = b""
+            if await http.is_disconnected():
+                return
+            if (text := decoder.decode(piece, final=bool(reason))) or reason:
+                yield text, reason
+    finally:
+        service.cancel(request)
+
+
+def head(name: str) -> dict:
+    """What all parts of one answer have; the name is the model's."""
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": name,
+    }
+
+
+def wire(head: dict, kind: str, choice: dict | None, **more: object) -> dict:
+    """An answer, or a part of one."""
+    choices = [] if choice is None else [{"index": 0} | choice]
+    return head | {"object": kind, "choices": choices} | more
+
+
+def usage(request: Request) -> dict:
+    """How many tokens were read and written."""
+    prompt, total = len(request.prompt), len(request.ids)
+    counts = {
+        "prompt_tokens": prompt,
+        "completion_tokens": total - prompt,
+        "total_tokens": total,
+    }
+    return {"usage": counts}
+
+
+def app(service: Service) -> Starlette:
+    """The server."""
+
+    async def models(http: HTTPRequest) -> Response:
+        row = {
+            "id": service.model.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "you",
+        }
+        return JSONResponse({"object": "list", "data": [row]})
+
+    async def completions(http: HTTPRequest) -> Response:
+        content = bytearray()
+        async for part in http.stream():
+            content += part
+            if len(content) > MOST_BYTES:
+                raise Refusal(413, f"the body is longer than {MOST_BYTES:,} bytes")
+        try:
+            body = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise Refusal(400, f"the body is no JSON: {error}") from error
+        # In another thread, because tokenization takes time: meanwhile others are answered.
+        request = await run_in_threadpool(request_from, body, service.engine, service.model)
+        common, pieces = head(service.model.name), text_pieces(http, service, request)
+        if not body.get("stream"):
+            found = [piece async for piece in pieces]
+            if not found or found[-1][1] not in ("stop", "length"):
+                raise Refusal(500, "the answer could not be written")
+            message = {"role": "assistant", "content": "".join(text for text, _ in found)}
+            choice = {"message": message, "finish_reason": found[-1][1]}
+            return JSONResponse(wire(common, "chat.completion", choice, **usage(request)))
+        # What can be refused is refused before the first event, when the status has not been sent.
+        first = await anext(pieces, None)
+        if first is None or first[1] not in ("", "stop", "length"):
+            raise Refusal(500, "the answer could not be written")
+
+        async def events() -> AsyncIterator[str]:
+            kind = "chat.completion.chunk"
+            delta = {"role": "assistant", "content": ""}
+            yield wire(common, kind, {"delta": delta, "finish_reason": None})
+            item = first
+            while item is not None:
+                text, reason = item
+                if reason not in ("", "stop", "length"):
+                    yield {
+                        "error": {
+                            "message": "the answer could not be written",
+                            "type": "server_error",
+                        }
+                    }
+                    return
+                delta = {"content": text} if text else {}
+                yield wire(common, kind, {"delta": delta, "finish_reason": reason or None})
+                item = await anext(pieces, None)
+            if (body.get("stream_options") or {}).get("include_usage"):
+                yield wire(common, kind, None, **usage(request))
+
+        async def lines() -> AsyncIterator[str]:
+            try:
+                async for event in events():
+                    yield f"data: {json.dumps(event)}\n\n"
+                yield "data: [DONE]\n\n"
+            finally:
+                await pieces.aclose()
+
+        return StreamingResponse(lines(), media_type="text/event-stream")
+
+    async def refuse(http: HTTPRequest, error: Refusal) -> Response:
+        kind = "invalid_request_error" if error.status < 500 else "server_error"
+        said = {"message": str(error), "type": kind, "param": error.param, "code": None}
+        return JSONResponse({"error": said}, error.status)
+
+    async def unknown(http: HTTPRequest, error: HTTPException) -> Response:
+        return await refuse(
+            http, Refusal(error.status_code, f"{http.url.path}: {error.detail}")
+        )
+
+    routes = [
+        Route("/v1/models", models),
+        Route("/v1/chat/completions", completions, methods=["POST"]),
+    ]
+    return Starlette(
+        routes=routes, exception_handlers={Refusal: refuse, HTTPException: unknown}
+    )

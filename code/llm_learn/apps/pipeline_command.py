@@ -1,0 +1,304 @@
+"""The command `python -m llm_learn.pipeline`: takes a small model through every stage, in a folder."""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from llm_learn.apps.pipeline_stages import (
+    Plan,
+    as_teacher,
+    example_batches,
+    flops,
+    learn_from,
+    lessons,
+    llama_of,
+    next_id_loss,
+    own_share,
+    reinforce,
+    text_batches,
+)
+from llm_learn.assets import AssetError
+from llm_learn.distributed import Ranks, joined
+from llm_learn.files import new_folder, replacing, write_json
+from llm_learn.llama import Llama
+from llm_learn.sft import answer_batch
+from llm_learn.tasks.conversations import (
+    REPLY_KINDS,
+    TalkTask,
+    draw_replies,
+    make_task,
+    read_talk,
+)
+from llm_learn.tokenizers import BPETokenizer
+from llm_learn.train import evaluate_loss
+
+# For a GPU. The corpus is small: a larger model would learn it by heart.
+GPU_PLAN = Plan(
+    num_words=4000,
+    vocab_size=4096,
+    d_model=384,
+    num_layers=8,
+    num_heads=6,
+    pretrain_steps=1000,
+    windows=64,
+    tune_steps=300,
+    examples=96,
+    rounds=200,
+    prompts=32,
+    samples=16,
+    reinforce_rate=0.0005,
+    student_d_model=192,
+    student_layers=2,
+    written=6144,
+    distil_steps=600,
+)
+SAID = ("How now! what news?", "Where is the king?", "I love thee.", "Good night.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options; those that are not given are missing from what it parses."""
+    made = argparse.ArgumentParser(
+        prog="python -m llm_learn.pipeline",
+        description="Pre-trains a small model on Shakespeare's plays, tunes it on conversations, reinforces its manners, "
+        "and distils it into a student. The folder receives the tokenizer, each stage's model, and report.json.",
+        epilog="A stage whose model is there is not run again. Several processes share each batch when they are started "
+        "by `torchrun --nproc-per-node=N -m llm_learn.pipeline`.",
+        argument_default=argparse.SUPPRESS,
+    )
+    made.add_argument("--out", required=True, type=Path, help="the folder")
+    made.add_argument(
+        "--large", action="store_true", help="begin from the plan for a GPU, not the book's"
+    )
+    made.add_argument("--device", choices=["cpu", "cuda"], help="cpu (default), or cuda")
+    made.add_argument("--seed", type=int, help="decides all that is drawn (default: 0)")
+    for field in fields(Plan):
+        small, large = field.default, getattr(GPU_PLAN, field.name)
+        made.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=field.type,
+            help=f"default: {small}, with --large {large}",
+        )
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    given = vars(parser().parse_args(arguments))
+    folder, device = given.pop("out"), given.pop("device", "cpu")
+    seed, large = given.pop("seed", 0), given.pop("large", False)
+    try:
+        plan = replace(GPU_PLAN if large else Plan(), **given)
+        with joined(device) as ranks:
+            PipelineRun(folder, plan, seed, ranks).go()
+    except (ValueError, OSError, AssetError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+class PipelineRun:
+    """All stages of a plan in a folder, which is made or gone on with.
+
+    Args:
+        folder: where the models go.
+        plan: of all stages; a folder that was begun with another is refused.
+        seed: decides all that is drawn.
+        ranks: the processes that share the work; each makes one.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, seed: int, ranks: Ranks):
+        self.folder, self.plan, self.seed, self.ranks = folder, plan, seed, ranks
+        # What cannot work is refused before anything is written.
+        for name in ("windows", "examples", "prompts"):
+            _ = own_share(name, getattr(plan, name), ranks)
+        _ = flops(plan, prompt=1)
+        begun = ranks.from_first(self.is_begun)
+        if begun:
+            self.say("reading the plays and the tokenizer")
+            tokenizer = BPETokenizer.load(folder / "tokenizer.json")
+            self.task = TalkTask(read_talk(plan.num_words), tokenizer)
+        else:
+            self.say(f"reading the plays, learning {plan.vocab_size:,} tokens")
+            self.task = make_task(plan.num_words, plan.vocab_size)
+        encode, talk = self.task.tokenizer.encode, self.task.talk
+        self.ids, self.held_out = (
+            torch.tensor(encode(text)).to(ranks.device)
+            for text in (talk.text, talk.held_out_text)
+        )
+        self.examples = self.task.examples(talk.turns)
+        lengths = [loss_mask.index(True) for _, loss_mask in self.examples]
+        self.predicted = flops(plan, sum(lengths) / len(lengths))
+        self.rows: list[dict] = []
+        if not begun:
+            ranks.from_first(self.begin)
+
+    def settings(self) -> dict:
+        return asdict(self.plan) | {"seed": self.seed}
+
+    def is_begun(self) -> bool:
+        """Whether the folder holds a run, which must have been begun with the same plan."""
+        path = self.folder / "plan.json"
+        if path.is_file():
+            begun = json.loads(path.read_text(encoding="utf-8"))
+            for name, value in self.settings().items():
+                if begun.get(name) != value:
+                    raise ValueError(
+                        f"{name} is {value}: the run in {str(self.folder)!r} was begun with {begun.get(name)}"
+                    )
+            return True
+        if self.folder.exists() and (
+            not self.folder.is_dir() or any(self.folder.iterdir())
+        ):
+            raise ValueError(f"--out is {str(self.folder)!r}: it exists, and holds no run")
+        return False
+
+    def begin(self) -> None:
+        """Makes the folder with the tokenizer and the plan: all of it or nothing."""
+        with new_folder(self.folder) as temporary:
+            self.task.tokenizer.save(temporary / "tokenizer.json")
+            write_json(temporary / "plan.json", self.settings())
+            if self.folder.exists():
+                self.folder.rmdir()  # empty; on Windows nothing can be renamed onto it
+
+    def say(self, text: str) -> None:
+        if self.ranks.is_first:
+            print(text, flush=True)
+
+    def go(self) -> None:
+        """Runs the stages that are not done, and writes the report."""
+        plan, share = self.plan, {"ranks": self.ranks}
+        end_id, seed = self.task.end_id, self.seed
+        for name, number in self.predicted.items():
+            self.say(f"{name:<14} {number:9.2e} floating-point operations predicted")
+        torch.manual_seed(seed)
+        sizes = plan.vocab_size, plan.context_length
+        model = llama_of(*sizes, plan.d_model, plan.num_layers, plan.num_heads)
+        student = llama_of(
+            *sizes, plan.student_d_model, plan.student_layers, plan.num_heads
+        )
+        stages: list[tuple[str, Llama, Callable[[], object]]] = [
+            (
+                "pre-training",
+                model,
+                lambda: learn_from(
+                    model,
+                    next_id_loss,
+                    text_batches(
+                        self.ids, plan.windows, plan.context_length, seed, **share
+                    ),
+                    plan.pretrain_steps,
+                    rate=0.01,
+                    **share,
+                ),
+            ),
+            (
+                "tuning",
+                model,
+                lambda: learn_from(
+                    model,
+                    next_id_loss,
+                    example_batches(self.examples, plan.examples, end_id, seed, **share),
+                    plan.tune_steps,
+                    rate=0.005,
+                    **share,
+                ),
+            ),
+            (
+                "reinforcement",
+                model,
+                lambda: self.follow(reinforce(model, self.task, plan, seed, **share)),
+            ),
+            (
+                "distillation",
+                student,
+                lambda: learn_from(
+                    student,
+                    as_teacher(model),
+                    lessons(model, self.task, plan, seed, **share),
+                    plan.distil_steps,
+                    rate=0.01,
+                    **share,
+                ),
+            ),
+        ]
+        for name, trained, stage in stages:
+            self.run_stage(name, trained, stage, self.predicted[name])
+        self.ranks.from_first(lambda: write_json(self.folder / "report.json", self.rows))
+        for said in SAID:
+            for kind in REPLY_KINDS:
+                self.say(f"({kind}) {said} — {self.reply(model, kind, said)}")
+
+    def run_stage(
+        self, name: str, model: Llama, stage: Callable[[], object], predicted: float
+    ) -> None:
+        """Runs a stage and saves its model, or loads it; then measures."""
+        path = self.folder / f"{name}.safetensors"
+        model.to(self.ranks.device)
+        seconds = None
+        if self.ranks.from_first(path.is_file):
+            model.load_state_dict(load_file(path, device=self.ranks.device))
+        else:
+            begun = time.perf_counter()
+            stage()
+            seconds = time.perf_counter() - begun
+            if not all(p.isfinite().all() for p in model.parameters()):
+                raise ValueError(f"{name} left weights that are no numbers: lower its rate")
+            self.ranks.from_first(lambda: save(model, path))
+        row = {"stage": name, "weights": sum(p.numel() for p in model.parameters())}
+        row |= {"flops": predicted, "seconds": seconds} | self.measured(model)
+        self.rows.append(row)
+        took = "" if seconds is None else f", {predicted / seconds:.1e} a second"
+        self.say(
+            f"{name:<14} {row['bits_per_byte']:.3f} bits a byte, {row['reply_loss']:.3f} nats an id of a reply, "
+            f"{row['all_kept']:.1%} keep all rules{took}"
+        )
+
+    def follow(self, rounds) -> None:
+        """Goes through the rounds, and tells of every tenth."""
+        for number, each in enumerate(rounds, 1):
+            if number % 10 == 0:
+                self.say(
+                    f"  round {number}: {each.all_kept:.1%} keep all rules, {each.kl:.1f} nats from the start"
+                )
+
+    @torch.no_grad()
+    def measured(self, model: Llama) -> dict[str, float]:
+        """What the book's page measures, on the plays that were held out."""
+        talk, end_id = self.task.talk, self.task.end_id
+        num_bytes = len(talk.held_out_text.encode()) / len(self.held_out)  # of an id
+        x, y = answer_batch(self.task.examples(talk.held_out_turns), end_id)
+        batch = x.to(self.ranks.device), y.to(self.ranks.device)
+        asked = [
+            (kind, turn.said) for turn in talk.held_out_turns[:100] for kind in REPLY_KINDS
+        ]
+        generator = torch.Generator(self.ranks.device).manual_seed(0)
+        kept = self.task.kept(
+            asked, draw_replies(model, self.task.prompts(asked), end_id, generator)
+        )
+        return {
+            "bits_per_byte": evaluate_loss(model, self.held_out) / num_bytes / math.log(2),
+            "reply_loss": float(next_id_loss(model, batch)),
+            "all_kept": float(kept.all(1).float().mean()),
+        }
+
+    def reply(self, model: Llama, kind: str, said: str) -> str:
+        """The likeliest reply."""
+        prompts = self.task.prompts([(kind, said)])
+        generator = torch.Generator(self.ranks.device)
+        written = draw_replies(model, prompts, self.task.end_id, generator, temperature=0.0)
+        return self.task.texts(written)[0]
+
+
+def save(model: Llama, path: Path) -> None:
+    """Writes the weights, all or nothing."""
+    weights = {n: p.detach().cpu().contiguous() for n, p in model.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(weights, temporary)

@@ -1,0 +1,142 @@
+"""GPT: a decoder-only Transformer with learned positions, and how its first weights are drawn."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from llm_learn.attention import MultiHeadAttention, causal_mask
+from llm_learn.feedforward import MLP
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """The shape of a GPT."""
+
+    vocab_size: int  # V, ids
+    context_length: int  # the longest input, positions
+    d_model: int  # C, width of the residual stream
+    num_layers: int  # blocks
+    num_heads: int  # H, divides d_model
+    dropout: float = 0.0  # probability of zeroing an activation while training
+
+    def __post_init__(self):
+        for field in ("vocab_size", "context_length", "d_model", "num_layers", "num_heads"):
+            if getattr(self, field) < 1:
+                raise ValueError(
+                    f"{field} is {getattr(self, field)}: it must be at least 1"
+                )
+        if self.d_model % self.num_heads:
+            raise ValueError(
+                f"num_heads is {self.num_heads}: it must divide d_model, which is {self.d_model}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"dropout is {self.dropout}: it must be at least 0 and below 1"
+            )
+
+
+def check_ids(ids: Tensor, vocab_size: int, context_length: int) -> None:
+    """Raises ValueError unless `ids` is (B, T) of integers from 0 to V - 1, with T from 1 to the context length."""
+    if ids.ndim != 2 or not 1 <= ids.shape[1] <= context_length:
+        raise ValueError(
+            f"ids has shape {tuple(ids.shape)}: expected (B, T) with T from 1 to context_length, "
+            f"which is {context_length}"
+        )
+    if ids.is_floating_point():
+        raise ValueError(f"ids has dtype {ids.dtype}: ids are integers")
+    if ids.numel() and not (ids.min() >= 0 and ids.max() < vocab_size):
+        raise ValueError(
+            f"ids holds values outside the vocabulary: they go from 0 to {vocab_size - 1}"
+        )
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each on a normalised copy and added back (pre-norm, as in GPT-2)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(config.d_model)
+        self.attention = MultiHeadAttention(
+            d_model=config.d_model, num_heads=config.num_heads
+        )
+        self.norm_2 = nn.LayerNorm(config.d_model)
+        self.mlp = MLP(d_model=config.d_model, d_ff=4 * config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)"""
+        x = x + self.dropout(self.attention(self.norm_1(x), mask))
+        return x + self.dropout(self.mlp(self.norm_2(x)))
+
+
+def draw_weights(module: nn.Module, num_layers: int) -> None:
+    """Draws first weights as Hugging Face does for GPT-2 with so many blocks; zero biases."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 2:
+            # Each block adds to the residual stream twice; depth must not inflate its variance.
+            adds_to_stream = name.endswith(("out.weight", "down.weight"))
+            std = 0.02 / math.sqrt(2 * num_layers) if adds_to_stream else 0.02
+            nn.init.normal_(parameter, std=std)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+
+
+def draw_by_fan_in(model: nn.Module, num_layers: int) -> None:
+    """Draws matrices so that what they compute is as large as what they read; the output layer begins at zero."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif parameter.ndim != 2:
+            continue
+        elif name == "token_embedding.weight":
+            nn.init.normal_(parameter, std=1.0)
+        elif name == "output.weight":
+            nn.init.zeros_(parameter)
+        else:
+            std = parameter.shape[1] ** -0.5
+            if name.endswith(("out.weight", "down.weight")):
+                std /= math.sqrt(2 * num_layers)
+            nn.init.normal_(parameter, std=std)
+
+
+class GPT(nn.Module):
+    """A decoder-only Transformer with GPT-2's structure (Radford et al. 2019)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.position_embedding = nn.Embedding(config.context_length, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.d_model)
+        draw_weights(self, config.num_layers)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Scores every id as the next one, at every position: (B, T) -> logits (B, T, V)."""
+        check_ids(ids, self.config.vocab_size, self.config.context_length)
+        num_positions = ids.shape[1]
+        x = (
+            self.token_embedding(ids) + self.position_embedding.weight[:num_positions]
+        )  # (B, T, C)
+        x = self.dropout(x)
+        mask = causal_mask(num_positions, device=ids.device)
+        for block in self.blocks:
+            x = block(x, mask)
+        # The output layer shares the embedding's weights (Press and Wolf 2017, arXiv:1608.05859).
+        return self.norm(x) @ self.token_embedding.weight.T  # (B, T, V)
+
+
+def replace_feedforward(model: GPT, make_layer: Callable[[], nn.Module]) -> GPT:
+    """Puts another layer, drawn as the model's own are, in the place of each MLP of a GPT; returns the same model.
+
+    Args:
+        model: changed in place.
+        make_layer: returns a new layer, which maps (B, T, C) to (B, T, C).
+    """
+    for block in model.blocks:
+        block.mlp = make_layer()
+        draw_weights(block.mlp, model.config.num_layers)
+    return model

@@ -1,0 +1,188 @@
+"""Llama: a decoder-only Transformer with rotary positions, grouped-query attention, SwiGLU and a KV cache."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llm_learn.attention import GroupedQueryAttention, KVCache, causal_mask
+from llm_learn.embeddings import rope_frequencies, rope_tables
+from llm_learn.feedforward import SwiGLU
+from llm_learn.gpt import check_ids, draw_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """The shape of a Llama."""
+
+    vocab_size: int  # V, ids
+    context_length: int  # the longest input it was trained on, positions
+    d_model: int  # C, width of the residual stream
+    d_ff: int  # width inside the feed-forward layers
+    num_layers: int  # blocks
+    num_heads: int  # H, query heads, divides d_model
+    num_kv_heads: int  # K, key/value heads, divides num_heads
+    rope_base: float = 10_000.0  # the larger, the slower the slow pairs turn
+    norm_eps: float = 1e-5  # added to the mean square
+    tie_embeddings: bool = True  # the output layer shares the embedding's weights
+
+    def __post_init__(self):
+        for field in (
+            "vocab_size",
+            "context_length",
+            "d_ff",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+        ):
+            if getattr(self, field) < 1:
+                raise ValueError(
+                    f"{field} is {getattr(self, field)}: it must be at least 1"
+                )
+        if self.d_model < 1 or self.d_model % (2 * self.num_heads):
+            raise ValueError(
+                f"d_model is {self.d_model}: each of num_heads, {self.num_heads}, needs an even share of it"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads is {self.num_kv_heads}: it must divide num_heads, which is {self.num_heads}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """D, width of one head."""
+        return self.d_model // self.num_heads
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root of the mean square, then scales (Zhang and Sennrich 2019, arXiv:1910.07467, Eq. 4).
+
+    Args:
+        d_model: C, the numbers at each position.
+        eps: added to the mean square, against division by zero.
+    """
+
+    def __init__(self, d_model: int, *, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d_model))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)"""
+        return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class LlamaBlock(nn.Module):
+    """Grouped attention with turned queries and keys, then a SwiGLU, each on a normalised copy and added back."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.norm_1 = RMSNorm(config.d_model, eps=config.norm_eps)
+        self.attention = GroupedQueryAttention(
+            d_model=config.d_model,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+        )
+        self.norm_2 = RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mlp = SwiGLU(d_model=config.d_model, d_ff=config.d_ff)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        rope: tuple[Tensor, Tensor],
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """(B, T, C) -> (B, T, C)"""
+        x = x + self.attention(self.norm_1(x), mask, rope, cache)
+        return x + self.mlp(self.norm_2(x))
+
+
+class Llama(nn.Module):
+    """A decoder-only Transformer with Llama's structure (Touvron et al. 2023, arXiv:2302.13971, Section 2.2).
+
+    Key/value heads are shared as in Llama 2 (arXiv:2307.09288). The output layer shares the embedding's weights, as in
+    many small models, unless `config.tie_embeddings` is False.
+    """
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
+        if not config.tie_embeddings:
+            shape, device = (config.d_model, config.vocab_size), self.norm.weight.device
+            # Drawn once, by `draw_weights`, like the rest.
+            self.output = nn.utils.skip_init(nn.Linear, *shape, bias=False, device=device)
+        draw_weights(self, config.num_layers)
+
+    def new_caches(self, batch_size: int, capacity: int) -> list[KVCache]:
+        """An empty cache for each block, with room for `capacity` positions."""
+        # Of a norm, which has few weights: where they are stored in fewer bits, an embedding decodes all of its own.
+        c, weight = self.config, self.norm.weight
+        shape = (batch_size, c.num_kv_heads, capacity, c.head_dim)
+        kind = {"dtype": weight.dtype, "device": weight.device}
+        return [KVCache(*shape, **kind) for _ in self.blocks]
+
+    def features(
+        self,
+        ids: Tensor,
+        caches: list[KVCache] | None = None,
+        padding: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """What the output layer reads.
+
+        Args:
+            ids: (B, T), which continue what the caches hold.
+            caches: from `new_caches`; `ids` are appended to them.
+            padding: (B,) how many of the first positions of each row are no text, and are not read.
+            mask: (T, S) or (B, 1, T, S) bool, which of all keys a position may read; None: those that are not later.
+
+        Returns:
+            (B, T, C)
+        """
+        num_past = caches[0].length if caches else 0
+        num_keys = num_past + ids.shape[1]
+        check_ids(ids, self.config.vocab_size, self.config.context_length)
+        if num_keys > self.config.context_length:
+            raise ValueError(
+                f"ids adds {ids.shape[1]} positions to {num_past} in the caches: "
+                f"context_length is {self.config.context_length}"
+            )
+        positions = torch.arange(num_past, num_keys, device=ids.device)  # (T,)
+        # One position alone, the last, reads everything.
+        if mask is None and (len(positions) > 1 or padding is not None):
+            mask = causal_mask(len(positions), num_keys, device=ids.device)  # (T, S)
+        if padding is not None:
+            keys = torch.arange(num_keys, device=ids.device)
+            mask = mask & (keys >= padding[:, None, None, None])  # (B, 1, T, S)
+            # Padding reads itself: a query without any key would have no average.
+            mask = mask | (keys == positions[:, None])
+            positions = (positions - padding[:, None, None]).clamp(min=0)  # (B, 1, T)
+        x = self.token_embedding(ids)  # (B, T, C)
+        rope = [table.to(x.dtype) for table in self.rope(positions)]
+        for i, block in enumerate(self.blocks):
+            x = block(x, mask, rope, caches[i] if caches else None)
+        return self.norm(x)
+
+    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for positions (..., T), from float32 whatever the weights are."""
+        frequencies = rope_frequencies(self.config.head_dim, base=self.config.rope_base)
+        return rope_tables(positions, frequencies.to(positions.device))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The output layer: features (..., C) -> (..., V)"""
+        if self.config.tie_embeddings:
+            return x @ self.token_embedding.weight.T
+        return self.output(x)
+
+    def forward(
+        self,
+        ids: Tensor,
+        caches: list[KVCache] | None = None,
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """Scores every id as the next one, at every position: (B, T) -> logits (B, T, V); see `features`."""
+        return self.logits(self.features(ids, caches, padding))

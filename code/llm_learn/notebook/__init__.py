@@ -1,0 +1,259 @@
+"""What every notebook does around its subject: start, time, glue, verify."""
+
+import ctypes
+import json
+import logging
+import os
+import random
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm_learn.notebook.plotting import use_book_style
+
+# Where it is installed, PEFT and TRL import it, and it warns of optional kernels; nothing here would use them.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def start(seed: int = 0) -> torch.Generator:
+    """Makes a notebook repeatable: one thread, seeded generators, memory that is kept, the book's figure style.
+
+    Args:
+        seed: seeds `random`, NumPy, torch, and the generator that comes back.
+
+    Returns:
+        A seeded generator, for functions that take `generator=`.
+    """
+    # A library's advice to install widgets is no output of a chapter.
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    torch.set_num_threads(1)
+    # The scores of a small model fit, and its updates need no fresh pages: up to a third of their time.
+    keep_memory(2**26)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    use_book_style()
+    return torch.Generator().manual_seed(seed)
+
+
+def keep_memory(num_bytes: int) -> bool:
+    """Lets arrays of less than so many bytes stay with this process when they are freed, for the next ones.
+
+    The system must find and clear every page of a larger one. Without this call, glibc changes the limit as it goes,
+    from 128 KiB up to 32 MiB.
+
+    Returns:
+        Whether the C library could be told: False where it is not glibc.
+
+    Raises:
+        ValueError: `num_bytes` is negative or does not fit into a C int.
+    """
+    if not 0 <= num_bytes < 2**31:
+        raise ValueError(f"num_bytes is {num_bytes}: it must be from 0 to {2**31 - 1}")
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    # M_MMAP_THRESHOLD, and M_TRIM_THRESHOLD: from how much free memory on its end is given back.
+    trim = 2**30 if num_bytes > 2**17 else 2**17
+    return bool(mallopt(-3, num_bytes) and mallopt(-1, trim))
+
+
+class Stopwatch:
+    """Measures a `with` block: `cpu_seconds` of this process, and `seconds` by the clock."""
+
+    cpu_seconds: float
+    seconds: float
+
+    def __enter__(self):
+        self._cpu, self._clock = time.process_time(), time.perf_counter()
+        return self
+
+    def __exit__(self, *_):
+        self.cpu_seconds, self.seconds = (
+            time.process_time() - self._cpu,
+            time.perf_counter() - self._clock,
+        )
+
+
+def fastest_seconds(work: Callable[[], object], repeats: int = 3) -> float:
+    """The shortest of several runs, by the clock: what disturbs a run only makes it longer."""
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}: it must be at least 1")
+    runs = []
+    for _ in range(repeats):
+        with Stopwatch() as watch:
+            work()
+        runs.append(watch.seconds)
+    return min(runs)
+
+
+def fitted_power(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """The p for which size ** p, times a constant, fits the values best, on logarithmic axes."""
+    if len(sizes) != len(values) or len(set(sizes)) < 2 or min(*sizes, *values) <= 0:
+        raise ValueError(
+            f"sizes is {list(sizes)}, values {list(values)}: "
+            "expected as many of each, all above 0, for two sizes at least"
+        )
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most memory that torch's CPU allocator held during `work`, beyond what it held before, by its profiler."""
+    # Set before the profiler starts for the first time: else it writes a line with the time for each run.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    held = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()  # negative where memory is given back
+            peak = max(peak, held)
+    return peak
+
+
+def glue(name: str, value: object) -> None:
+    """Stores a measured value under `name`, so that prose shows it instead of repeating it by hand.
+
+    Args:
+        name: the key that the page's `{glue:text}` asks for.
+        value: a number or string, already rounded as it should be read.
+    """
+    if not name:
+        raise ValueError(f"name is {name!r}: prose asks for a value by its name")
+    prefix = "application/papermill.record/"
+    metadata = {"scrapbook": {"name": name, "mime_prefix": prefix}}
+    # Quoted: myst-nb evaluates what it finds, and would show 1.50 as 1.5.
+    _display({prefix + "text/plain": repr(str(value))}, metadata)
+
+
+def over_seeds(values: Sequence[float], decimals: int = 2) -> str:
+    """The mean, and in brackets the smallest and the largest, as text.
+
+    Args:
+        values: one for each seed.
+        decimals: behind the point.
+    """
+    if not values:
+        raise ValueError("values is empty: expected one for each seed")
+    mean = sum(values) / len(values)
+    return f"{mean:.{decimals}f} ({min(values):.{decimals}f}–{max(values):.{decimals}f})"
+
+
+def verify(
+    name: str,
+    ours: object,
+    reference: object,
+    *,
+    against: str,
+    tolerance: float = 0.0,
+    relative: bool = False,
+) -> None:
+    """Asserts that our result equals a reference library's, and shows and records the largest difference.
+
+    Args:
+        name: what is verified, such as `MultiHeadAttention, forward`.
+        ours: a tensor, a sequence of tensors, or anything that compares with `==` (then exactly).
+        reference: the same from the reference library.
+        against: the library's function, as the reader would import it.
+        tolerance: the largest difference allowed.
+        relative: divide the difference by the reference's largest magnitude.
+
+    Raises:
+        AssertionError: where the two differ by more than `tolerance`, or in shape.
+    """
+    difference = _largest_difference(ours, reference, relative)
+    if not difference <= tolerance:  # NaN must fail too.
+        raise AssertionError(
+            f"{name} differs from {against} by {difference:.0e}, more than {tolerance:.0e}"
+        )
+    shown = (
+        "exactly equal"
+        if difference == 0
+        else f"largest {'relative ' * relative}difference {difference:.0e}"
+    )
+    allowed = f" (allowed {tolerance:.0e})" if tolerance else ""
+    check = {
+        "name": name,
+        "against": against,
+        "difference": difference,
+        "tolerance": tolerance,
+        "relative": relative,
+    }
+    _display(
+        {"text/plain": f"✓ {name} = {against}: {shown}{allowed}"},
+        {"llm_learn_check": check},
+    )
+
+
+def _largest_difference(ours: object, reference: object, relative: bool) -> float:
+    pairs = _tensor_pairs(ours, reference)
+    if pairs is None:
+        return 0.0 if ours == reference else float("inf")
+    differences, magnitudes = [], []
+    for a, b in pairs:
+        if a.shape != b.shape:
+            raise AssertionError(
+                f"shapes differ: {tuple(a.shape)} against {tuple(b.shape)}"
+            )
+        if not a.numel():
+            raise AssertionError("an empty tensor was given: there is nothing to compare")
+        a, b = a.detach().double(), b.detach().double()
+        # Equal infinities differ by nothing, though their difference is NaN.
+        differences.append(torch.where(a == b, 0.0, (a - b).abs()).max())
+        magnitudes.append(b.abs().max())
+    # Not Python's max(): it would drop a NaN that is not the first.
+    largest = torch.stack(differences).max()
+    if relative and largest > 0:
+        largest = largest / torch.stack(magnitudes).max()
+    return largest.item()
+
+
+def _tensor_pairs(ours: object, reference: object) -> list[tuple[Tensor, Tensor]] | None:
+    """Pairs of tensors to compare; None for what is to be compared with `==`."""
+    both = []
+    for value in (ours, reference):
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        values = [torch.from_numpy(x) if isinstance(x, np.ndarray) else x for x in values]
+        both.append(
+            values if all(isinstance(x, Tensor) for x in values) and values else None
+        )
+    if both[0] is None and both[1] is None:
+        return None
+    if both[0] is None or both[1] is None or len(both[0]) != len(both[1]):
+        raise AssertionError(
+            f"shapes differ: {type(ours).__name__} against {type(reference).__name__}"
+        )
+    return list(zip(*both, strict=True))
+
+
+def recorded(name: str) -> dict:
+    """The record of an experiment that is too long for a page, as `make experiment` wrote it.
+
+    Args:
+        name: the experiment's name, such as `gpt` for experiments/gpt.json.
+    """
+    folders = [Path(__file__).parents[3] / "experiments"]  # a checkout
+    if installed := find_spec("llm_learn_experiments"):
+        folders += map(Path, installed.submodule_search_locations or ())
+    file = next(
+        (file for folder in folders if (file := folder / f"{name}.json").is_file()), None
+    )
+    if file is None:
+        raise ValueError(f"name is {name!r}: there is no record experiments/{name}.json")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _display(data: dict[str, str], metadata: dict) -> None:
+    # Imported late: the package serves plain scripts too, where IPython may be absent.
+    from IPython.display import display
+
+    display(data, raw=True, metadata=metadata)

@@ -1,0 +1,1 @@
+"""Our models and numbers in other libraries, which chapters compare with."""

@@ -1,0 +1,1 @@
+"""Small tasks and their data, which several chapters share."""

@@ -1,0 +1,171 @@
+"""Lines of Shakespeare that a small model finishes and a hidden taste judges: the task of the chapters on preferences."""
+
+import itertools
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llm_learn.data import shakespeare
+from llm_learn.generate import generate
+from llm_learn.llama import Llama, LlamaConfig
+from llm_learn.sft import fine_tune
+from llm_learn.train import TrainConfig
+
+LONGEST_LINE = 11  # words and marks of a line
+PROMPT = 2  # of them are given
+# The ids of an answer at most, with the one that ends it.
+ANSWER = LONGEST_LINE - PROMPT + 1
+LINE_END = 1000  # comes after the ids of all words and marks
+
+
+@cache
+def words_and_lines() -> tuple[list[str], list[tuple[int, ...]]]:
+    """The most frequent words and marks, by their ids, and all lines of nothing else, in a random order."""
+    all_lines = [
+        re.findall(r"[a-z']+|[.,;:!?]", line.lower())
+        for line in shakespeare().splitlines()
+        if line.strip() and line.strip()[0] not in "*#_["  # names, headings, directions
+    ]
+    counts = Counter(itertools.chain(*all_lines))
+    ids = {word: i for i, (word, _) in enumerate(counts.most_common(LINE_END))}
+    known = {
+        tuple(ids[word] for word in line)
+        for line in all_lines
+        if 5 <= len(line) <= LONGEST_LINE and ids.keys() >= set(line)
+    }
+    return list(ids), random.Random(0).sample(sorted(known), len(known))
+
+
+def line_text(ids: Sequence[int]) -> str:
+    """Words and marks as one text; it stops at the end of the line."""
+    vocabulary, ids = words_and_lines()[0], [int(i) for i in ids]
+    words = [vocabulary[i] for i in ids[: ids.index(LINE_END) if LINE_END in ids else None]]
+    return re.sub(r" ([.,;:!?])", r"\1", " ".join(words))
+
+
+def train_and_test() -> tuple[list[tuple[int, ...]], Tensor]:
+    """Lines to learn from, and the beginnings of 300 others, (300, 2)."""
+    lines = words_and_lines()[1]
+    return lines[1000:], torch.tensor([line[:PROMPT] for line in lines[:300]])
+
+
+def model_of_lines(seed: int) -> Llama:
+    """A small Llama that has learned to finish lines."""
+    torch.manual_seed(seed)
+    model = Llama(
+        LlamaConfig(
+            vocab_size=LINE_END + 1,
+            context_length=PROMPT + ANSWER,
+            d_model=64,
+            d_ff=168,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=4,
+        )
+    )
+    config = TrainConfig(max_steps=300, batch_size=64, learning_rate=0.004, warmup_steps=30)
+    examples = [
+        ((*line, LINE_END), [False] + [True] * len(line)) for line in train_and_test()[0]
+    ]
+    order = torch.Generator().manual_seed(seed)
+    _ = fine_tune(model, examples, config, pad_id=LINE_END, generator=order)
+    return model
+
+
+def until_end(answers: Tensor) -> Tensor:
+    """(B, T) -> (B, T), True for every id up to the first LINE_END, and for that one."""
+    is_end = answers == LINE_END
+    return is_end.cumsum(1) - is_end.long() == 0
+
+
+def sample_answers(model: Llama, prompts: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws an answer to each prompt: (B, 2) -> (B, T), filled up with LINE_END."""
+    ids = generate(model, prompts, ANSWER, eos_id=LINE_END, generator=generator)
+    return F.pad(ids, (0, PROMPT + ANSWER - ids.shape[1]), value=LINE_END)[:, PROMPT:]
+
+
+@cache
+def marks_and_long_words() -> tuple[frozenset[int], frozenset[int]]:
+    """The ids of marks, and those of words of six letters or more."""
+    words = list(enumerate(words_and_lines()[0]))
+    marks = frozenset(i for i, word in words if word in ".,;:!?")
+    return marks, frozenset(i for i, word in words if len(word.replace("'", "")) >= 6)
+
+
+def points(answer: Sequence[int]) -> int:
+    """The judge's hidden taste: different long words, minus words that come again."""
+    marks, long_words = marks_and_long_words()
+    words = [i for i in answer if i != LINE_END and i not in marks]
+    return len(long_words.intersection(words)) - (len(words) - len(set(words)))
+
+
+def points_of(answers: Tensor) -> Tensor:
+    """(B, T) -> (B,)"""
+    return torch.tensor([float(points(answer)) for answer in answers.tolist()])
+
+
+SHARPNESS = 2.0  # how much a point counts for the judge
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Prompts with two answers each, one of them preferred."""
+
+    prompts: Tensor  # (N, 2)
+    chosen: Tensor  # (N, T)
+    rejected: Tensor  # (N, T)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Pairs":
+        return Pairs(self.prompts[rows], self.chosen[rows], self.rejected[rows])
+
+
+def judge(
+    prompts: Tensor, first: Tensor, second: Tensor, generator: torch.Generator
+) -> Pairs:
+    """Lets the judge choose between two answers to each prompt, (B, T) each."""
+    if first.shape != second.shape or len(first) != len(prompts):
+        raise ValueError(
+            f"first and second have shapes {tuple(first.shape)} and {tuple(second.shape)}: expected one answer "
+            f"of each for {len(prompts)} prompts"
+        )
+    lead = SHARPNESS * (points_of(first) - points_of(second))
+    wins = torch.rand(len(lead), generator=generator) < lead.sigmoid()  # (N,)
+    chosen = torch.where(wins[:, None], first, second)
+    return Pairs(prompts, chosen, torch.where(wins[:, None], second, first))
+
+
+def draw_prompts(number: int, generator: torch.Generator) -> Tensor:
+    """Beginnings of lines at random, (B, 2)."""
+    lines = train_and_test()[0]
+    some = torch.randint(len(lines), (number,), generator=generator).tolist()
+    return torch.tensor([lines[i][:PROMPT] for i in some])
+
+
+def judged_pairs(first: Llama, second: Llama, number: int, seed: int) -> Pairs:
+    """Pairs of an answer by one model and one by another, judged."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts = draw_prompts(number, generator)
+    answers = [sample_answers(model, prompts, generator) for model in (first, second)]
+    return judge(prompts, *answers, generator)
+
+
+def answer_logits(model: Llama, prompts: Tensor, answers: Tensor) -> Tensor:
+    """What a model expects at each id of the answers, (B, T, V)."""
+    return model(torch.cat([prompts, answers], dim=1)[:, :-1])[:, PROMPT - 1 :]
+
+
+@torch.no_grad()
+def kl_at_each(policy: Llama, reference: Llama, prompts: Tensor, answers: Tensor) -> Tensor:
+    """The KL divergence of what two models expect at each id of the answers, (B, T), in nats."""
+    logps, reference_logps = (
+        answer_logits(model, prompts, answers).log_softmax(-1)
+        for model in (policy, reference)
+    )
+    return (logps.exp() * (logps - reference_logps)).sum(-1)

@@ -1,0 +1,478 @@
+"""Serving: blocks that are never lost, passes equal to each text alone, and an engine that is fair and ends."""
+
+import random
+import sys
+from hashlib import sha256
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_learn.apps.serving_engine import (
+    LOGGER,
+    BlockPool,
+    Engine,
+    NoBlock,
+    Pages,
+    Request,
+    Row,
+    longer,
+    read_rows,
+    read_slots,
+    single_ids,
+)
+from llm_learn.generate import generate
+
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama):
+    return tiny_llama()
+
+
+def make_engine(model, num_blocks, block_size, **limits):
+    """An engine with that model, greedy; id 0 ends a text."""
+    dtype = model.norm.weight.dtype
+    pages = Pages(model.config, num_blocks, block_size, dtype=dtype)
+    return Engine(
+        lambda rows: read_rows(model, pages, rows),
+        lambda request, logits: int(logits.argmax()),
+        BlockPool(num_blocks, block_size),
+        end_id=0,
+        context_length=64,
+        **limits,
+    )
+
+
+def alone(model, request) -> list[int]:
+    """What `generate` writes for that prompt, without the end."""
+    ids = torch.tensor([request.prompt])
+    whole = generate(model, ids, request.max_new, temperature=0, eos_id=0)[0].tolist()
+    new = whole[len(request.prompt) :]
+    return new[: new.index(0)] if 0 in new else new
+
+
+def check_pool(engine) -> None:
+    """Users, tables, free blocks and what is remembered fit together."""
+    pool = engine.pool
+    tables = [block for request in engine.running for block in request.blocks]
+    assert pool.users == [tables.count(block) for block in range(len(pool.users))]
+    assert {b for b, users in enumerate(pool.users) if users == 0} == {*pool.free}
+    assert {found: b for b, found in pool.hash_of.items()} == pool.block_of
+    assert all(not request.blocks and request.num_read == 0 for request in engine.waiting)
+    assert {*engine.waiting}.isdisjoint(engine.running)
+
+
+class TestPool:
+    @settings(max_examples=100, deadline=None)
+    @given(data=st.data())
+    def test_blocks_are_neither_lost_nor_given_twice(self, data):
+        pool = BlockPool(data.draw(st.integers(1, 6)), 2)
+        tables: list[list[int]] = []
+        for _ in range(data.draw(st.integers(0, 25))):
+            what = data.draw(st.sampled_from(["take", "share", "give back"]))
+            if what == "take" and pool.free:
+                tables.append([pool.take()])
+            elif what == "share" and tables:
+                table = data.draw(st.sampled_from(tables))
+                pool.share(table)
+                tables.append(list(table))
+            elif what == "give back" and tables:
+                pool.give_back(tables.pop(data.draw(st.integers(0, len(tables) - 1))))
+            users = [sum(b in t for t in tables) for b in range(len(pool.users))]
+            assert pool.users == users
+            assert {*pool.free} == {b for b, n in enumerate(users) if not n}
+        while pool.free:
+            pool.take()
+        with pytest.raises(NoBlock):
+            pool.take()
+
+    def test_the_longest_free_is_taken_and_the_last_of_a_text_first(self):
+        pool = BlockPool(4, 2)
+        table = [pool.take() for _ in range(4)]
+        pool.give_back(table[:3])
+        pool.give_back(table[3:])
+        assert [pool.take() for _ in range(4)] == [table[2], table[1], table[0], table[3]]
+
+    def test_only_whole_blocks_before_the_last_id_are_known(self):
+        pool = BlockPool(4, 2)
+        table = [pool.take(), pool.take()]
+        pool.remember([1, 2, 3, 4], table)
+        assert pool.known([1, 2, 3, 4]) == table[:1]
+        assert pool.known([1, 2, 3, 4, 5]) == table
+        assert pool.known([1, 2, 9, 9, 9]) == table[:1]
+        assert (
+            pool.known([9, 2, 3, 4, 5]) == []
+        )  # the same ids behind others are another text
+
+    @settings(max_examples=200, deadline=None)
+    @given(data=st.data())
+    def test_hashes_find_what_whole_beginnings_find(self, data):
+        """Texts over two ids, so that many begin alike; the reference keeps each beginning whole."""
+        pool, size = BlockPool(5, 2), 2
+        begins: dict[tuple[int, ...], int] = {}
+        for _ in range(data.draw(st.integers(0, 12))):
+            text = data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=8))
+            expected = []
+            for end in range(size, len(text), size):
+                if (block := begins.get(tuple(text[:end]))) is None:
+                    break
+                expected.append(block)
+            assert pool.known(text) == expected
+            pool.share(expected)
+            table = list(expected)
+            while len(table) < len(text) // size and pool.free:
+                table.append(pool.take())
+                begins = {t: b for t, b in begins.items() if b != table[-1]}
+            pool.remember(text[: len(table) * size], table, len(expected))
+            for i in range(len(expected), len(table)):
+                begins.setdefault(tuple(text[: (i + 1) * size]), table[i])
+            pool.give_back(table)
+
+    def test_a_long_text_needs_memory_in_proportion_to_its_length(self):
+        pool = BlockPool(1000, 16)
+        pool.remember(range(16_000), [pool.take() for _ in range(1000)])
+        assert len(pool.block_of) == 1000
+        assert sum(map(sys.getsizeof, pool.block_of)) < 100 * 1000
+
+    def test_what_is_taken_is_forgotten(self):
+        pool = BlockPool(1, 2)
+        block = pool.take()
+        pool.remember([1, 2], [block])
+        pool.give_back([block])
+        assert pool.known([1, 2, 3]) == [block]
+        assert pool.take() == block
+        assert pool.known([1, 2, 3]) == []
+
+    @pytest.mark.parametrize(
+        ("blocks", "size", "name"), [(0, 1, "num_blocks"), (1, 0, "block_size")]
+    )
+    def test_sizes_are_positive(self, blocks, size, name):
+        with pytest.raises(ValueError, match=f"{name} is 0"):
+            BlockPool(blocks, size)
+
+
+class TestRead:
+    @pytest.mark.parametrize("seed", range(25))
+    def test_any_cut_of_any_texts_gives_the_logits_of_each_alone(self, model, seed):
+        draw = random.Random(seed)
+        size = draw.randint(1, 5)
+        texts = [
+            [draw.randrange(20) for _ in range(draw.randint(1, 14))]
+            for _ in range(draw.randint(1, 4))
+        ]
+        blocks = draw.sample(range(60), 60)
+        tables = [[blocks.pop() for _ in range(-(-len(text) // size))] for text in texts]
+        pages, read = Pages(model.config, 60, size), [0] * len(texts)
+        while any(n < len(t) for n, t in zip(read, texts, strict=True)):
+            rows = []
+            for i, text in enumerate(texts):
+                if n := draw.randint(0, len(text) - read[i]):
+                    rows.append((i, Row(text[read[i] : read[i] + n], read[i], tables[i])))
+                    read[i] += n
+            if rows:
+                logits = read_rows(model, pages, [row for _, row in rows])
+                for (i, _), found in zip(rows, logits, strict=True):
+                    expected = model(torch.tensor([texts[i][: read[i]]]))[0, -1]
+                    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+    def test_every_new_id_is_in_one_group_and_reads_what_is_not_later(self, model):
+        pages = Pages(model.config, 10, 4)
+        rows = [Row([1], 5, [4, 2]), Row([1, 2, 3], 2, [1, 9]), Row([7], 0, [3])]
+        slots = [pages.slots(row) for row in rows]
+        assert slots[0].tolist() == [16, 17, 18, 19, 8, 9]
+        ends, seen = [1, 4, 5], {}
+        for where, table, mask in [
+            *single_ids(rows, slots, ends),
+            *longer(rows, slots, ends),
+        ]:
+            mask = mask.expand(len(table), 1, where.shape[1], table.shape[1])
+            for r, t in torch.cartesian_prod(*map(torch.arange, where.shape)).tolist():
+                read = table[r, mask[r, 0, t]].tolist()
+                assert seen.setdefault(int(where[r, t]), read) is read
+        assert seen == {
+            0: slots[0].tolist(),
+            1: slots[1][:3].tolist(),
+            2: slots[1][:4].tolist(),
+            3: slots[1].tolist(),
+            4: slots[2].tolist(),
+        }
+
+    def test_slots_are_read_as_by_the_definition_of_attention(self):
+        draw = torch.Generator().manual_seed(0)
+        R, T, S, H, K, D = 2, 3, 5, 4, 2, 6
+        q = torch.randn(R, T, H, D, generator=draw).double()
+        k, v = (torch.randn(R, S, K, D, generator=draw).double() for _ in range(2))
+        mask = torch.rand(R, 1, T, S, generator=draw) < 0.6
+        mask[..., 0] = True
+        out = read_slots(q, k, v, mask)
+        for r, t, h in torch.cartesian_prod(*map(torch.arange, (R, T, H))).tolist():
+            scores = k[r, :, h // (H // K)] @ q[r, t, h] / D**0.5
+            weights = scores.masked_fill(~mask[r, 0, t], -torch.inf).softmax(0)
+            expected = weights @ v[r, :, h // (H // K)]
+            torch.testing.assert_close(out[r, t, h], expected, rtol=0, atol=1e-10)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision_gives_the_logits_of_each_text_alone(self, tiny_llama, dtype):
+        model = tiny_llama().to(dtype)
+        pages = Pages(model.config, 12, 4, dtype=dtype)
+        texts, tables = ([1, 2, 3, 4, 5, 6], [7], [8, 9, 10]), ([3, 7], [2, 5], [4, 8])
+        read_rows(model, pages, [Row(texts[0][:4], 0, tables[0])])
+        rows = [Row(texts[0][4:], 4, tables[0])]
+        rows += [Row(t, 0, b) for t, b in zip(texts[1:], tables[1:], strict=True)]
+        found = read_rows(model, pages, rows)
+        assert found.dtype == torch.float32
+        expected = torch.stack([model(torch.tensor([text]))[0, -1] for text in texts])
+        assert expected.dtype == dtype
+        # Sums in another order differ in the last bits of sums of this size.
+        size = float(expected.abs().max())
+        atol = 16 * torch.finfo(dtype).eps * size
+        torch.testing.assert_close(found, expected.float(), rtol=0, atol=atol)
+
+    def test_an_engine_runs_a_model_in_half_precision(self, tiny_llama):
+        model = tiny_llama().to(torch.bfloat16)
+        engine = make_engine(model, 20, 4, max_rows=2)
+        requests = [Request([i, i + 1, i + 2], 8) for i in (3, 6, 9)]
+        for request in requests:
+            engine.submit(request)
+        engine.run()
+        assert {request.reason for request in requests} <= {"length", "stop"}
+
+    def test_all_tensors_are_where_the_model_is(self, tiny_llama, one_device, monkeypatch):
+        monkeypatch.setattr(torch.Tensor, "cpu", lambda x: x)  # meta has nothing to copy
+        model = tiny_llama().to("meta")
+        pages = Pages(model.config, 10, 4, device="meta")
+        rows = [Row([1], 5, [4, 2]), Row([1, 2, 3], 2, [1, 9]), Row([7], 0, [3])]
+        assert read_rows(model, pages, rows).shape == (3, 20)
+
+    @pytest.mark.parametrize("kind", [{"dtype": torch.float16}, {"device": "meta"}])
+    def test_pages_of_another_kind_are_refused(self, model, kind):
+        pages = Pages(model.config, 2, 4, **kind)
+        with pytest.raises(ValueError, match=r"pages holds .*: the model's weights are"):
+            read_rows(model, pages, [Row([1, 2], 0, [1])])
+
+    def test_nothing_keeps_a_gradient(self, model):
+        with torch.enable_grad():
+            pages = Pages(model.config, 2, 4)
+            assert not read_rows(model, pages, [Row([1, 2], 0, [1])]).requires_grad
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ([], "rows has 0 texts"),
+            ([([1] * 9, 60, range(20))], "texts of up to 69 positions"),
+            ([([1, 2, 3], 6, [0, 1])], "blocks has 2 blocks of 4 positions: the row has 9"),
+            ([([], 3, [0])], "ids has length 0"),
+            ([([1], -1, [0])], "start is -1"),
+        ],
+    )
+    def test_what_cannot_be_read_is_refused(self, model, rows, message):
+        pages = Pages(model.config, 20, 4)
+        with pytest.raises(ValueError, match=message):
+            read_rows(model, pages, [Row(*row) for row in rows])
+
+    @pytest.mark.parametrize(
+        ("blocks", "size", "name"), [(0, 1, "num_blocks"), (1, 0, "block_size")]
+    )
+    def test_sizes_are_positive(self, model, blocks, size, name):
+        with pytest.raises(ValueError, match=f"{name} is 0"):
+            Pages(model.config, blocks, size)
+
+
+class TestEngine:
+    @pytest.mark.parametrize("seed", range(12))
+    def test_every_text_is_continued_as_alone(self, model, seed):
+        draw = random.Random(seed)
+        engine = make_engine(
+            model,
+            draw.randint(8, 30),
+            draw.choice([1, 2, 3, 4, 8]),
+            max_rows=draw.randint(1, 6),
+            max_tokens=draw.randint(1, 20),
+            max_chunk=draw.randint(1, 20),
+        )
+        beginning = [draw.randrange(1, 20) for _ in range(6)]
+        requests, heard = [], {}
+        for _ in range(40):
+            if draw.random() < 0.4 and len(requests) < 9:
+                prompt = beginning[: draw.randint(0, 6)]
+                prompt += [draw.randrange(1, 20) for _ in range(draw.randint(1, 6))]
+                request = Request(prompt, draw.randint(1, 8))
+                heard[request] = []
+                request.on_id = heard[request].append
+                try:
+                    engine.submit(request)
+                except ValueError:
+                    continue
+                requests.append(request)
+            elif draw.random() < 0.1 and requests:
+                engine.take_out(draw.choice(requests), "cancelled")
+            engine.step()
+            check_pool(engine)
+        engine.run()
+        check_pool(engine)
+        assert len(engine.pool.free) == len(engine.pool.users)
+        assert requests
+        for request in requests:
+            whole = alone(model, request)
+            written = request.ids[len(request.prompt) :]
+            assert heard[request] == written
+            if request.reason == "cancelled":
+                assert written == whole[: len(written)]
+            else:
+                assert written == whole
+                assert request.reason == (
+                    "length" if len(whole) == request.max_new else "stop"
+                )
+
+    def test_texts_give_way_and_come_back(self, model):
+        engine = make_engine(model, 6, 2, max_rows=4)
+        requests = [Request([i, i + 1, i + 2], 8) for i in (3, 6, 9)]
+        for request in requests:
+            engine.submit(request)
+        engine.run()
+        assert engine.preemptions > 0
+        assert [r.ids[3:] for r in requests] == [alone(model, r) for r in requests]
+
+    def test_where_somebody_gives_way_nobody_joins_in_the_same_pass(self):
+        engine = Engine(lambda rows: rows, lambda *_: 7, BlockPool(8, 1), end_id=0)
+        first, second = (Request([1, 2, 3], 5) for _ in range(2))
+        engine.submit(first)
+        engine.submit(second)
+        for _ in range(3):
+            engine.step()
+        # The second could share what the first has read, and would fit.
+        assert engine.preemptions == 1 and engine.running == [first]
+        engine.step()
+        assert engine.running == [first, second]
+        engine.run()
+        assert first.ids == second.ids == [1, 2, 3, *[7] * 5]
+
+    def test_a_common_beginning_is_read_once(self, model):
+        engine = make_engine(model, 20, 2)
+        for last in (1, 2, 3):
+            engine.submit(Request([5, 6, 7, 8, last], 1))
+            engine.run()
+        assert (engine.tokens_read, engine.tokens_shared) == (5 + 1 + 1, 8)
+
+    def test_no_hash_is_computed_twice_while_a_text_waits(self, monkeypatch):
+        hashed = []
+        monkeypatch.setattr(
+            "llm_learn.apps.serving_engine.sha256", lambda b: hashed.append(b) or sha256(b)
+        )
+        engine = Engine(lambda r: r, lambda *_: 7, BlockPool(13, 4), end_id=0)
+        runs, waits = Request([1], 30), Request(range(100, 132), 2)
+        engine.submit(runs)
+        engine.submit(waits)
+        for _ in range(20):
+            engine.step()
+        assert engine.running == [runs] and len(waits.hashes) == 8
+        engine.run()
+        assert len(hashed) == len(runs.hashes) + len(waits.hashes) == 30 // 4 + 33 // 4
+
+    @pytest.mark.parametrize(
+        ("prompt", "max_new", "message"),
+        [
+            ([], 1, "both need 1"),
+            ([1], 0, "both need 1"),
+            ([1] * 60, 5, "together at most 33"),
+            ([1] * 20, 20, "together at most 33"),
+        ],
+    )
+    def test_what_could_never_end_is_refused(self, model, prompt, max_new, message):
+        engine = make_engine(model, 4, 8)
+        with pytest.raises(ValueError, match=message):
+            engine.submit(Request(prompt, max_new))
+        assert not engine.waiting
+
+    def test_a_text_that_just_fits_is_finished(self, model):
+        engine = make_engine(model, 4, 4)
+        request = Request([1] * 10, 7)  # the last id is never read
+        engine.submit(request)
+        engine.run()
+        assert request.reason in ("length", "stop")
+
+    def test_a_long_prompt_leaves_room_for_others(self):
+        order = []
+        engine = Engine(
+            lambda rows: [len(row.ids) for row in rows],
+            lambda request, _: 7,
+            BlockPool(100, 16),
+            end_id=0,
+            max_tokens=20,
+            max_chunk=15,
+        )
+        long = Request(range(200), 3, on_id=lambda _: order.append("long"))
+        short = Request(range(500, 503), 3, on_id=lambda _: order.append("short"))
+        engine.submit(long)
+        engine.submit(short)
+        engine.run()
+        assert order == ["short"] * 3 + ["long"] * 3
+
+    def test_who_needs_little_is_served_first(self):
+        parts = []
+
+        def read_rows(rows):
+            parts.append([len(row.ids) for row in rows])
+            return rows
+
+        engine = Engine(
+            read_rows,
+            lambda *_: 7,
+            BlockPool(100, 16),
+            end_id=0,
+            max_tokens=16,
+            max_chunk=15,
+        )
+        engine.submit(Request(range(40), 1))
+        engine.submit(Request(range(500, 503), 1))
+        engine.run()
+        assert parts == [[15, 1], [14, 2], [11]]
+
+    def test_one_text_that_fails_leaves_the_others_alone(self):
+        def choose(request, _):
+            if request.prompt[0] == 1:
+                raise RuntimeError("planted")
+            return 7
+
+        engine = Engine(lambda rows: rows, choose, BlockPool(50, 4), end_id=0)
+        requests = [Request([i], 3) for i in (1, 2, 3)]
+        for request in requests:
+            engine.submit(request)
+        engine.run()
+        assert [request.reason for request in requests] == ["failed", "length", "length"]
+        check_pool(engine)
+
+    def test_what_failed_is_logged_and_an_end_that_nobody_hears_is_too(self, caplog):
+        def choose(request, _):
+            raise RuntimeError("planted")
+
+        def hear(reason):
+            raise RuntimeError("nobody")
+
+        engine = Engine(lambda rows: rows, choose, BlockPool(5, 4), end_id=0)
+        engine.submit(Request([1], 3, on_end=hear))
+        engine.run()
+        assert [record.name for record in caplog.records] == [LOGGER.name] * 2
+        assert len(engine.pool.free) == 5
+
+    def test_who_has_ended_is_not_ended_again(self):
+        ends = []
+        engine = Engine(lambda rows: rows, lambda *_: 0, BlockPool(5, 4), end_id=0)
+        runs, waits = (Request([i], 3, on_end=ends.append) for i in (1, 2))
+        engine.submit(runs)
+        engine.run()
+        engine.submit(waits)
+        for request in (runs, waits, waits):
+            engine.take_out(request, "cancelled")
+        assert ends == ["stop", "cancelled"] and not engine.waiting
+        check_pool(engine)
+
+    @pytest.mark.parametrize(
+        "name", ["max_rows", "max_tokens", "max_chunk", "context_length"]
+    )
+    def test_limits_are_positive(self, name):
+        with pytest.raises(ValueError, match=f"{name} is 0"):
+            Engine(lambda r: r, lambda *_: 0, BlockPool(1, 1), end_id=0, **{name: 0})
