@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from reprlib import repr as short_repr
@@ -10,11 +11,10 @@ from types import CodeType
 
 import torch
 
-SHAPE_CLAUSE = re.compile(
-    r"(?P<name>\w+)(?: (?P<kind>bool|int|float))? (?P<text>\(.*\))(?P<optional> or None)?"
-)
-MEASURING_CALLS = ("abs", "len", "max", "min", "sum")
 DTYPE_KINDS = {"bool": "booleans", "int": "integers", "float": "floating-point numbers"}
+SHAPE_CLAUSE = re.compile(
+    r"(?!not )(?P<name>\w+)(?: (?P<kind>bool|int|float))? (?P<text>\(.*\))(?P<optional> or None)?"
+)
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class ShapeClause:
     text: str  # the sizes, as written
     name: str
     kind: str | None  # of DTYPE_KINDS; None: any
-    open: bool  # more sizes may come first
     optional: bool  # None is accepted
     sizes: tuple[str | CodeType, ...]  # a name, or what computes the size
+    gap: int | None  # before which of them there may be more
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,17 @@ def _check_shape(clause: ShapeClause, values: dict) -> dict:
     array, found = values[clause.name], dict(values)
     if array is None and clause.optional:
         return found
-    shape, sizes = getattr(array, "shape", None), clause.sizes
+    shape, sizes, gap = getattr(array, "shape", None), clause.sizes, clause.gap
     if shape is not None and clause.kind in (None, _kind(array)):
-        own = shape[max(0, len(shape) - len(sizes)) :] if clause.open else shape
-        if len(own) == len(sizes) and all(
+        if gap is not None:
+            shape = shape[:gap] + shape[max(gap, gap + len(shape) - len(sizes)) :]
+        if len(shape) == len(sizes) and all(
             size == (found.setdefault(s, size) if isinstance(s, str) else eval(s, found))
-            for size, s in zip(own, sizes, strict=True)
+            for size, s in zip(shape, sizes, strict=True)
         ):
             return found
-    letters = [f"{name} = {values[name]}" for name in _names(clause.text) if name in values]
+    names = dict.fromkeys(re.findall(r"\w+", clause.text))
+    letters = [f"{name} = {short_repr(values[name])}" for name in names if name in values]
     expected = clause.text + (f" with {', '.join(letters)}" if letters else "")
     if clause.kind:
         expected = f"{DTYPE_KINDS[clause.kind]} {expected}"
@@ -88,14 +90,17 @@ def _check_shape(clause: ShapeClause, values: dict) -> dict:
 
 def _failure(clause: ConditionClause, values: dict, shapes: dict[str, ShapeClause]) -> str:
     """What to say of a condition that fails: for a letter, the shape that it comes from."""
-    shown, expected = [], clause.text
+    shown, written = [], []
     for operand in clause.operands:
         if shape := shapes.get(operand):
-            expected = f"{shape.text} with {clause.text}"
             shown.append(_described(shape.name, values[shape.name]))
-        elif values.keys() >= set(_names(operand)) - set(MEASURING_CALLS):
-            shown.append(_described(operand, eval(operand, values)))
-    return f"{', '.join(dict.fromkeys(shown))}: expected {expected}"
+            written.append(shape.text)
+        elif operand in values or not operand.isidentifier():
+            # It may have no value: `len(n)` in `isinstance(n, list) and len(n) > 0`.
+            with suppress(Exception):
+                shown.append(_described(operand, eval(operand, values)))
+    expected = " and ".join(dict.fromkeys(written)) + " with " if written else ""
+    return f"{', '.join(dict.fromkeys(shown))}: expected {expected}{clause.text}"
 
 
 def _kind(array: object) -> str:
@@ -112,62 +117,55 @@ def _described(name: str, value: object, kind: str | None = None) -> str:
     return f"{name} is {short_repr(value.item() if hasattr(value, 'item') else value)}"
 
 
-def _names(expression: str) -> list[str]:
-    """The names in an expression, each once."""
-    nodes = ast.walk(ast.parse(expression.replace("...", "0"), mode="eval"))
-    return list(dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name)))
-
-
-def _operands(node: ast.AST) -> Iterator[str]:
-    """The parts of a condition whose values tell why it fails, such as `len(ids)`, `x.ndim` and `x`."""
-    if isinstance(node, ast.Call):
-        measures = isinstance(node.func, ast.Attribute) or node.func.id in (
-            "len",
-            "max",
-            "min",
-        )
-        if measures:
-            yield ast.unparse(node)
-            return
-        children = node.args
-    elif isinstance(node, ast.Attribute | ast.Name):
-        yield ast.unparse(node)
-        return
-    else:
-        children = list(ast.iter_child_nodes(node))
-    for child in children:
-        yield from _operands(child)
-
-
 @cache
 def _clauses(description: str) -> list[ShapeClause | ConditionClause]:
+    return [_clause(text) for text in _split(description)]
+
+
+def _split(text: str) -> list[str]:
+    """The parts between commas that stand in no brackets and no quotes."""
     parts, depth = [""], 0
-    for character in description:
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and not depth:
+    for piece in re.findall(r"'[^']*'|\"[^\"]*\"|.", text):
+        depth += (piece in "([{") - (piece in ")]}")
+        if piece == "," and not depth:
             parts.append("")
         else:
-            parts[-1] += character
-    return [_clause(part.strip()) for part in parts]
+            parts[-1] += piece
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _clause(text: str) -> ShapeClause | ConditionClause:
     if match := SHAPE_CLAUSE.fullmatch(text):
-        written = [size.strip() for size in match["text"][1:-1].split(",") if size.strip()]
-        sizes = tuple(
-            size if size.isidentifier() else compile(size, text, "eval")
-            for size in written
-            if size != "..."
-        )
+        sizes = _split(match["text"][1:-1])
+        gap = sizes.index("...") if "..." in sizes else None
         return ShapeClause(
             text=match["text"],
             name=match["name"],
             kind=match["kind"],
-            open="..." in written,
             optional=bool(match["optional"]),
-            sizes=sizes,
+            sizes=tuple(
+                size if size.isidentifier() else compile(size, text, "eval")
+                for size in sizes
+                if size != "..."
+            ),
+            gap=gap,
         )
     tree = ast.parse(text, mode="eval")
-    return ConditionClause(
-        text, compile(tree, text, "eval"), tuple(dict.fromkeys(_operands(tree.body)))
-    )
+    operands = tuple(dict.fromkeys(_operands(tree.body, text)))
+    return ConditionClause(text, compile(tree, text, "eval"), operands)
+
+
+def _operands(node: ast.AST, text: str) -> Iterator[str]:
+    """The parts of a condition whose values tell why it fails, such as `len(ids)`, `x.ndim` and `x`."""
+    parts = ast.iter_child_nodes(node)
+    whole = isinstance(node, ast.Attribute | ast.Name)
+    if isinstance(node, ast.Call):
+        parts = node.args
+        whole = ast.unparse(node.func) in ("len", "max", "min") or isinstance(
+            node.func, ast.Attribute
+        )
+    if whole:
+        yield ast.get_source_segment(text, node)
+    else:
+        for part in parts:
+            yield from _operands(part, text)

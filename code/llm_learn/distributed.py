@@ -18,6 +18,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from llm_learn.argument_checks import expect
+
 SECONDS_TO_END = 10  # for a process that has given its result
 
 
@@ -88,13 +90,12 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
     Args:
         device: "cpu", or "cuda" for a GPU of its own in each process.
     """
+    expect("device in ('cpu', 'cuda')", device=device)
     if device == "cuda":
         if not torch.cuda.is_available():
             raise ValueError("device is 'cuda': PyTorch finds no GPU here")
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
-    elif device != "cpu":
-        raise ValueError(f"device is {device!r}: expected 'cpu' or 'cuda'")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         yield Ranks(device=device)

@@ -13,22 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llm_learn.argument_checks import expect
 from llm_learn.tokenizers import PRINTABLE, BPETokenizer
 
 # How each kind of value in the settings is stored, little-endian; 8 is a string, 9 an array.
-_VALUES = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+_VALUES = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +27,8 @@ class BlockFormat:
     name: str
     numbers: int  # weights in a block
     num_bytes: int  # bytes of a block
-    decode: Callable[
-        [np.ndarray], np.ndarray
-    ]  # (blocks, num_bytes) uint8 -> (blocks, numbers) float32
+    # (blocks, num_bytes) uint8 -> (blocks, numbers) float32
+    decode: Callable[[np.ndarray], np.ndarray]
 
 
 def _halves(blocks: np.ndarray, first: int) -> np.ndarray:
@@ -114,7 +102,7 @@ class GGUF:
         self.path = Path(path)
         with self.path.open("rb") as file:
             if self.path.stat().st_size < 24:
-                raise ValueError(f"path is {str(path)!r}: it is too short for a GGUF file")
+                raise self._wrong("it is too short for a GGUF file")
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
             self._read()
@@ -134,9 +122,8 @@ class GGUF:
 
     def _read(self) -> None:
         self._at = 0
-        path = f"path is {str(self.path)!r}"
         if self._take(4) != b"GGUF" or self._number("I") not in (2, 3):
-            raise ValueError(f"{path}: it is no GGUF file of version 2 or 3")
+            raise self._wrong("it is no GGUF file of version 2 or 3")
         num_tensors, num_settings = self._number("Q"), self._number("Q")
         self.settings = {}
         for _ in range(num_settings):
@@ -145,8 +132,8 @@ class GGUF:
         headers = [self._header() for _ in range(num_tensors)]
         alignment = self.settings.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
-            raise ValueError(
-                f"{path}: its general.alignment is {alignment!r}: expected an integer of at least 1"
+            raise self._wrong(
+                f"its general.alignment is {alignment!r}: expected an integer of at least 1"
             )
         data = -(-self._at // alignment) * alignment
         self.tensors = {
@@ -155,17 +142,16 @@ class GGUF:
         }
         for name, stored in self.tensors.items():
             if math.prod(stored.shape[-1:]) % stored.format.numbers:
-                raise ValueError(
-                    f"{path}: {name} has shape {stored.shape}: "
+                raise self._wrong(
+                    f"{name} has shape {stored.shape}: "
                     f"{stored.format.name} stores rows of {stored.format.numbers} weights, or a multiple"
                 )
             if stored.offset + stored.num_bytes > len(self._bytes):
-                raise ValueError(f"{path}: it ends inside of {name}, cut off")
+                raise self._wrong(f"it ends inside of {name}, cut off")
 
     def tensor(self, name: str) -> Tensor:
         """The weights of that name, de-quantized: float32, in the stored shape."""
-        if name not in self.tensors:
-            raise ValueError(f"name is {name!r}: the file holds {', '.join(self.tensors)}")
+        expect("name in tensors", name=name, tensors=[*self.tensors])
         stored = self.tensors[name]
         raw = np.frombuffer(self._bytes, np.uint8, stored.num_bytes, stored.offset)
         weights = np.empty(
@@ -177,9 +163,12 @@ class GGUF:
             weights[i : i + step] = stored.format.decode(blocks[i : i + step])
         return torch.from_numpy(weights.reshape(stored.shape))
 
+    def _wrong(self, what: str) -> ValueError:
+        return ValueError(f"path is {str(self.path)!r}: {what}")
+
     def _take(self, count: int) -> bytes:
         if self._at + count > len(self._bytes):
-            raise ValueError(f"path is {str(self.path)!r}: it ends in its header, cut off")
+            raise self._wrong("it ends in its header, cut off")
         self._at += count
         return self._bytes[self._at - count : self._at]
 
@@ -194,13 +183,13 @@ class GGUF:
             return self._string()
         if kind == 9:
             if depth == self._max_depth:
-                raise ValueError(
-                    f"path is {str(self.path)!r}: it holds arrays in arrays, more than {self._max_depth} deep"
+                raise self._wrong(
+                    f"it holds arrays in arrays, more than {self._max_depth} deep"
                 )
             element, count = self._number("I"), self._number("Q")
             return [self._value(element, depth + 1) for _ in range(count)]
         if kind not in _VALUES:
-            raise ValueError(f"path is {str(self.path)!r}: it holds a value of kind {kind}")
+            raise self._wrong(f"it holds a value of kind {kind}")
         return self._number(_VALUES[kind])
 
     def _header(self) -> tuple[str, tuple[int, ...], BlockFormat, int]:
@@ -210,7 +199,7 @@ class GGUF:
         kind, offset = self._number("I"), self._number("Q")
         if kind not in BLOCK_FORMATS:
             known = ", ".join(f"{number} ({f.name})" for number, f in BLOCK_FORMATS.items())
-            raise ValueError(
+            raise self._wrong(
                 f"{name} is stored in format {kind}: this reader knows {known}"
             )
         return name, shape, BLOCK_FORMATS[kind], offset

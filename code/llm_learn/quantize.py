@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from llm_learn.argument_checks import expect
 from llm_learn.llama import Llama
 
 # Of a block of a Llama.
@@ -24,12 +25,8 @@ def absmax(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
         (N, group) levels from -(2**(bits - 1) - 1) to 2**(bits - 1) - 1, and (N, 1) scales; both float32 for a weight
         of 16 bits, else of the weight's dtype
     """
-    if bits < 2:
-        raise ValueError(f"bits is {bits}: it must be at least 2")
-    if group < 1 or weight.numel() % group:
-        raise ValueError(
-            f"group is {group}: it must divide the number of weights, {weight.numel()}"
-        )
+    rule = "bits >= 2, group >= 1, weight.numel() % group == 0"
+    expect(rule, weight=weight, bits=bits, group=group)
     # In float16, the inverse of a small scale is infinite.
     dtype = torch.promote_types(weight.dtype, torch.float32)
     rows = weight.reshape(-1, group).to(dtype)
@@ -40,25 +37,16 @@ def absmax(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
 
 def pack_four(codes: Tensor) -> Tensor:
     """Two codes below 16 in a byte, (N, n) -> (N, n / 2) uint8"""
-    if codes.ndim != 2 or codes.shape[1] % 2:
-        raise ValueError(
-            f"codes has shape {tuple(codes.shape)}: expected (N, n) with an even n"
-        )
-    if codes.numel() and not 0 <= codes.min() <= codes.max() < 16:
-        raise ValueError(
-            f"codes goes from {codes.min():g} to {codes.max():g}: four bits hold 0 to 15"
-        )
+    expect("codes (N, n), n % 2 == 0", codes=codes)
+    if codes.numel():
+        expect("0 <= codes.min() <= codes.max() < 16", codes=codes)
     low, high = codes.to(torch.uint8).chunk(2, dim=1)
     return low | (high << 4)
 
 
 def unpack_four(packed: Tensor) -> Tensor:
     """(N, n / 2) uint8 -> (N, n)"""
-    if packed.dtype != torch.uint8 or packed.ndim != 2:
-        raise ValueError(
-            f"packed has shape {tuple(packed.shape)} and dtype {packed.dtype}: "
-            "expected (N, n / 2) and uint8"
-        )
+    expect("packed (N, n), str(packed.dtype) == 'torch.uint8'", packed=packed)
     return torch.cat([packed & 15, packed >> 4], dim=1)
 
 
@@ -71,11 +59,7 @@ def rounded_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def sums_in_float32(levels: Tensor, weights: Tensor) -> Tensor:
     """Exact sums of products: int8 (N, K) and (M, K) -> int32 (N, M)"""
-    if levels.shape[1:] != weights.shape[1:]:
-        raise ValueError(
-            f"levels and weights have shapes {tuple(levels.shape)} and {tuple(weights.shape)}: "
-            "expected (N, K) and (M, K)"
-        )
+    expect("levels (N, K), weights (M, K)", levels=levels, weights=weights)
     parts = zip(levels.split(1024, 1), weights.split(1024, 1), strict=True)
     return sum((a.float() @ b.float().T).int() for a, b in parts)
 
@@ -100,10 +84,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor):
         super().__init__()
-        if weight.ndim != 2:
-            raise ValueError(
-                f"weight has shape {tuple(weight.shape)}: expected (out_features, in_features)"
-            )
+        expect("weight (out_features, in_features)", weight=weight)
         self.out_features, self.in_features = weight.shape
         levels, scales = absmax(weight.detach(), 8, self.in_features)
         # (out_features, in_features), and (1, out_features) of the weight's dtype
@@ -112,10 +93,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), of the dtype of `x`"""
-        if x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}: expected (..., {self.in_features})"
-            )
+        expect("x (..., in_features)", x=x, in_features=self.in_features)
         levels, scales = rounded_inputs(x)
         sums = whole_sums(levels.reshape(-1, self.in_features), self.levels)
         return (sums.view(*x.shape[:-1], -1) * (scales * self.scales)).to(x.dtype)
@@ -146,10 +124,10 @@ def with_layers(model: Llama, make_layer: Callable[[Tensor], nn.Module]) -> Llam
         make_layer: from a matrix (out_features, in_features) to the layer that takes its place.
     """
     parts = model.modules() if isinstance(model, Llama) else ()
-    kinds = [type(part) for part in parts if hasattr(part, "in_features")]
-    if not kinds or set(kinds) != {nn.Linear}:
+    kinds = {type(part) for part in parts if hasattr(part, "in_features")}
+    if kinds != {nn.Linear}:
         raise ValueError(
-            f"model is a {type(model).__name__} with layers of {sorted({k.__name__ for k in kinds})}: "
+            f"model is a {type(model).__name__} with layers of {sorted(k.__name__ for k in kinds)}: "
             "expected a Llama whose linear layers are all nn.Linear"
         )
     config = replace(model.config, tie_embeddings=False)
@@ -178,11 +156,7 @@ class Int4Linear(nn.Module):
 
     def __init__(self, weight: Tensor):
         super().__init__()
-        if weight.ndim != 2 or weight.shape[1] % 32:
-            raise ValueError(
-                f"weight has shape {tuple(weight.shape)}: "
-                "expected (out_features, in_features), the latter a multiple of 32"
-            )
+        expect("weight (out_features, in_features), in_features % 32 == 0", weight=weight)
         self.out_features, self.in_features = weight.shape
         levels, scales = absmax(weight.detach(), 4, 32)
         self.register_buffer("packed", pack_four(levels + 8))  # (N, 16)

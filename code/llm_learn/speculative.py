@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llm_learn.argument_checks import expect
 from llm_learn.llama import Llama
 
 Probs = Callable[[Tensor], Tensor]  # from logits (T, V) to what is drawn from, (T, V)
@@ -29,12 +30,9 @@ def accept(
     Returns:
         (n,) ids with n <= k, and weights of the next id, (V,), which need not add up to 1.
     """
-    shapes = [tuple(x.shape) for x in (target, draft, drafted)]
+    rule = "drafted (k,), draft (k, V), target (k + 1, V)"
+    expect(rule, target=target, draft=draft, drafted=drafted)
     k = len(drafted)
-    if shapes != [(k + 1, *target.shape[1:]), (k, *target.shape[1:]), (k,)]:
-        raise ValueError(
-            f"target, draft and drafted have shapes {shapes}: expected (k + 1, V), (k, V) and (k,)"
-        )
     places = torch.arange(k, device=drafted.device)
     ratio = target[places, drafted] / draft[places, drafted]
     draws = torch.rand(k, generator=generator, device=generator.device)
@@ -76,24 +74,21 @@ def speculate(
         generator: decides the draws.
         eos_id: ends the text, and is its last id.
     """
-    for name, number in (("max_new_tokens", max_new_tokens), ("k", k)):
-        if number < 0:
-            raise ValueError(f"{name} is {number}: it cannot be negative")
-    whole, context_length = len(prompt) + max_new_tokens, model.config.context_length
     # The last id is written and never read.
-    if not prompt or whole > context_length + 1:
-        raise ValueError(
-            f"prompt has {len(prompt)} ids and max_new_tokens is {max_new_tokens}: "
-            f"expected at least one, and together at most {context_length + 1}"
-        )
+    expect(
+        "max_new_tokens >= 0, k >= 0, len(prompt) >= 1, len(prompt) + max_new_tokens <= context_length + 1",
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+        k=k,
+        context_length=model.config.context_length,
+    )
+    whole = len(prompt) + max_new_tokens
     text, passes = list(prompt), 0
     caches = model.new_caches(1, whole)
     while (left := whole - len(text)) > 0:
-        drafted, q = draft(text, min(k, left - 1))
-        if len(drafted) > min(k, left - 1):
-            raise ValueError(
-                f"draft gave {len(drafted)} ids: at most {min(k, left - 1)} were asked for"
-            )
+        asked = min(k, left - 1)
+        drafted, q = draft(text, asked)
+        expect("len(drafted) <= asked", drafted=drafted, asked=asked)
         unread = [*text[caches[0].length :], *drafted.tolist()]
         device = caches[0].keys.device
         features = model.features(torch.tensor([unread], device=device), caches)
@@ -125,10 +120,7 @@ def from_model(
 
     def draft(text: list[int], k: int) -> tuple[Tensor, Tensor]:
         nonlocal read
-        if len(text) + k > capacity:
-            raise ValueError(
-                f"text has {len(text)} ids and k is {k}: together at most {capacity}"
-            )
+        expect("len(text) + k <= capacity", text=text, k=k, capacity=capacity)
         device = caches[0].keys.device
         ids, q = list(text), [torch.empty(0, model.config.vocab_size, device=device)]
         # The last id must be read again for its logits; refused guesses have been read too.

@@ -13,6 +13,7 @@ from typing import Self
 
 import regex
 
+from llm_learn.argument_checks import expect
 from llm_learn.files import replacing
 
 # How GPT-4 cuts text into chunks before any merge: contractions, words with one leading mark or space,
@@ -56,16 +57,14 @@ class CharTokenizer:
     """
 
     def __init__(self, text: str):
-        if not text:
-            raise ValueError("text is empty: a vocabulary needs at least one character")
+        expect("len(text) >= 1", text=text)
         self.chars = sorted(set(text))
         self._ids = {char: i for i, char in enumerate(self.chars)}
         self.vocab_size = len(self.chars)
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`; raises ValueError for a character that the training text did not have."""
-        unknown = sorted(set(text) - self._ids.keys())
-        if unknown:
+        if unknown := sorted(set(text) - self._ids.keys()):
             raise ValueError(
                 f"text has characters outside the vocabulary of {self.vocab_size}: {unknown[:5]}"
             )
@@ -110,12 +109,11 @@ def _checked_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
     checked = []
     for i in ids:
         try:
-            checked.append(
-                index(i)
-            )  # every kind of integer, from a tensor too, and no float
+            number = index(i)  # of every kind of integer, from a tensor too, and no float
         except TypeError:
-            checked.append(-1)
-        if not 0 <= checked[-1] < vocab_size:
+            number = -1
+        checked.append(number)
+        if not 0 <= number < vocab_size:
             raise ValueError(
                 f"ids holds {i}, outside the vocabulary: ids go from 0 to {vocab_size - 1}"
             )
@@ -152,8 +150,7 @@ def train_merges(chunk_counts: dict[bytes, int], num_merges: int) -> list[tuple[
     Returns:
         The merges in order; merge `i` creates the id `256 + i`.
     """
-    if num_merges < 0:
-        raise ValueError(f"num_merges is {num_merges}: it cannot be negative")
+    expect("num_merges >= 0", num_merges=num_merges)
     chunks = [list(chunk.translate(BYTE_IDS)) for chunk in chunk_counts]
     weights = list(chunk_counts.values())
     pair_counts = defaultdict(int)
@@ -168,9 +165,8 @@ def train_merges(chunk_counts: dict[bytes, int], num_merges: int) -> list[tuple[
     while heap and len(merges) < num_merges:
         negative_count, pair = heapq.heappop(heap)
         count = pair_counts[pair]
-        if (
-            count != -negative_count
-        ):  # The count fell since this entry was pushed: put it where it belongs.
+        if count != -negative_count:
+            # The count fell since this entry was pushed: put it where it belongs.
             if count > 0:
                 heapq.heappush(heap, (-count, pair))
             continue
@@ -180,10 +176,8 @@ def train_merges(chunk_counts: dict[bytes, int], num_merges: int) -> list[tuple[
         for c in chunks_with.pop(pair):
             ids, weight = chunks[c], weights[c]
             merged = merge_pair(ids, pair, new_id)
-            if len(merged) == len(
-                ids
-            ):  # An earlier merge had already taken this chunk's occurrence.
-                continue
+            if len(merged) == len(ids):
+                continue  # An earlier merge had already taken this chunk's occurrence.
             for old in pairwise(ids):
                 pair_counts[old] -= weight
             for new in pairwise(merged):
@@ -239,6 +233,8 @@ class BPEVocabulary:
         numbering: the id that stands for each id of the order above, -1 for none: other models count otherwise.
     """
 
+    _saved = ("merges", "special_tokens", "pattern", "numbering")
+
     def __init__(
         self,
         merges: Iterable[tuple[int, int]],
@@ -246,10 +242,11 @@ class BPEVocabulary:
         pattern: str = GPT4_PATTERN,
         numbering: Sequence[int] | None = None,
     ):
-        if isinstance(special_tokens, str):
-            raise ValueError(
-                f"special_tokens is {special_tokens!r}: it must be a list of strings"
-            )
+        expect(
+            "not isinstance(special_tokens, str), '' not in special_tokens, "
+            "sorted(set(special_tokens)) == sorted(special_tokens)",
+            special_tokens=special_tokens,
+        )
         cut_into_chunks("", pattern)  # rejects a broken pattern now, not at the first text
         self.merges = [(int(a), int(b)) for a, b in merges]
         self.special_tokens = list(special_tokens)
@@ -264,13 +261,6 @@ class BPEVocabulary:
         if len(set(self.merges)) < len(self.merges):
             twice, _ = Counter(self.merges).most_common(1)[0]
             raise ValueError(f"merges holds {twice} twice: the second could never apply")
-        if (
-            len(set(self.special_tokens)) < len(self.special_tokens)
-            or "" in self.special_tokens
-        ):
-            raise ValueError(
-                f"special_tokens must be distinct and not empty, got {self.special_tokens}"
-            )
         token_bytes += [token.encode() for token in self.special_tokens]
         self.numbering = list(range(len(token_bytes)) if numbering is None else numbering)
         used = sorted(i for i in self.numbering if i != -1)
@@ -295,13 +285,8 @@ class BPEVocabulary:
         return b"".join(tokens).decode("utf-8", errors="replace")
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes merges, special tokens and pattern as JSON, all or nothing."""
-        state = {
-            "merges": self.merges,
-            "special_tokens": self.special_tokens,
-            "pattern": self.pattern,
-            "numbering": self.numbering,
-        }
+        """Writes merges, special tokens, pattern and numbering as JSON, all or nothing."""
+        state = {key: getattr(self, key) for key in self._saved}
         with replacing(Path(path)) as temporary:
             temporary.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
 
@@ -310,8 +295,7 @@ class BPEVocabulary:
         """Reads what `save` wrote; raises ValueError where the file is something else."""
         try:
             state = json.loads(Path(path).read_text(encoding="utf-8"))
-            rest = state["special_tokens"], state["pattern"], state.get("numbering")
-            return cls(state["merges"], *rest)
+            return cls(*(state[key] for key in cls._saved))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"path is {str(path)!r}: not a file written by save()"
@@ -334,22 +318,16 @@ class BPETokenizer(BPEVocabulary):
         pattern: str = GPT4_PATTERN,
     ) -> Self:
         """Learns a vocabulary of at most `vocab_size` ids, special tokens included, from `text`."""
-        if isinstance(special_tokens, str):
-            raise ValueError(
-                f"special_tokens is {special_tokens!r}: it must be a list of strings"
-            )
-        smallest = 256 + len(special_tokens)
-        if vocab_size < smallest:
-            raise ValueError(
-                f"vocab_size is {vocab_size}: bytes and special tokens alone need {smallest}"
-            )
-        if not text:
-            raise ValueError(
-                "text is empty: merges are learned from pairs that occur in it"
-            )
+        expect(
+            "len(text) >= 1, not isinstance(special_tokens, str), vocab_size >= 256 + len(special_tokens)",
+            text=text,
+            special_tokens=special_tokens,
+            vocab_size=vocab_size,
+        )
         counts = Counter(cut_into_chunks(text, pattern))
+        num_merges = vocab_size - 256 - len(special_tokens)
         merges = train_merges(
-            {chunk.encode(): n for chunk, n in counts.items()}, vocab_size - smallest
+            {chunk.encode(): n for chunk, n in counts.items()}, num_merges
         )
         return cls(merges, special_tokens, pattern)
 
@@ -362,8 +340,7 @@ class BPETokenizer(BPEVocabulary):
                 ordinary text, so that what a user types cannot act as control.
         """
         allowed_special = set(allowed_special)
-        unknown = allowed_special - self.special_ids.keys()
-        if unknown:
+        if unknown := allowed_special - self.special_ids.keys():
             raise ValueError(
                 f"allowed_special holds {sorted(unknown)}, not in {self.special_tokens}"
             )
@@ -422,16 +399,12 @@ def encode_chat(
         messages: each with a "role" (system, user or assistant) and a "content".
         add_generation_prompt: end where the assistant is to begin.
     """
-    if not messages:
-        raise ValueError("messages is empty: a conversation needs at least one")
+    expect("len(messages) >= 1", messages=messages)
     for message in messages:
-        if (
-            message.get("role") not in ("system", "user", "assistant")
-            or "content" not in message
-        ):
-            raise ValueError(
-                f"messages holds {message}: expected a role (system, user or assistant) and a content"
-            )
+        expect(
+            "message.get('role') in ('system', 'user', 'assistant'), 'content' in message",
+            message=message,
+        )
     if messages[0]["role"] != "system":
         default = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
         messages = [{"role": "system", "content": default}, *messages]
@@ -439,12 +412,8 @@ def encode_chat(
     newline = tokenizer.encode("\n")
     ids = []
     for message in messages:
-        ids += [
-            begin,
-            *tokenizer.encode(f"{message['role']}\n{message['content']}"),
-            end,
-            *newline,
-        ]
+        text = f"{message['role']}\n{message['content']}"
+        ids += [begin, *tokenizer.encode(text), end, *newline]
     if add_generation_prompt:
         ids += [begin, *tokenizer.encode("assistant\n")]
     return ids

@@ -58,7 +58,7 @@ MODULES = {
     "low": "def one():\n    return 1\n",
     "high": "from .low import one\n\n\ndef two():\n    return one() + 1\n",
     "other": "THREE = 3\n",
-    "assets": "NEEDED_BY_CHAPTERS = ('words',)\n\n\ndef asset_path(name):\n    return name\n",
+    "assets": "ASSETS = ('words',)\n\n\ndef asset_path(name):\n    return name\n",
 }
 # alpha reaches `low` through `high`; beta imports `other`; gamma imports nothing of the package.
 CELLS = {

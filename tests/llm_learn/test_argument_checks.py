@@ -25,6 +25,9 @@ Q, K, IDS = torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 5, 8), torch.tensor([[3, 
         ("d_model % num_heads == 0", {"d_model": 8, "num_heads": 2}),
         ("kind in ('gpt', 'llama'), n is None or n > 0", {"kind": "gpt", "n": None}),
         ("all(len(p) for p in prompts)", {"prompts": [[1], [2, 3]]}),
+        ("x (B, ..., D), y (B, D), z (...)", {"x": Q, "y": Q[:, 0, 0], "z": Q}),
+        ("x (T, S), y (max(T, S), 1)", {"x": torch.zeros(2, 3), "y": torch.zeros(3, 1)}),
+        ("x (), mark != ',', not (n and mark)", {"x": np.float64(1), "mark": "(", "n": 0}),
     ],
 )
 def test_what_is_as_described_is_accepted(description, arguments):
@@ -90,6 +93,25 @@ def test_what_is_as_described_is_accepted(description, arguments):
             "prompts is [[1], []]: expected all(len(p) for p in prompts)",
         ),
         ("x >= 0", {"x": float("nan")}, "x is nan: expected x >= 0"),
+        ("x (B, ..., D)", {"x": Q[0, 0, 0]}, "x has shape (8,): expected (B, ..., D)"),
+        ("x (B, ..., 4)", {"x": Q}, "x has shape (2, 3, 4, 8): expected (B, ..., 4)"),
+        (
+            "q (T, D), k (S, D), T < S",
+            {"q": IDS, "k": IDS},
+            "q has shape (1, 2), k has shape (1, 2): expected (T, D) and (S, D) with T < S",
+        ),
+        (
+            "isinstance(n, list) and len(n) > 0",
+            {"n": 5},
+            "n is 5: expected isinstance(n, list) and len(n) > 0",
+        ),
+        (
+            "max(len(p) for p in prompts) <= type",
+            {"prompts": [[7] * 9], "type": 8},
+            "max(len(p) for p in prompts) is 9, type is 8: "
+            "expected max(len(p) for p in prompts) <= type",
+        ),
+        ("mark in (',', '(')", {"mark": ";"}, "mark is ';': expected mark in (',', '(')"),
     ],
 )
 def test_an_error_names_the_argument_its_value_and_what_is_accepted(

@@ -322,7 +322,9 @@ def test_a_lost_process_is_told_from_other_errors():
 
 def test_an_unknown_device_is_refused():
     with (
-        pytest.raises(ValueError, match="device is 'tpu': expected 'cpu' or 'cuda'"),
+        pytest.raises(
+            ValueError, match=r"device is 'tpu': expected device in \('cpu', 'cuda'\)"
+        ),
         joined("tpu"),
     ):
         pass

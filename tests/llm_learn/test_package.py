@@ -15,7 +15,7 @@ MODULES = {
     for path in (CODE / "llm_learn").rglob("*.py")
 }
 # Each layer may import itself and those before it. The commands stand in the last one, since they import the apps.
-LAYERS = ["notebook", "library", "reference", "tasks", "apps"]
+LAYERS = ["argument_checks", "notebook", "library", "reference", "tasks", "apps"]
 COMMANDS = {"llm_learn.pipeline", "llm_learn.train.__main__"}
 
 

@@ -88,12 +88,21 @@ class TestAccept:
                 assert torch.equal(weights, p[0])
 
     @pytest.mark.parametrize(
-        ("target", "draft", "drafted"),
-        [((2, V), (2, V), 2), ((3, V), (2, V + 1), 2), ((3, V), (2, V), 1)],
+        ("target", "draft", "drafted", "message"),
+        [
+            ((2, V), (2, V), 2, r"target has shape .*: expected \(k \+ 1, V\) with k = 2"),
+            (
+                (3, V),
+                (2, V + 1),
+                2,
+                r"target has shape .*: expected \(k \+ 1, V\) with k = 2",
+            ),
+            ((3, V), (2, V), 1, r"draft has shape .*: expected \(k, V\) with k = 1"),
+        ],
     )
-    def test_shapes_that_do_not_fit_are_refused(self, target, draft, drafted):
+    def test_shapes_that_do_not_fit_are_refused(self, target, draft, drafted, message):
         ids = torch.zeros(drafted, dtype=torch.long)
-        with pytest.raises(ValueError, match="target, draft and drafted have shapes"):
+        with pytest.raises(ValueError, match=message):
             accept(torch.ones(target), torch.ones(draft), ids, luck())
 
 
@@ -176,10 +185,13 @@ class TestSpeculate:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"prompt": []}, "prompt has 0 ids"),
-            ({"max_new_tokens": 41}, "together at most 41"),
-            ({"max_new_tokens": -1}, "max_new_tokens is -1"),
-            ({"k": -1}, "k is -1"),
+            ({"prompt": []}, r"len\(prompt\) is 0: expected len\(prompt\) >= 1"),
+            (
+                {"max_new_tokens": 41},
+                "max_new_tokens is 41, context_length is 40: expected ",
+            ),
+            ({"max_new_tokens": -1}, "max_new_tokens is -1: expected max_new_tokens >= 0"),
+            ({"k": -1}, "k is -1: expected k >= 0"),
         ],
     )
     def test_what_cannot_be_written_is_refused(self, model, small, change, message):
@@ -193,7 +205,7 @@ class TestSpeculate:
             return torch.zeros(k + 1, dtype=torch.long), torch.eye(V)[:1].expand(k + 1, -1)
 
         options = {"probs": all_on_best, "generator": luck()}
-        with pytest.raises(ValueError, match="draft gave 3 ids: at most 2"):
+        with pytest.raises(ValueError, match=r"len\(drafted\) is 3, asked is 2: expected"):
             speculate(model, [1], 5, draft, k=2, **options)
 
 
@@ -270,7 +282,9 @@ class TestFromModel:
 
     def test_a_text_beyond_its_capacity_is_refused(self, small):
         draft = from_model(small, 5, probs=SOFTMAX, generator=luck())
-        with pytest.raises(ValueError, match="text has 3 ids and k is 3: together at most"):
+        with pytest.raises(
+            ValueError, match=r"len\(text\) is 3, k is 3, capacity is 5: expected"
+        ):
             draft([1, 2, 3], 3)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import string
 import unicodedata
 from collections import Counter
@@ -487,14 +488,6 @@ def test_a_numbering_is_saved_and_loaded(tmp_path):
     assert loaded.special_ids == {EOS: 0}
 
 
-def test_files_without_a_numbering_still_load(bpe, tmp_path):
-    bpe.save(tmp_path / "bpe.json")
-    state = json.loads((tmp_path / "bpe.json").read_text(encoding="utf-8"))
-    del state["numbering"]
-    (tmp_path / "old.json").write_text(json.dumps(state), encoding="utf-8")
-    assert BPETokenizer.load(tmp_path / "old.json").encode("to be") == bpe.encode("to be")
-
-
 def test_text_for_which_a_numbering_has_no_id_is_refused():
     missing = BYTE_ORDER.index(ord("b"))
     numbering = [i - (i > missing) for i in range(256)]
@@ -560,10 +553,13 @@ def test_a_message_cannot_end_itself():
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([], "messages is empty"),
-        ([{"role": "tool", "content": "x"}], "expected a role"),
-        ([{"role": "user"}], "and a content"),
-        ([{"content": "x"}], "expected a role"),
+        ([], r"len\(messages\) is 0: expected len\(messages\) >= 1"),
+        (
+            [{"role": "tool", "content": "x"}],
+            r"is 'tool': .* in \('system', 'user', 'assistant'\)",
+        ),
+        ([{"role": "user"}], "{'role': 'user'}: expected 'content' in message"),
+        ([{"content": "x"}], r"message.get\('role'\) is None: expected message.get"),
     ],
 )
 def test_conversations_must_have_roles_and_contents(messages, message):
@@ -592,7 +588,7 @@ def test_training_shortens_the_text_it_saw():
 
 
 def test_char_tokenizer_rejects_what_it_cannot_encode():
-    with pytest.raises(ValueError, match="text is empty"):
+    with pytest.raises(ValueError, match=r"len\(text\) is 0: expected len\(text\) >= 1"):
         CharTokenizer("")
     with pytest.raises(
         ValueError, match=r"text has characters outside the vocabulary of 3: \['x', 'y'\]"
@@ -623,7 +619,7 @@ def test_decoding_rejects_ids_that_are_no_integers(bpe, bad):
 
 
 def test_training_rejects_an_empty_corpus():
-    with pytest.raises(ValueError, match="text is empty"):
+    with pytest.raises(ValueError, match=r"len\(text\) is 0: expected len\(text\) >= 1"):
         BPETokenizer.train("", 300)
 
 
@@ -632,26 +628,38 @@ def test_training_rejects_an_empty_corpus():
 )
 def test_training_rejects_a_vocabulary_without_room_for_the_bytes(vocab_size, special):
     with pytest.raises(
-        ValueError, match=rf"vocab_size is {vocab_size}: .* need {256 + len(special)}"
+        ValueError,
+        match=rf"vocab_size is {vocab_size}, len\(special_tokens\) is {len(special)}: "
+        r"expected vocab_size >= 256 \+ len\(special_tokens\)",
     ):
         BPETokenizer.train("abc", vocab_size, special)
 
 
 def test_training_rejects_a_negative_number_of_merges():
-    with pytest.raises(ValueError, match="num_merges is -1"):
+    with pytest.raises(ValueError, match="num_merges is -1: expected num_merges >= 0"):
         train_merges({b"ab": 1}, -1)
 
 
-@pytest.mark.parametrize("special", [["a", "a"], [""], ["a", ""]])
-def test_special_tokens_must_be_distinct_and_not_empty(special):
+@pytest.mark.parametrize(
+    ("special", "expected"),
+    [
+        (["a", "a"], r"sorted\(set\(special_tokens\)\) == sorted\(special_tokens\)"),
+        ([""], "'' not in special_tokens"),
+        (["a", ""], "'' not in special_tokens"),
+    ],
+)
+def test_special_tokens_must_be_distinct_and_not_empty(special, expected):
     with pytest.raises(
-        ValueError, match=r"special_tokens must be distinct and not empty, got \["
+        ValueError,
+        match=rf"special_tokens is {re.escape(str(special))}: expected {expected}",
     ):
         BPETokenizer([], special)
 
 
 def test_special_tokens_must_be_a_list():
-    with pytest.raises(ValueError, match=r"special_tokens is '<\|eos\|>'"):
+    with pytest.raises(
+        ValueError, match=r"special_tokens is '<\|eos\|>': expected not isinstance"
+    ):
         BPETokenizer.train("abc", 300, EOS)
 
 
@@ -715,7 +723,9 @@ def test_loading_rejects_a_file_that_save_did_not_write(tmp_path, content):
 
 
 def test_a_broken_vocabulary_is_rejected_when_it_is_made():
-    with pytest.raises(ValueError, match=r"special_tokens is 'ab'"):
+    with pytest.raises(
+        ValueError, match=r"special_tokens is 'ab': expected not isinstance"
+    ):
         BPETokenizer([], "ab")
     with pytest.raises(ValueError, match=r"pattern is '\('"):
         BPETokenizer([], pattern="(")

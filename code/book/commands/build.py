@@ -113,7 +113,7 @@ def prefetch() -> bool:
     """Fetches the packaged data before anything runs, so that no kernel needs the network."""
     from llm_learn import assets
 
-    for name in assets.NEEDED_BY_CHAPTERS:
+    for name in assets.ASSETS:
         try:
             print(f"Packaged data: {name} is at {assets.asset_path(name)}", flush=True)
         except Exception as error:

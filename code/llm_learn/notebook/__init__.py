@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llm_learn.argument_checks import expect
 from llm_learn.notebook.plotting import use_book_style
 
 # Where it is installed, PEFT and TRL import it, and it warns of optional kernels; nothing here would use them.
@@ -54,8 +55,7 @@ def keep_memory(num_bytes: int) -> bool:
     Raises:
         ValueError: `num_bytes` is negative or does not fit into a C int.
     """
-    if not 0 <= num_bytes < 2**31:
-        raise ValueError(f"num_bytes is {num_bytes}: it must be from 0 to {2**31 - 1}")
+    expect("0 <= num_bytes < 2**31", num_bytes=num_bytes)
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
@@ -76,16 +76,13 @@ class Stopwatch:
         return self
 
     def __exit__(self, *_):
-        self.cpu_seconds, self.seconds = (
-            time.process_time() - self._cpu,
-            time.perf_counter() - self._clock,
-        )
+        self.cpu_seconds = time.process_time() - self._cpu
+        self.seconds = time.perf_counter() - self._clock
 
 
 def fastest_seconds(work: Callable[[], object], repeats: int = 3) -> float:
     """The shortest of several runs, by the clock: what disturbs a run only makes it longer."""
-    if repeats < 1:
-        raise ValueError(f"repeats is {repeats}: it must be at least 1")
+    expect("repeats >= 1", repeats=repeats)
     runs = []
     for _ in range(repeats):
         with Stopwatch() as watch:
@@ -96,11 +93,8 @@ def fastest_seconds(work: Callable[[], object], repeats: int = 3) -> float:
 
 def fitted_power(sizes: Sequence[float], values: Sequence[float]) -> float:
     """The p for which size ** p, times a constant, fits the values best, on logarithmic axes."""
-    if len(sizes) != len(values) or len(set(sizes)) < 2 or min(*sizes, *values) <= 0:
-        raise ValueError(
-            f"sizes is {list(sizes)}, values {list(values)}: "
-            "expected as many of each, all above 0, for two sizes at least"
-        )
+    rule = "len(sizes) == len(values), len(set(sizes)) >= 2, min(*sizes, *values) > 0"
+    expect(rule, sizes=sizes, values=values)
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
@@ -127,8 +121,7 @@ def glue(name: str, value: object) -> None:
         name: the key that the page's `{glue:text}` asks for.
         value: a number or string, already rounded as it should be read.
     """
-    if not name:
-        raise ValueError(f"name is {name!r}: prose asks for a value by its name")
+    expect("isinstance(name, str) and name != ''", name=name)
     prefix = "application/papermill.record/"
     metadata = {"scrapbook": {"name": name, "mime_prefix": prefix}}
     # Quoted: myst-nb evaluates what it finds, and would show 1.50 as 1.5.
@@ -142,8 +135,7 @@ def over_seeds(values: Sequence[float], decimals: int = 2) -> str:
         values: one for each seed.
         decimals: behind the point.
     """
-    if not values:
-        raise ValueError("values is empty: expected one for each seed")
+    expect("len(values) >= 1", values=values)
     mean = sum(values) / len(values)
     return f"{mean:.{decimals}f} ({min(values):.{decimals}f}–{max(values):.{decimals}f})"
 

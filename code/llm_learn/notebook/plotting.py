@@ -7,6 +7,8 @@ import numpy as np
 from cycler import cycler
 from torch import Tensor
 
+from llm_learn.argument_checks import expect
+
 # The book's colours, told apart by colour-blind readers. The site's palette.css repeats them.
 PALETTE = {
     "navy": "#293A69",
@@ -71,31 +73,16 @@ def heat_map(
         The image, for a colour bar.
     """
     values = np.asarray(values.detach() if isinstance(values, Tensor) else values)
-    if values.ndim != 2:
-        raise ValueError(
-            f"values has shape {values.shape}: a heat map needs two dimensions"
-        )
-    for name, labels, size in (
-        ("rows", rows, values.shape[0]),
-        ("columns", columns, values.shape[1]),
-    ):
-        if len(labels) not in (0, size):
-            raise ValueError(f"{name} holds {len(labels)} labels: expected none or {size}")
+    rule = "values (R, C), len(rows) in (0, R), len(columns) in (0, C)"
+    expect(rule, values=values, rows=rows, columns=columns)
     image = ax.imshow(values, aspect="auto")
     ax.grid(False)
-    ax.set_xticks(
-        range(len(columns)), columns, rotation=60 if any(len(c) > 2 for c in columns) else 0
-    )
+    rotation = 60 if any(len(label) > 2 for label in columns) else 0
+    ax.set_xticks(range(len(columns)), columns, rotation=rotation)
     ax.set_yticks(range(len(rows)), rows)
     if show_values:
         middle = (values.min() + values.max()) / 2
         for (i, j), value in np.ndenumerate(values):
-            ax.text(
-                j,
-                i,
-                f"{value:.2f}",
-                ha="center",
-                va="center",
-                color="white" if value < middle else "black",
-            )
+            color = "white" if value < middle else "black"
+            ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=color)
     return image

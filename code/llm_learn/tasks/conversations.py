@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llm_learn.argument_checks import expect
 from llm_learn.data import HELD_OUT, shakespeare_plays
 from llm_learn.generate import generate, pad_left
 from llm_learn.llama import Llama
@@ -102,8 +103,7 @@ def read_talk(num_words: int = 1000) -> Talk:
     Args:
         num_words: how many of the commonest words a line may be made of.
     """
-    if num_words < 1:
-        raise ValueError(f"num_words is {num_words}: it must be at least 1")
+    expect("num_words >= 1", num_words=num_words)
     known, held_out = [], []
     for name, play in shakespeare_plays().items():
         (held_out if name in HELD_OUT else known).extend([[], *speeches_of(play)])
@@ -134,8 +134,7 @@ def prompt_ids(tokenizer: BPETokenizer, kind: str, said: str) -> list[int]:
         kind: one of REPLY_KINDS.
         said: what the user says; a special token spelled in it acts as none.
     """
-    if kind not in REPLY_KINDS:
-        raise ValueError(f"kind is {kind!r}: expected one of {', '.join(REPLY_KINDS)}")
+    expect("kind in REPLY_KINDS", kind=kind, REPLY_KINDS=REPLY_KINDS)
     system, user, assistant = (tokenizer.special_ids[role] for role in ROLES)
     return [system, *tokenizer.encode(kind), user, *tokenizer.encode(said), assistant]
 
@@ -171,8 +170,7 @@ def manners(kind: str, reply: str, words: Collection[str]) -> list[bool]:
     Returns:
         A truth value for each of MANNERS.
     """
-    if kind not in REPLY_KINDS:
-        raise ValueError(f"kind is {kind!r}: expected one of {', '.join(REPLY_KINDS)}")
+    expect("kind in REPLY_KINDS", kind=kind, REPLY_KINDS=REPLY_KINDS)
     found = A_WORD.findall(reply.lower())
     long = [word for word in found if len(word) >= 4]
     mark = reply[-1:]

@@ -48,13 +48,7 @@ OTHER_NAMES = {
     "Myanmar (Burma)": ("Myanmar", "Burma"),
     "Netherlands": ("the Netherlands", "The Netherlands", "Holland"),
     "Trinidad & Tobago": ("Trinidad and Tobago",),
-    "United States": (
-        "the United States",
-        "the USA",
-        "the US",
-        "the U.S",
-        "USA",
-    ),
+    "United States": ("the United States", "the USA", "the US", "the U.S", "USA"),
 }
 # Countries whose zones are named after an ocean, or after another continent.
 ELSEWHERE = (

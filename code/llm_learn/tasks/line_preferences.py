@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llm_learn.argument_checks import expect
 from llm_learn.data import shakespeare
 from llm_learn.generate import generate
 from llm_learn.llama import Llama, LlamaConfig
@@ -130,11 +131,8 @@ def judge(
     prompts: Tensor, first: Tensor, second: Tensor, generator: torch.Generator
 ) -> Pairs:
     """Lets the judge choose between two answers to each prompt, (B, T) each."""
-    if first.shape != second.shape or len(first) != len(prompts):
-        raise ValueError(
-            f"first and second have shapes {tuple(first.shape)} and {tuple(second.shape)}: expected one answer "
-            f"of each for {len(prompts)} prompts"
-        )
+    rule = "prompts (B, P), first (B, T), second (B, T)"
+    expect(rule, prompts=prompts, first=first, second=second)
     lead = SHARPNESS * (points_of(first) - points_of(second))
     wins = torch.rand(len(lead), generator=generator) < lead.sigmoid()  # (N,)
     chosen = torch.where(wins[:, None], first, second)

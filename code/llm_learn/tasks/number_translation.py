@@ -9,6 +9,7 @@ import torch
 from num2words import num2words
 from torch import Tensor
 
+from llm_learn.argument_checks import expect
 from llm_learn.tokenizers import Vocabulary
 
 LARGEST = 999_999
@@ -26,12 +27,12 @@ def number_words(number: int, language: str) -> list[str]:
         number: from 0 to 999,999.
         language: "en", "de" or "fr".
     """
-    if not isinstance(number, int) or not 0 <= number <= LARGEST:
-        raise ValueError(
-            f"number is {number!r}: it must be an integer from 0 to {LARGEST:,}"
-        )
-    if language not in ("en", "de", "fr"):
-        raise ValueError(f"language is {language!r}: it must be 'en', 'de' or 'fr'")
+    expect(
+        "isinstance(number, int) and 0 <= number <= LARGEST, language in ('en', 'de', 'fr')",
+        number=number,
+        language=language,
+        LARGEST=LARGEST,
+    )
     name = num2words(number, lang=language)
     if language == "de":
         return _GERMAN_PART.findall(name)
@@ -68,13 +69,8 @@ def number_translation(
         num_test: the most test pairs of each length.
         seed: decides the numbers.
     """
-    for name, value in (
-        ("num_train", num_train),
-        ("longest_train", longest_train),
-        ("num_test", num_test),
-    ):
-        if value < 1:
-            raise ValueError(f"{name} is {value}: it must be at least 1")
+    rule = "num_train >= 1, longest_train >= 1, num_test >= 1"
+    expect(rule, num_train=num_train, longest_train=longest_train, num_test=num_test)
     rng = random.Random(seed)
     drawn, pairs = set(), []
     num_short = 0
@@ -102,8 +98,7 @@ def number_translation(
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> Tensor:
     """Rows of ids -> (B, T), filled at the end with the padding's id 0."""
-    if not rows or not max(map(len, rows)):
-        raise ValueError("rows holds no ids: there is nothing to pad")
+    expect("any(map(len, rows))", rows=rows)
     width = max(map(len, rows))
     return torch.tensor([[*row, *[Vocabulary.pad_id] * (width - len(row))] for row in rows])
 
@@ -118,10 +113,7 @@ def translation_batch(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
 
 def exact_match(predicted: Tensor, pairs: Sequence[Pair]) -> float:
     """The share of rows (B, T) that are the pair's second name, up to their first end."""
-    if len(predicted) != len(pairs):
-        raise ValueError(
-            f"predicted has {len(predicted)} rows: expected {len(pairs)}, one a pair"
-        )
+    expect("predicted (B, T), len(pairs) == B", predicted=predicted, pairs=pairs)
     right = 0
     for row, (_, b) in zip(predicted.tolist(), pairs, strict=True):
         right += row[: len(b) + 1] == [*b, Vocabulary.eos_id]

@@ -3,6 +3,8 @@
 import random
 from dataclasses import dataclass
 
+from llm_learn.argument_checks import expect
+
 FIRST = """Ash Black Bright Cold Elder Fair Fern Glen Gold Grey Hazel High Kings Long Marsh
 North Oak Raven Red Rose Silver Stone Summer Thorn West White Wind Winter Wood""".split()
 LAST = """brook bury dale field ford gate ham haven hill land mere mouth port ridge shore
@@ -33,8 +35,7 @@ def guide(seed: int, num_notes: int = 30) -> list[Note]:
         seed: decides everything.
         num_notes: at most 144, since each building of a town has one.
     """
-    if not 0 <= num_notes <= 144:
-        raise ValueError(f"num_notes is {num_notes}: expected 0 to 144")
+    expect("0 <= num_notes <= 144", num_notes=num_notes)
     draw = random.Random(seed)
     towns = draw.sample([first + last for first in FIRST for last in LAST], 12)
     pairs = draw.sample([(kind, town) for kind in BUILDINGS for town in towns], num_notes)

@@ -102,7 +102,7 @@ def test_heat_map_draws_tensors_that_track_gradients(ax):
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 4), ()])
 def test_heat_map_rejects_what_is_no_matrix(ax, shape):
     with pytest.raises(
-        ValueError, match=r"values has shape \(.*\): a heat map needs two dimensions"
+        ValueError, match=r"values (has shape \(.*\)|is 0.0): expected \(R, C\)"
     ):
         heat_map(ax, np.zeros(shape))
 
@@ -110,8 +110,14 @@ def test_heat_map_rejects_what_is_no_matrix(ax, shape):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"rows": "abc"}, "rows holds 3 labels.* 2"),
-        ({"columns": "ab"}, "columns holds 2 labels.* 3"),
+        (
+            {"rows": "abc"},
+            r"len\(rows\) is 3, values has shape \(2, 3\): .* len\(rows\) in \(0, R\)",
+        ),
+        (
+            {"columns": "ab"},
+            r"len\(columns\) is 2, values has shape \(2, 3\): .* in \(0, C\)",
+        ),
     ],
 )
 def test_heat_map_rejects_labels_of_another_number(ax, labels, message):

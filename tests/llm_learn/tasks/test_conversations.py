@@ -105,7 +105,7 @@ class TestReading:
             assert is_plain(turn.said, task.talk.words)
 
     def test_no_words_are_refused(self):
-        with pytest.raises(ValueError, match="num_words is 0: it must be at least 1"):
+        with pytest.raises(ValueError, match="num_words is 0: expected num_words >= 1"):
             read_talk(0)
 
 
@@ -130,10 +130,13 @@ class TestPrompts:
 
     def test_an_unknown_kind_is_refused(self, task):
         with pytest.raises(
-            ValueError, match="kind is 'beg': expected one of ask, tell, cry"
+            ValueError,
+            match=r"kind is 'beg', .*'ask': .*'cry': .*'tell': .*: expected kind in REPLY_KINDS",
         ):
             prompt_ids(task.tokenizer, "beg", "Help!")
-        with pytest.raises(ValueError, match="kind is 'beg'"):
+        with pytest.raises(
+            ValueError, match=r"kind is 'beg', .*: expected kind in REPLY_KINDS"
+        ):
             manners("beg", "Help!", WORDS)
 
 

@@ -105,9 +105,13 @@ def test_judge_prefers_as_often_as_bradley_and_terry_say(lead):
 def test_judge_refuses_answers_that_do_not_belong_together():
     draw, prompts = torch.Generator(), torch.zeros(3, PROMPT, dtype=torch.long)
     answers = torch.zeros(3, ANSWER, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"shapes \(3, 10\) and \(2, 10\).* 3 prompts"):
+    with pytest.raises(
+        ValueError, match=r"second has shape \(2, 10\): expected .* with B = 3, T = 10"
+    ):
         judge(prompts, answers, answers[:2], draw)
-    with pytest.raises(ValueError, match="for 2 prompts"):
+    with pytest.raises(
+        ValueError, match=r"first has shape \(3, 10\): expected \(B, T\) with B = 2"
+    ):
         judge(prompts[:2], answers, answers, draw)
 
 

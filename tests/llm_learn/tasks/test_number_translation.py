@@ -137,20 +137,25 @@ def test_exact_match_counts_whole_rows():
 @pytest.mark.parametrize("number", [-1, LARGEST + 1, 2.0, "7"])
 def test_numbers_outside_the_range_are_refused(number):
     with pytest.raises(
-        ValueError, match=r"number is .*: it must be an integer from 0 to 999,999"
+        ValueError,
+        match=rf"number is {number!r}, LARGEST is 999999: expected .* 0 <= number <= LARGEST",
     ):
         number_words(number, "en")
 
 
 def test_other_errors():
-    with pytest.raises(ValueError, match="language is 'xx': it must be 'en', 'de' or 'fr'"):
+    with pytest.raises(ValueError, match=r"language is 'xx': .* in \('en', 'de', 'fr'\)"):
         number_words(3, "xx")
     with pytest.raises(ValueError, match=r"words holds \['z'\]"):
         Vocabulary([["a"]]).encode(["a", "z"])
-    with pytest.raises(ValueError, match="rows holds no ids"):
+    with pytest.raises(
+        ValueError, match=r"rows is \[\[\], \[\]\]: expected any\(map\(len, rows\)\)"
+    ):
         pad_rows([[], []])
     for name in ("num_train", "longest_train", "num_test"):
-        with pytest.raises(ValueError, match=f"^{name} is 0: it must be at least 1"):
+        with pytest.raises(ValueError, match=f"^{name} is 0: expected {name} >= 1"):
             number_translation("de", **{name: 0})
-    with pytest.raises(ValueError, match="predicted has 1 rows: expected 2"):
+    with pytest.raises(
+        ValueError, match=r"len\(pairs\) is 2, predicted has shape \(1, 1\): expected"
+    ):
         exact_match(torch.tensor([[2]]), [([3], [4]), ([3], [4])])
