@@ -24,6 +24,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from llm_learn.apps.serving_engine import LOGGER, Engine, Request
+from llm_learn.argument_checks import expect
 
 
 class Refusal(Exception):
@@ -51,10 +52,7 @@ class ServedModel:
     token_bytes: Sequence[bytes]  # of each id
 
     def __post_init__(self):
-        if not self.name:
-            raise ValueError("name is empty: clients ask for a model by its name")
-        if not self.token_bytes:
-            raise ValueError("token_bytes is empty: a model has at least one id")
+        expect("len(name) >= 1, len(token_bytes) >= 1", **vars(self))
 
     @cached_property
     def longest_token(self) -> int:
@@ -72,14 +70,12 @@ class Service:
     """
 
     def __init__(self, engine: Engine, model: ServedModel, max_waiting: int = 64):
-        if max_waiting < 1:
-            raise ValueError(f"max_waiting is {max_waiting}: it must be at least 1")
+        expect("max_waiting >= 1", max_waiting=max_waiting)
         self.engine, self.model, self.max_waiting = engine, model, max_waiting
         self.mail: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.closed = self.stopped = False
-        self.door = (
-            threading.Lock()
-        )  # nothing comes between a look at `closed` and the mail
+        # Nothing comes between a look at `closed` and the mail.
+        self.door = threading.Lock()
         self.thread = threading.Thread(target=self.work, daemon=True, name="engine")
         self.thread.start()
 
@@ -215,12 +211,22 @@ def request_from(body: object, engine: Engine, model: ServedModel) -> Request:
     n = body.get("n")
     if n is not None and (type(n) is not int or n != 1):
         raise Refusal(400, f"n is {n!r}: one answer is written", "n")
+    temperature = number(body, "temperature", (int, float), 0, 2, 1.0)
+    if body.get("top_p") == 0:  # the likeliest id only
+        temperature = 0
+    seed = number(body, "seed", (int,), -(1 << 63), (1 << 63) - 1, None)
+    options = {
+        # What is divided by nearly nothing is no number any more.
+        "temperature": temperature if temperature >= 0.01 else 0,
+        "top_p": number(body, "top_p", (int, float), 0, 1, None) or None,
+        "generator": None if seed is None else torch.Generator().manual_seed(seed),
+    }
+    limit = number(body, "max_tokens", (int,), 1, 1 << 20, None)
+    limit = number(body, "max_completion_tokens", (int,), 1, 1 << 20, limit)
     messages = body.get("messages")
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise Refusal(
-            400, "messages is no list of objects with role and content", "messages"
-        )
     try:
+        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+            raise ValueError("messages is no list of objects with role and content")
         plain = [
             {"role": as_known(m.get("role")), "content": text_in(m.get("content"))}
             for m in messages
@@ -233,24 +239,8 @@ def request_from(body: object, engine: Engine, model: ServedModel) -> Request:
                 f"messages holds {size:,} bytes of text: no prompt of more than {most:,} fits"
             )
         prompt = model.prompt_ids(plain)
-    except ValueError as error:
-        raise Refusal(400, str(error), "messages") from error
-    longest = 1 << 20
-    usual = max(1, min(256, engine.room_after(len(prompt))))
-    limit = number(body, "max_tokens", (int,), 1, longest, usual)
-    limit = number(body, "max_completion_tokens", (int,), 1, longest, limit)
-    temperature = number(body, "temperature", (int, float), 0, 2, 1.0)
-    if body.get("top_p") == 0:  # the likeliest id only
-        temperature = 0
-    seed = number(body, "seed", (int,), -(1 << 63), (1 << 63) - 1, None)
-    options = {
-        # What is divided by nearly nothing is no number any more.
-        "temperature": temperature if temperature >= 0.01 else 0,
-        "top_p": number(body, "top_p", (int, float), 0, 1, None) or None,
-        "generator": None if seed is None else torch.Generator().manual_seed(seed),
-    }
-    request = Request(prompt, limit, options=options)
-    try:
+        usual = max(1, min(256, engine.room_after(len(prompt))))
+        request = Request(prompt, limit or usual, options=options)
         engine.check(request)
     except ValueError as error:
         raise Refusal(400, str(error), "messages") from error
@@ -288,11 +278,8 @@ async def text_pieces(
 
 def head(name: str) -> dict:
     """What all parts of one answer have; the name is the model's."""
-    return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "created": int(time.time()),
-        "model": name,
-    }
+    created = int(time.time())
+    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": created, "model": name}
 
 
 def wire(head: dict, kind: str, choice: dict | None, **more: object) -> dict:
@@ -304,24 +291,16 @@ def wire(head: dict, kind: str, choice: dict | None, **more: object) -> dict:
 def usage(request: Request) -> dict:
     """How many tokens were read and written."""
     prompt, total = len(request.prompt), len(request.ids)
-    counts = {
-        "prompt_tokens": prompt,
-        "completion_tokens": total - prompt,
-        "total_tokens": total,
-    }
-    return {"usage": counts}
+    counts = {"prompt_tokens": prompt, "completion_tokens": total - prompt}
+    return {"usage": counts | {"total_tokens": total}}
 
 
 def app(service: Service) -> Starlette:
     """The server."""
+    name, failed = service.model.name, "the answer could not be written"
 
     async def models(http: HTTPRequest) -> Response:
-        row = {
-            "id": service.model.name,
-            "object": "model",
-            "created": 0,
-            "owned_by": "you",
-        }
+        row = {"id": name, "object": "model", "created": 0, "owned_by": "you"}
         return JSONResponse({"object": "list", "data": [row]})
 
     async def completions(http: HTTPRequest) -> Response:
@@ -336,20 +315,20 @@ def app(service: Service) -> Starlette:
             raise Refusal(400, f"the body is no JSON: {error}") from error
         # In another thread, because tokenization takes time: meanwhile others are answered.
         request = await run_in_threadpool(request_from, body, service.engine, service.model)
-        common, pieces = head(service.model.name), text_pieces(http, service, request)
+        common, pieces = head(name), text_pieces(http, service, request)
         if not body.get("stream"):
             found = [piece async for piece in pieces]
             if not found or found[-1][1] not in ("stop", "length"):
-                raise Refusal(500, "the answer could not be written")
+                raise Refusal(500, failed)
             message = {"role": "assistant", "content": "".join(text for text, _ in found)}
             choice = {"message": message, "finish_reason": found[-1][1]}
             return JSONResponse(wire(common, "chat.completion", choice, **usage(request)))
         # What can be refused is refused before the first event, when the status has not been sent.
         first = await anext(pieces, None)
         if first is None or first[1] not in ("", "stop", "length"):
-            raise Refusal(500, "the answer could not be written")
+            raise Refusal(500, failed)
 
-        async def events() -> AsyncIterator[str]:
+        async def events() -> AsyncIterator[dict]:
             kind = "chat.completion.chunk"
             delta = {"role": "assistant", "content": ""}
             yield wire(common, kind, {"delta": delta, "finish_reason": None})
@@ -357,12 +336,7 @@ def app(service: Service) -> Starlette:
             while item is not None:
                 text, reason = item
                 if reason not in ("", "stop", "length"):
-                    yield {
-                        "error": {
-                            "message": "the answer could not be written",
-                            "type": "server_error",
-                        }
-                    }
+                    yield {"error": {"message": failed, "type": "server_error"}}
                     return
                 delta = {"content": text} if text else {}
                 yield wire(common, kind, {"delta": delta, "finish_reason": reason or None})
@@ -386,14 +360,12 @@ def app(service: Service) -> Starlette:
         return JSONResponse({"error": said}, error.status)
 
     async def unknown(http: HTTPRequest, error: HTTPException) -> Response:
-        return await refuse(
-            http, Refusal(error.status_code, f"{http.url.path}: {error.detail}")
-        )
+        said = f"{http.url.path}: {error.detail}"
+        return await refuse(http, Refusal(error.status_code, said))
 
     routes = [
         Route("/v1/models", models),
         Route("/v1/chat/completions", completions, methods=["POST"]),
     ]
-    return Starlette(
-        routes=routes, exception_handlers={Refusal: refuse, HTTPException: unknown}
-    )
+    handlers = {Refusal: refuse, HTTPException: unknown}
+    return Starlette(routes=routes, exception_handlers=handlers)

@@ -1,33 +1,32 @@
 """The command `python -m llm_learn.pipeline`: takes a small model through every stage, in a folder."""
 
 import argparse
-import json
 import math
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from llm_learn.apps import run_folder
 from llm_learn.apps.pipeline_stages import (
     Plan,
+    Round,
     as_teacher,
     example_batches,
     flops,
     learn_from,
     lessons,
-    llama_of,
     next_id_loss,
     own_share,
     reinforce,
     text_batches,
 )
-from llm_learn.assets import AssetError
-from llm_learn.distributed import Ranks, joined
-from llm_learn.files import new_folder, replacing, write_json
+from llm_learn.distributed import Ranks
+from llm_learn.files import replacing, write_json
 from llm_learn.llama import Llama
 from llm_learn.sft import answer_batch
 from llm_learn.tasks.conversations import (
@@ -65,19 +64,16 @@ SAID = ("How now! what news?", "Where is the king?", "I love thee.", "Good night
 
 def parser() -> argparse.ArgumentParser:
     """The command's options; those that are not given are missing from what it parses."""
-    made = argparse.ArgumentParser(
-        prog="python -m llm_learn.pipeline",
+    made = run_folder.command_parser(
+        "pipeline",
         description="Pre-trains a small model on Shakespeare's plays, tunes it on conversations, reinforces its manners, "
         "and distils it into a student. The folder receives the tokenizer, each stage's model, and report.json.",
         epilog="A stage whose model is there is not run again. Several processes share each batch when they are started "
         "by `torchrun --nproc-per-node=N -m llm_learn.pipeline`.",
-        argument_default=argparse.SUPPRESS,
     )
-    made.add_argument("--out", required=True, type=Path, help="the folder")
     made.add_argument(
         "--large", action="store_true", help="begin from the plan for a GPU, not the book's"
     )
-    made.add_argument("--device", choices=["cpu", "cuda"], help="cpu (default), or cuda")
     made.add_argument("--seed", type=int, help="decides all that is drawn (default: 0)")
     for field in fields(Plan):
         small, large = field.default, getattr(GPU_PLAN, field.name)
@@ -94,14 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(parser().parse_args(arguments))
     folder, device = given.pop("out"), given.pop("device", "cpu")
     seed, large = given.pop("seed", 0), given.pop("large", False)
-    try:
+
+    def work(ranks: Ranks) -> int:
         plan = replace(GPU_PLAN if large else Plan(), **given)
-        with joined(device) as ranks:
-            PipelineRun(folder, plan, seed, ranks).go()
-    except (ValueError, OSError, AssetError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        PipelineRun(folder, plan, seed, ranks).go()
+        return 0
+
+    return run_folder.exit_status(work, device)
 
 
 class PipelineRun:
@@ -116,6 +111,7 @@ class PipelineRun:
 
     def __init__(self, folder: Path, plan: Plan, seed: int, ranks: Ranks):
         self.folder, self.plan, self.seed, self.ranks = folder, plan, seed, ranks
+        self.settings = asdict(plan) | {"seed": seed}
         # What cannot work is refused before anything is written.
         for name in ("windows", "examples", "prompts"):
             _ = own_share(name, getattr(plan, name), ranks)
@@ -140,33 +136,19 @@ class PipelineRun:
         if not begun:
             ranks.from_first(self.begin)
 
-    def settings(self) -> dict:
-        return asdict(self.plan) | {"seed": self.seed}
-
     def is_begun(self) -> bool:
         """Whether the folder holds a run, which must have been begun with the same plan."""
         path = self.folder / "plan.json"
         if path.is_file():
-            begun = json.loads(path.read_text(encoding="utf-8"))
-            for name, value in self.settings().items():
-                if begun.get(name) != value:
-                    raise ValueError(
-                        f"{name} is {value}: the run in {str(self.folder)!r} was begun with {begun.get(name)}"
-                    )
+            run_folder.begun_with(path, self.settings)
             return True
-        if self.folder.exists() and (
-            not self.folder.is_dir() or any(self.folder.iterdir())
-        ):
-            raise ValueError(f"--out is {str(self.folder)!r}: it exists, and holds no run")
+        run_folder.check_free(self.folder, ", and holds no run")
         return False
 
     def begin(self) -> None:
-        """Makes the folder with the tokenizer and the plan: all of it or nothing."""
-        with new_folder(self.folder) as temporary:
+        """Makes the folder with the tokenizer and the plan."""
+        with run_folder.new_run(self.folder, "plan.json", self.settings) as temporary:
             self.task.tokenizer.save(temporary / "tokenizer.json")
-            write_json(temporary / "plan.json", self.settings())
-            if self.folder.exists():
-                self.folder.rmdir()  # empty; on Windows nothing can be renamed onto it
 
     def say(self, text: str) -> None:
         if self.ranks.is_first:
@@ -174,94 +156,61 @@ class PipelineRun:
 
     def go(self) -> None:
         """Runs the stages that are not done, and writes the report."""
-        plan, share = self.plan, {"ranks": self.ranks}
-        end_id, seed = self.task.end_id, self.seed
+        plan, task, seed, ranks = self.plan, self.task, self.seed, self.ranks
         for name, number in self.predicted.items():
             self.say(f"{name:<14} {number:9.2e} floating-point operations predicted")
         torch.manual_seed(seed)
-        sizes = plan.vocab_size, plan.context_length
-        model = llama_of(*sizes, plan.d_model, plan.num_layers, plan.num_heads)
-        student = llama_of(
-            *sizes, plan.student_d_model, plan.student_layers, plan.num_heads
-        )
-        stages: list[tuple[str, Llama, Callable[[], object]]] = [
-            (
-                "pre-training",
-                model,
-                lambda: learn_from(
-                    model,
-                    next_id_loss,
-                    text_batches(
-                        self.ids, plan.windows, plan.context_length, seed, **share
-                    ),
-                    plan.pretrain_steps,
-                    rate=0.01,
-                    **share,
-                ),
-            ),
-            (
-                "tuning",
-                model,
-                lambda: learn_from(
-                    model,
-                    next_id_loss,
-                    example_batches(self.examples, plan.examples, end_id, seed, **share),
-                    plan.tune_steps,
-                    rate=0.005,
-                    **share,
-                ),
-            ),
-            (
-                "reinforcement",
-                model,
-                lambda: self.follow(reinforce(model, self.task, plan, seed, **share)),
-            ),
-            (
-                "distillation",
-                student,
-                lambda: learn_from(
-                    student,
-                    as_teacher(model),
-                    lessons(model, self.task, plan, seed, **share),
-                    plan.distil_steps,
-                    rate=0.01,
-                    **share,
-                ),
-            ),
-        ]
-        for name, trained, stage in stages:
-            self.run_stage(name, trained, stage, self.predicted[name])
-        self.ranks.from_first(lambda: write_json(self.folder / "report.json", self.rows))
+        model, student = plan.models()
+        text = text_batches(self.ids, plan.windows, plan.context_length, seed, ranks)
+        turns = example_batches(self.examples, plan.examples, task.end_id, seed, ranks)
+        learn = partial(learn_from, ranks=ranks)
+
+        def pretrain() -> None:
+            learn(model, next_id_loss, text, plan.pretrain_steps, rate=0.01)
+
+        def tune() -> None:
+            learn(model, next_id_loss, turns, plan.tune_steps, rate=0.005)
+
+        def follow_manners() -> None:
+            self.follow(reinforce(model, task, plan, seed, ranks))
+
+        def distil() -> None:
+            replies = lessons(model, task, plan, seed, ranks)
+            learn(student, as_teacher(model), replies, plan.distil_steps, rate=0.01)
+
+        self.run_stage("pre-training", model, pretrain)
+        self.run_stage("tuning", model, tune)
+        self.run_stage("reinforcement", model, follow_manners)
+        self.run_stage("distillation", student, distil)
+        ranks.from_first(lambda: write_json(self.folder / "report.json", self.rows))
         for said in SAID:
             for kind in REPLY_KINDS:
                 self.say(f"({kind}) {said} — {self.reply(model, kind, said)}")
 
-    def run_stage(
-        self, name: str, model: Llama, stage: Callable[[], object], predicted: float
-    ) -> None:
+    def run_stage(self, name: str, model: Llama, stage: Callable[[], None]) -> None:
         """Runs a stage and saves its model, or loads it; then measures."""
-        path = self.folder / f"{name}.safetensors"
+        path, predicted = self.folder / f"{name}.safetensors", self.predicted[name]
         model.to(self.ranks.device)
-        seconds = None
+        seconds, took = None, ""
         if self.ranks.from_first(path.is_file):
             model.load_state_dict(load_file(path, device=self.ranks.device))
         else:
             begun = time.perf_counter()
             stage()
             seconds = time.perf_counter() - begun
+            took = f", {predicted / seconds:.1e} a second"
             if not all(p.isfinite().all() for p in model.parameters()):
                 raise ValueError(f"{name} left weights that are no numbers: lower its rate")
             self.ranks.from_first(lambda: save(model, path))
         row = {"stage": name, "weights": sum(p.numel() for p in model.parameters())}
         row |= {"flops": predicted, "seconds": seconds} | self.measured(model)
         self.rows.append(row)
-        took = "" if seconds is None else f", {predicted / seconds:.1e} a second"
         self.say(
             f"{name:<14} {row['bits_per_byte']:.3f} bits a byte, {row['reply_loss']:.3f} nats an id of a reply, "
             f"{row['all_kept']:.1%} keep all rules{took}"
         )
 
-    def follow(self, rounds) -> None:
+    def follow(self, rounds: Iterator[Round]) -> None:
         """Goes through the rounds, and tells of every tenth."""
         for number, each in enumerate(rounds, 1):
             if number % 10 == 0:

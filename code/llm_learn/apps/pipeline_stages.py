@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from llm_learn.argument_checks import expect
 from llm_learn.data import get_batch
 from llm_learn.distributed import Ranks
 from llm_learn.gpt import draw_by_fan_in
@@ -51,13 +52,16 @@ class Plan:
 
     def __post_init__(self):
         for name, kind in type(self).__annotations__.items():
-            value = getattr(self, name)
-            if kind is int and value < 1:
-                raise ValueError(f"{name} is {value}: it must be at least 1")
-            if kind is float and not value >= 0:
-                raise ValueError(f"{name} is {value}: it cannot be negative")
-        if self.samples < 2:
-            raise ValueError(f"samples is {self.samples}: a group needs two replies")
+            expect(f"{name} >= {1 if kind is int else 0}", **vars(self))
+        expect("samples >= 2", samples=self.samples)  # a group needs two replies
+
+    def models(self) -> tuple[Llama, Llama]:
+        """The model that is trained, and its student."""
+        sizes = self.vocab_size, self.context_length
+        return (
+            llama_of(*sizes, self.d_model, self.num_layers, self.num_heads),
+            llama_of(*sizes, self.student_d_model, self.student_layers, self.num_heads),
+        )
 
 
 def llama_of(
@@ -88,10 +92,7 @@ def shared(model: Llama, ranks: Ranks) -> nn.Module:
 
 def own_share(name: str, number: int, ranks: Ranks) -> int:
     """How many of a batch this process takes."""
-    if number % ranks.world_size:
-        raise ValueError(
-            f"{name} is {number}: {ranks.world_size} processes cannot share it evenly"
-        )
+    expect(f"{name} % processes == 0", **{name: number}, processes=ranks.world_size)
     return number // ranks.world_size
 
 
@@ -123,9 +124,8 @@ def learn_from(
     highest = [group["lr"] for group in groups]
     decay, warmup = -(-num_steps // 3), min(10, num_steps // 3)
     losses = []
-    for step in tqdm(
-        range(num_steps), leave=False, disable=None if ranks.is_first else True
-    ):
+    hidden = None if ranks.is_first else True
+    for step in tqdm(range(num_steps), leave=False, disable=hidden):
         factor = wsd_schedule(
             step, max_steps=num_steps, decay_steps=decay, warmup_steps=warmup
         )
@@ -217,11 +217,8 @@ def reinforce(
         ((losses * mask).sum(1) / mask.sum(1)).mean().backward()
         _ = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        found = [
-            *kept.mean(0).tolist(),
-            float(kept.all(1).float().mean()),
-            float(kl.mean()),
-        ]
+        all_kept = float(kept.all(1).float().mean())
+        found = [*kept.mean(0).tolist(), all_kept, float(kl.mean())]
         *each, everything, distance = ranks.mean(found)
         yield Round(each, everything, distance)
 
@@ -263,11 +260,7 @@ def flops(plan: Plan, prompt: float) -> dict[str, float]:
         prompt: ids of a prompt, on average.
     """
     with torch.device("meta"):
-        sizes = plan.vocab_size, plan.context_length
-        models = (
-            llama_of(*sizes, plan.d_model, plan.num_layers, plan.num_heads),
-            llama_of(*sizes, plan.student_d_model, plan.student_layers, plan.num_heads),
-        )
+        models = plan.models()
     # The embedding is the output layer as well, so it counts once.
     n, student = (sum(p.numel() for p in m.parameters() if p.ndim == 2) for m in models)
     talk = prompt + REPLY

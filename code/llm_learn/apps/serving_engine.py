@@ -5,7 +5,7 @@ from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from hashlib import sha256
 from itertools import accumulate
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llm_learn.argument_checks import expect
 from llm_learn.llama import Llama, LlamaConfig
 
 
@@ -29,9 +30,9 @@ class BlockPool:
     """
 
     def __init__(self, num_blocks: int, block_size: int):
-        for name, number in (("num_blocks", num_blocks), ("block_size", block_size)):
-            if number < 1:
-                raise ValueError(f"{name} is {number}: it must be at least 1")
+        expect(
+            "num_blocks >= 1, block_size >= 1", num_blocks=num_blocks, block_size=block_size
+        )
         self.block_size = block_size
         self.users = [0] * num_blocks
         self.free = OrderedDict.fromkeys(range(num_blocks))  # the longest free first
@@ -112,10 +113,7 @@ class Row:
     blocks: Sequence[int]  # its table, with room for all positions up to the last
 
     def __post_init__(self):
-        if not len(self.ids) or self.start < 0:
-            raise ValueError(
-                f"ids has length {len(self.ids)}, start is {self.start}: at least 1 and 0"
-            )
+        expect("len(ids) >= 1, start >= 0", ids=self.ids, start=self.start)
 
 
 class Pages:
@@ -139,29 +137,26 @@ class Pages:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ):
-        for name, number in (("num_blocks", num_blocks), ("block_size", block_size)):
-            if number < 1:
-                raise ValueError(f"{name} is {number}: it must be at least 1")
-        slots = num_blocks * block_size
-        shape = (config.num_layers, slots, config.num_kv_heads, config.head_dim)
-        self.keys, self.values = (
-            torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)
+        expect(
+            "num_blocks >= 1, block_size >= 1", num_blocks=num_blocks, block_size=block_size
         )
+        slots = num_blocks * block_size
+        shape = (2, config.num_layers, slots, config.num_kv_heads, config.head_dim)
+        self.keys, self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.block_size = block_size
 
     def slots(self, row: Row) -> Tensor:
         """Where the positions of a row lie, from the first of its text to the last of its new ids: (S,)"""
-        positions = torch.arange(row.start + len(row.ids), device=self.keys.device)
-        if len(row.blocks) * self.block_size < len(positions):
-            raise ValueError(
-                f"blocks has {len(row.blocks)} blocks of {self.block_size} positions: "
-                f"the row has {len(positions)}"
-            )
-        table = torch.tensor(row.blocks, device=self.keys.device)
-        return (
-            table[positions // self.block_size] * self.block_size
-            + positions % self.block_size
+        size, length = self.block_size, row.start + len(row.ids)
+        expect(
+            "len(blocks) * block_size >= length",
+            blocks=row.blocks,
+            block_size=size,
+            length=length,
         )
+        positions = torch.arange(length, device=self.keys.device)
+        table = torch.tensor(row.blocks, device=self.keys.device)
+        return table[positions // size] * size + positions % size
 
 
 @torch.no_grad()  # each thread has its own switch, and an engine may run in any
@@ -176,25 +171,22 @@ def read_rows(model: Llama, pages: Pages, rows: Sequence[Row]) -> Tensor:
     Returns:
         (rows, V) logits for the id after each row's last, float32 and on the CPU, where ids are chosen
     """
-    longest = max((row.start + len(row.ids) for row in rows), default=0)
-    if not 1 <= longest <= model.config.context_length:
-        raise ValueError(
-            f"rows has {len(rows)} texts of up to {longest} positions: "
-            f"expected at least one, and at most {model.config.context_length} positions"
-        )
     # Of a norm, as in `Llama.new_caches`: where weights are stored in fewer bits, a norm's are not.
     weight = model.norm.weight
-    if (pages.keys.dtype, pages.keys.device) != (weight.dtype, weight.device):
-        raise ValueError(
-            f"pages holds {pages.keys.dtype} on {pages.keys.device}: "
-            f"the model's weights are {weight.dtype} on {weight.device}"
-        )
-    ids = torch.tensor([i for row in rows for i in row.ids], device=weight.device)  # (N,)
+    expect(
+        "len(rows) >= 1, longest_row <= context_length, "
+        "pages.keys.dtype == weight.dtype, pages.keys.device == weight.device",
+        rows=rows,
+        longest_row=max((row.start + len(row.ids) for row in rows), default=0),
+        context_length=model.config.context_length,
+        pages=pages,
+        weight=weight,
+    )
+    ids = [i for row in rows for i in row.ids]
+    positions = [row.start + n for row in rows for n in range(len(row.ids))]
+    ids, positions = torch.tensor([ids, positions], device=weight.device)  # (N,) each
     slots = [pages.slots(row) for row in rows]
     new = torch.cat([s[row.start :] for s, row in zip(slots, rows, strict=True)])  # (N,)
-    positions = torch.cat(
-        [torch.arange(row.start, len(s)) for s, row in zip(slots, rows, strict=True)]
-    ).to(weight.device)
     ends = list(accumulate(len(row.ids) for row in rows))
     groups = [*single_ids(rows, slots, ends), *longer(rows, slots, ends)]
     x = model.token_embedding(ids).unsqueeze(0)  # (1, N, C)
@@ -291,44 +283,25 @@ class Request:
         return len(self.ids) - self.num_read
 
 
+@dataclass(eq=False)
 class Engine:
-    """Continues many texts at once.
+    """Continues many texts at once."""
 
-    Args:
-        read_rows: rows -> something for each, from which `choose` takes the next id.
-        choose: (request, that something) -> id.
-        pool: the blocks.
-        end_id: ends a text, and is not part of it.
-        max_rows: texts that run at the same time, at most.
-        max_tokens: tokens in a pass, at most.
-        max_chunk: tokens of one text in a pass, at most.
-        context_length: positions that the model can read.
-    """
+    read_rows: Callable[[list[Row]], Sequence]  # something for each row
+    choose: Callable[[Request, object], int]  # the next id, given that something
+    pool: BlockPool  # the blocks
+    _: KW_ONLY
+    end_id: int  # ends a text, and is not part of it
+    max_rows: int = 16  # texts that run at the same time, at most
+    max_tokens: int = 128  # tokens in a pass, at most
+    max_chunk: int = 64  # tokens of one text in a pass, at most
+    context_length: int = 2048  # positions that the model can read
 
-    def __init__(
-        self,
-        read_rows: Callable[[list[Row]], Sequence],
-        choose: Callable[[Request, object], int],
-        pool: BlockPool,
-        *,
-        end_id: int,
-        max_rows: int = 16,
-        max_tokens: int = 128,
-        max_chunk: int = 64,
-        context_length: int = 2048,
-    ):
-        for name, number in (
-            ("max_rows", max_rows),
-            ("max_tokens", max_tokens),
-            ("max_chunk", max_chunk),
-            ("context_length", context_length),
-        ):
-            if number < 1:
-                raise ValueError(f"{name} is {number}: it must be at least 1")
-        self.read_rows, self.choose = read_rows, choose
-        self.pool, self.end_id = pool, end_id
-        self.max_rows, self.max_tokens, self.max_chunk = max_rows, max_tokens, max_chunk
-        self.context_length = context_length
+    def __post_init__(self):
+        expect(
+            "max_rows >= 1, max_tokens >= 1, max_chunk >= 1, context_length >= 1",
+            **vars(self),
+        )
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in the order of arrival
         self.preemptions = self.tokens_read = self.tokens_shared = 0
@@ -341,16 +314,12 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raises ValueError for a text that is empty, or could not be finished even if it were alone."""
-        if not request.prompt or request.max_new < 1:
-            raise ValueError(
-                f"the prompt has {len(request.prompt)} ids, max_new is {request.max_new}: both need 1"
-            )
-        room = self.room_after(len(request.prompt))
-        if request.max_new > room:
-            raise ValueError(
-                f"the prompt has {len(request.prompt)} tokens, the answer may have {request.max_new}: "
-                f"together at most {room + len(request.prompt)}"
-            )
+        expect(
+            "len(prompt) >= 1, max_new >= 1, len(prompt) + max_new <= limit",
+            prompt=request.prompt,
+            max_new=request.max_new,
+            limit=self.room_after(0),
+        )
 
     def submit(self, request: Request) -> None:
         """Puts a text into the queue; see `check`."""
@@ -423,30 +392,23 @@ class Engine:
 
     def step(self) -> int:
         """One pass; returns how many tokens it had."""
-        room, joining, parts, before = (
-            self.max_tokens,
-            self.may_join(),
-            {},
-            self.preemptions,
-        )
+        room, joining, before = self.max_tokens, self.may_join(), self.preemptions
+        parts = {}
         for request in sorted(self.running, key=Request.num_unread):
             parts[request] = min(request.num_unread(), self.max_chunk, room)
             room -= parts[request]
         rows = []
         for request in list(self.running):
+            tokens = parts[request]
+            positions = self.positions_for(request, tokens)
             # It may have lost its place to one that came earlier.
-            if (
-                request in self.running
-                and (tokens := parts[request])
-                and self.make_room(request, self.positions_for(request, tokens))
-            ):
+            if request in self.running and tokens and self.make_room(request, positions):
                 rows.append((request, tokens))
         # After a preemption nobody joins: whoever gave way is the first in line, and would take its blocks back.
         joining = joining and self.preemptions == before
         while joining and room and self.waiting and len(self.running) < self.max_rows:
             request = self.waiting[0]
-            tokens = self.join(request, room)
-            if not tokens:
+            if not (tokens := self.join(request, room)):
                 break
             _ = self.make_room(request, self.positions_for(request, tokens))
             rows.append((request, tokens))

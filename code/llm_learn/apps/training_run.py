@@ -36,10 +36,9 @@ MOST_POINTS = 2000  # of the batches' losses in the figure
 
 def train_config(settings: dict) -> TrainConfig:
     """The part of the settings that the training loop knows."""
-    fields = {n: settings[n] for n in TrainConfig.__dataclass_fields__ if n in settings}
-    return TrainConfig(
-        **fields | {"micro_batch_size": settings["micro_batch_size"] or None}
-    )
+    known = {n: settings[n] for n in TrainConfig.__dataclass_fields__ if n in settings}
+    known["micro_batch_size"] = settings["micro_batch_size"] or None
+    return TrainConfig(**known)
 
 
 def load_tokenizer(path: Path) -> BPETokenizer | CharTokenizer:
@@ -71,11 +70,7 @@ class TrainingRun:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        settings: dict,
-        ranks: Ranks | None = None,
-        sharing: str = "ddp",
+        self, folder: Path, settings: dict, ranks: Ranks | None = None, sharing: str = "ddp"
     ):
         self.ranks = ranks = ranks or Ranks()
         self.folder, self.settings = folder, settings
@@ -127,8 +122,6 @@ class TrainingRun:
 
     def read_history(self, progress: dict) -> History:
         """The losses up to a checkpoint: the rows of losses.csv before its update, and the row that it holds."""
-        if "history" in progress:  # checkpoints once held all losses
-            return History(**progress["history"])
         step, *latest = progress["latest"]
         path, history = self.folder / "losses.csv", History()
         try:
@@ -199,10 +192,8 @@ class TrainingRun:
             if not math.isfinite(loss):
                 raise self.diverged(f"the loss is {loss}")
             self.history.losses.append(loss)
-            val = self.history.eval_losses[-1]
-            progress.set_postfix_str(
-                f"loss {loss:.3f}, validation {val:.3f}", refresh=False
-            )
+            told = f"loss {loss:.3f}, validation {self.history.eval_losses[-1]:.3f}"
+            progress.set_postfix_str(told, refresh=False)
             progress.update()
             due = self.step % self.settings["checkpoint_every"] == 0
             if due and self.step < max_steps:
@@ -224,7 +215,8 @@ class TrainingRun:
 
     def diverged(self, what: str) -> ValueError:
         """What to raise when training has broken down; the losses that led there are saved."""
-        self.ranks.from_first(self.save_losses)
+        self.ranks.from_first(self.write_losses)
+        self.ranks.from_first(self.draw_losses)
         latest = self.checkpoints()[-1:]
         return ValueError(
             f"{what} after update {self.step}: learning_rate {self.config.learning_rate} may be too high; begin "
@@ -275,9 +267,8 @@ class TrainingRun:
             # The update, its loss, and the validation loss after it: losses.csv has the rest.
             (latest,) = self.rows(self.step)
             progress = {"loader": self.loader.state_dict(), "latest": latest}
-            self.ranks.from_first(
-                lambda: save_checkpoint(folder, model, [optimizer], progress)
-            )
+            parts = folder, model, [optimizer], progress
+            self.ranks.from_first(lambda: save_checkpoint(*parts))
         self.ranks.from_first(self.tidy)
 
     def tidy(self) -> None:
@@ -288,11 +279,10 @@ class TrainingRun:
 
     def rows(self, first: int) -> list[list]:
         """The rows of losses.csv from that update on."""
-        validation = dict(
-            zip(self.history.eval_steps, self.history.eval_losses, strict=True)
-        )
+        history = self.history
+        validation = dict(zip(history.eval_steps, history.eval_losses, strict=True))
         return [
-            [n, self.history.losses[n - 1] if n else "", validation.get(n, "")]
+            [n, history.losses[n - 1] if n else "", validation.get(n, "")]
             for n in range(first, self.step + 1)
         ]
 
@@ -316,23 +306,16 @@ class TrainingRun:
             os.fsync(file.fileno())
         self.complete = (self.step, begin + len(text))
 
-    def save_losses(self) -> None:
-        self.write_losses()
-        self.draw_losses()
-
     def draw_losses(self) -> None:
         """Writes losses.png."""
         # Imported late, since it takes a second; without a window, since there may be no screen.
         from matplotlib.figure import Figure
 
-        axis = (figure := Figure(figsize=(7.2, 3.6))).add_subplot()
+        axis, history = (figure := Figure(figsize=(7.2, 3.6))).add_subplot(), self.history
         every = max(1, -(-self.step // MOST_POINTS))
         points = range(every, self.step + 1, every)
-        losses = self.history.losses[every - 1 :: every]
-        axis.plot(points, losses, alpha=0.4, label="batches")
-        axis.plot(
-            self.history.eval_steps, self.history.eval_losses, "o-", label="validation"
-        )
+        axis.plot(points, history.losses[every - 1 :: every], alpha=0.4, label="batches")
+        axis.plot(history.eval_steps, history.eval_losses, "o-", label="validation")
         axis.set(xlabel="updates", ylabel="loss, nats a token")
         axis.legend()
         with replacing(self.folder / "losses.png") as path:
@@ -340,14 +323,9 @@ class TrainingRun:
 
     def sample(self) -> str:
         """Text that the model writes, from the first id of the validation text on."""
+        model, first = self.model.eval(), self.val_ids[None, :1]
         generator = torch.Generator(self.ranks.device).manual_seed(self.settings["seed"])
-        ids = generate(
-            self.model.eval(),
-            self.val_ids[None, :1],
-            SAMPLE_IDS,
-            use_cache=False,
-            generator=generator,
-        )
+        ids = generate(model, first, SAMPLE_IDS, use_cache=False, generator=generator)
         return self.tokenizer.decode(ids[0].tolist())
 
 
@@ -362,11 +340,11 @@ def caught_signals() -> Iterator[list[int]]:
     """Collects Ctrl-C and a polite request to end, instead of stopping in the middle of an update."""
     caught: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [
-        signal.signal(kind, lambda number, _: caught.append(number)) for kind in kinds
-    ]
+    before = {kind: signal.getsignal(kind) for kind in kinds}
     try:
+        for kind in kinds:
+            signal.signal(kind, lambda number, _: caught.append(number))
         yield caught
     finally:
-        for kind, handler in zip(kinds, before, strict=True):
+        for kind, handler in before.items():
             signal.signal(kind, handler)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from llm_learn.apps import pipeline_command, pipeline_stages
+from llm_learn.apps import pipeline_command, pipeline_stages, run_folder
 from llm_learn.apps.pipeline_command import GPU_PLAN, PipelineRun, main, parser
 from llm_learn.apps.pipeline_stages import (
     Plan,
@@ -79,13 +79,13 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"rounds": 0}, "rounds is 0: it must be at least 1"),
-            ({"beta": -0.1}, "beta is -0.1: it cannot be negative"),
+            ({"rounds": 0}, "rounds is 0: expected rounds >= 1"),
+            ({"beta": -0.1}, "beta is -0.1: expected beta >= 0"),
             (
                 {"reinforce_rate": float("nan")},
-                "reinforce_rate is nan: it cannot be negative",
+                "reinforce_rate is nan: expected reinforce_rate >= 0",
             ),
-            ({"samples": 1}, "samples is 1: a group needs two replies"),
+            ({"samples": 1}, "samples is 1: expected samples >= 2"),
         ],
     )
     def test_what_cannot_work_is_refused(self, change, message):
@@ -156,7 +156,7 @@ class TestLearning:
         assert sorted(seen) == sorted(expected)
 
     def test_what_cannot_be_shared_is_refused(self):
-        message = "windows is 3: 2 processes cannot share it evenly"
+        message = "windows is 3, processes is 2: expected windows % processes == 0"
         with pytest.raises(ValueError, match=message):
             own_share("windows", 3, Ranks(0, 2))
 
@@ -166,7 +166,9 @@ class TestLearning:
     def test_a_stage_says_what_it_cannot_share(self, task, monkeypatch, stage, name):
         monkeypatch.setattr(pipeline_stages, "shared", lambda model, ranks: model)
         plan = replace(TINY, **{name: 3})
-        with pytest.raises(ValueError, match=f"^{name} is 3: 2 processes cannot"):
+        with pytest.raises(
+            ValueError, match=f"^{name} is 3, processes is 2: expected {name} %"
+        ):
             _ = next(stage(small(task), task, plan, 0, Ranks(0, 2)))
 
 
@@ -324,7 +326,7 @@ class TestCommand:
 
         out = tmp_path / "run"
         with monkeypatch.context() as patch:
-            patch.setattr(pipeline_command, "write_json", fail)
+            patch.setattr(run_folder, "write_json", fail)
             assert main(["--out", str(out), *flags(TINY)]) == 2
         assert "error: [Errno 28] No space left" in capsys.readouterr().err
         assert not list(tmp_path.iterdir())
@@ -429,7 +431,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            (["--rounds", "0"], "rounds is 0: it must be at least 1"),
+            (["--rounds", "0"], "rounds is 0: expected rounds >= 1"),
             (["--num-heads", "3"], "d_model is 32"),
             (["--vocab-size", "100"], "vocab_size is 100"),
         ],

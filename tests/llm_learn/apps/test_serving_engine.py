@@ -150,7 +150,7 @@ class TestPool:
         ("blocks", "size", "name"), [(0, 1, "num_blocks"), (1, 0, "block_size")]
     )
     def test_sizes_are_positive(self, blocks, size, name):
-        with pytest.raises(ValueError, match=f"{name} is 0"):
+        with pytest.raises(ValueError, match=f"^{name} is 0: expected {name} >= 1$"):
             BlockPool(blocks, size)
 
 
@@ -247,10 +247,24 @@ class TestRead:
         rows = [Row([1], 5, [4, 2]), Row([1, 2, 3], 2, [1, 9]), Row([7], 0, [3])]
         assert read_rows(model, pages, rows).shape == (3, 20)
 
-    @pytest.mark.parametrize("kind", [{"dtype": torch.float16}, {"device": "meta"}])
-    def test_pages_of_another_kind_are_refused(self, model, kind):
+    @pytest.mark.parametrize(
+        ("kind", "message"),
+        [
+            (
+                {"dtype": torch.float16},
+                "^pages.keys.dtype is torch.float16, weight.dtype is torch.float32: expected pages.keys.dtype == "
+                "weight.dtype$",
+            ),
+            (
+                {"device": "meta"},
+                r"^pages.keys.device is device\(type='meta'\), weight.device is device\(type='cpu'\): expected "
+                "pages.keys.device == weight.device$",
+            ),
+        ],
+    )
+    def test_pages_of_another_kind_are_refused(self, model, kind, message):
         pages = Pages(model.config, 2, 4, **kind)
-        with pytest.raises(ValueError, match=r"pages holds .*: the model's weights are"):
+        with pytest.raises(ValueError, match=message):
             read_rows(model, pages, [Row([1, 2], 0, [1])])
 
     def test_nothing_keeps_a_gradient(self, model):
@@ -261,11 +275,17 @@ class TestRead:
     @pytest.mark.parametrize(
         ("rows", "message"),
         [
-            ([], "rows has 0 texts"),
-            ([([1] * 9, 60, range(20))], "texts of up to 69 positions"),
-            ([([1, 2, 3], 6, [0, 1])], "blocks has 2 blocks of 4 positions: the row has 9"),
-            ([([], 3, [0])], "ids has length 0"),
-            ([([1], -1, [0])], "start is -1"),
+            ([], r"^len\(rows\) is 0: expected len\(rows\) >= 1$"),
+            (
+                [([1] * 9, 60, range(20))],
+                "^longest_row is 69, context_length is 64: expected longest_row <= context_length$",
+            ),
+            (
+                [([1, 2, 3], 6, [0, 1])],
+                r"^len\(blocks\) is 2, block_size is 4, length is 9: expected len\(blocks\) \* block_size >= length$",
+            ),
+            ([([], 3, [0])], r"^len\(ids\) is 0: expected len\(ids\) >= 1$"),
+            ([([1], -1, [0])], "^start is -1: expected start >= 0$"),
         ],
     )
     def test_what_cannot_be_read_is_refused(self, model, rows, message):
@@ -277,7 +297,7 @@ class TestRead:
         ("blocks", "size", "name"), [(0, 1, "num_blocks"), (1, 0, "block_size")]
     )
     def test_sizes_are_positive(self, model, blocks, size, name):
-        with pytest.raises(ValueError, match=f"{name} is 0"):
+        with pytest.raises(ValueError, match=f"^{name} is 0: expected {name} >= 1$"):
             Pages(model.config, blocks, size)
 
 
@@ -375,10 +395,14 @@ class TestEngine:
     @pytest.mark.parametrize(
         ("prompt", "max_new", "message"),
         [
-            ([], 1, "both need 1"),
-            ([1], 0, "both need 1"),
-            ([1] * 60, 5, "together at most 33"),
-            ([1] * 20, 20, "together at most 33"),
+            ([], 1, r"^len\(prompt\) is 0: expected len\(prompt\) >= 1$"),
+            ([1], 0, "^max_new is 0: expected max_new >= 1$"),
+            (
+                [1] * 60,
+                5,
+                r"^len\(prompt\) is 60, max_new is 5, limit is 33: expected len\(prompt\) \+ max_new <= limit$",
+            ),
+            ([1] * 20, 20, r"^len\(prompt\) is 20, max_new is 20, limit is 33: expected"),
         ],
     )
     def test_what_could_never_end_is_refused(self, model, prompt, max_new, message):
@@ -474,5 +498,5 @@ class TestEngine:
         "name", ["max_rows", "max_tokens", "max_chunk", "context_length"]
     )
     def test_limits_are_positive(self, name):
-        with pytest.raises(ValueError, match=f"{name} is 0"):
+        with pytest.raises(ValueError, match=f"^{name} is 0: expected {name} >= 1$"):
             Engine(lambda r: r, lambda *_: 0, BlockPool(1, 1), end_id=0, **{name: 0})
