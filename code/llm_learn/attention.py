@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from llm_learn.argument_checks import expect
 from llm_learn.embeddings import apply_rope
 
 
@@ -20,10 +21,7 @@ def causal_mask(num_queries: int, num_keys: int | None = None, *, device=None) -
         (T, S) bool, True = use.
     """
     num_keys = num_queries if num_keys is None else num_keys
-    if not 0 < num_queries <= num_keys:
-        raise ValueError(
-            f"num_queries is {num_queries}, num_keys {num_keys}: need 1 <= num_queries <= num_keys"
-        )
+    expect("1 <= num_queries <= num_keys", num_queries=num_queries, num_keys=num_keys)
     return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(
         num_keys - num_queries
     )
@@ -46,25 +44,16 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
     Returns:
         (..., T, S) weights; each row sums to 1, or to 0 where no key may be used.
     """
-    if (
-        q.ndim < 2
-        or k.ndim < 2
-        or q.shape[:-2] != k.shape[:-2]
-        or q.shape[-1] != k.shape[-1]
-    ):
-        raise ValueError(
-            f"q has shape {tuple(q.shape)}, k has {tuple(k.shape)}: expected (..., T, D) and (..., S, D)"
-        )
+    expect("q (..., T, D), k (..., S, D), q.shape[:-2] == k.shape[:-2]", q=q, k=k)
     scores = q @ k.mT / math.sqrt(q.shape[-1])  # (..., T, S)
     if mask is None:
         return scores.softmax(-1)
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask has dtype {mask.dtype}: it must be bool, True = use")
-    fits = (m in (1, s) for m, s in zip(mask.shape[::-1], scores.shape[::-1], strict=False))
-    if mask.ndim > scores.ndim or not all(fits):
-        raise ValueError(
-            f"mask has shape {tuple(mask.shape)}: it must broadcast to (..., T, S), {tuple(scores.shape)}"
-        )
+    expect(
+        "mask bool (...), mask.ndim <= scores.ndim, "
+        "all(m in (1, s) for m, s in zip(mask.shape[::-1], scores.shape[::-1]))",
+        mask=mask,
+        scores=scores,
+    )
     # The lowest finite number, not -inf, which would make a row without any key NaN on its way.
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(-1).masked_fill(~mask, 0.0)
@@ -84,10 +73,7 @@ def scaled_dot_product_attention(
     Returns:
         (..., T, D)
     """
-    if k.shape[:-1] != v.shape[:-1]:
-        raise ValueError(
-            f"k has shape {tuple(k.shape)}, v has {tuple(v.shape)}: each key needs its value"
-        )
+    expect("k.shape[:-1] == v.shape[:-1]", k=k, v=v)
     return attention_weights(q, k, mask) @ v
 
 
@@ -102,10 +88,8 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, *, d_model: int, num_heads: int, bias: bool = True):
         super().__init__()
-        if d_model < 1 or num_heads < 1 or d_model % num_heads:
-            raise ValueError(
-                f"num_heads is {num_heads}: it must divide d_model, which is {d_model}"
-            )
+        expect("d_model >= 1, num_heads >= 1", d_model=d_model, num_heads=num_heads)
+        expect("d_model % num_heads == 0", d_model=d_model, num_heads=num_heads)
         self.num_heads = num_heads
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
         self.out = nn.Linear(d_model, d_model, bias=bias)
@@ -117,10 +101,7 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C); `mask` is bool, broadcastable to (B, H, T, T), True = use."""
-        if x.ndim != 3 or x.shape[-1] != self.out.in_features:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}: expected (B, T, {self.out.in_features})"
-            )
+        expect("x (B, T, C)", x=x, C=self.out.in_features)
         heads = scaled_dot_product_attention(*self.heads(x), mask)  # (B, H, T, D)
         return self.out(heads.transpose(1, 2).flatten(2))  # (B, T, C)
 
@@ -157,20 +138,14 @@ class KVCache:
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Appends keys and values (B, K, T, D), and returns all that it holds: twice (B, K, length, D)."""
-        end = self.length + k.shape[2]
-        if end > self.keys.shape[2]:
-            raise ValueError(
-                f"k adds {k.shape[2]} positions to {self.length}: capacity is {self.keys.shape[2]}"
-            )
-        if k.shape != v.shape or k[:, :, :0].shape != self.keys[:, :, :0].shape:
-            raise ValueError(
-                f"k has shape {tuple(k.shape)}, v {tuple(v.shape)}: the cache holds {tuple(self.keys.shape)}"
-            )
+        expect("k.shape == v.shape", k=k, v=v)
+        expect("keys (B, K, S, D), k (B, K, T, D), length + T <= S", k=k, **vars(self))
         # Its memory is written in place, call after call, which would end every later backward pass.
         if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
             raise ValueError(
                 "k or v requires a gradient: use a cache under torch.no_grad()"
             )
+        end = self.length + k.shape[2]
         self.keys[:, :, self.length : end] = k
         self.values[:, :, self.length : end] = v
         self.length = end
@@ -188,14 +163,12 @@ class GroupedQueryAttention(nn.Module):
 
     def __init__(self, *, d_model: int, num_heads: int, num_kv_heads: int):
         super().__init__()
-        for name, number, whole_name, whole in (
-            ("num_heads", num_heads, "d_model", d_model),
-            ("num_kv_heads", num_kv_heads, "num_heads", num_heads),
-        ):
-            if number < 1 or whole < 1 or whole % number:
-                raise ValueError(
-                    f"{name} is {number}: it must divide {whole_name}, which is {whole}"
-                )
+        expect(
+            "d_model >= 1, num_heads >= 1, num_kv_heads >= 1, d_model % num_heads == 0, num_heads % num_kv_heads == 0",
+            d_model=d_model,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+        )
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.head_dim = d_model // num_heads
         num_all = num_heads + 2 * num_kv_heads
@@ -232,10 +205,7 @@ class GroupedQueryAttention(nn.Module):
         Returns:
             (B, T, C)
         """
-        if x.ndim != 3 or x.shape[-1] != self.out.in_features:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}: expected (B, T, {self.out.in_features})"
-            )
+        expect("x (B, T, C)", x=x, C=self.out.in_features)
         q, k, v = self.heads(x, rope)
         if cache is not None:
             k, v = cache.extend(k, v)  # (B, K, S, D)

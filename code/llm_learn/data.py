@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llm_learn.argument_checks import expect
 from llm_learn.assets import asset_path
 from llm_learn.files import replacing
 from llm_learn.tokenizers import CharTokenizer
@@ -58,14 +59,8 @@ def get_batch(
     Raises:
         ValueError: where `ids` is no vector, or too short for one window and its last target.
     """
-    for name, size in (("batch_size", batch_size), ("context_length", context_length)):
-        if size < 1:
-            raise ValueError(f"{name} is {size}: it must be at least 1")
-    if ids.ndim != 1 or len(ids) <= context_length:
-        raise ValueError(
-            f"ids has shape {tuple(ids.shape)}: context_length {context_length} needs a vector of at least "
-            f"{context_length + 1} ids"
-        )
+    expect("batch_size >= 1", batch_size=batch_size)
+    expect("ids (N,), 1 <= context_length < N", ids=ids, context_length=context_length)
     starts = torch.randint(len(ids) - context_length, (batch_size, 1), generator=generator)
     windows = ids[starts + torch.arange(context_length + 1)]  # (B, T + 1)
     return windows[:, :-1], windows[:, 1:]
@@ -84,15 +79,10 @@ def pack_documents(
     Returns:
         Ids (N, T) and document ids (N, T): which document each position belongs to, -1 where it is filling.
     """
-    if context_length < 1:
-        raise ValueError(f"context_length is {context_length}: a row needs at least one id")
-    if eos_id < 0:
-        raise ValueError(f"eos_id is {eos_id}: ids begin at 0")
-    if not docs:
-        raise ValueError("docs is empty: there is nothing to pack")
+    expect("len(docs) >= 1, eos_id >= 0", docs=docs, eos_id=eos_id)
+    expect("context_length >= 1", context_length=context_length)
     ids = torch.tensor([i for doc in docs for i in (*doc, eos_id)])
-    if ids.is_floating_point() or ids.min() < 0:
-        raise ValueError("docs holds ids that are no integers from 0 on")
+    expect("docs int (N,), docs.min() >= 0", docs=ids)
     document_ids = torch.arange(len(docs)).repeat_interleave(
         torch.tensor([len(doc) + 1 for doc in docs])
     )
@@ -113,18 +103,14 @@ def save_tokens(
         vocab_size: V; ids go from 0 to V - 1.
     """
     path = Path(path)
-    if path.suffix != ".npy":
-        raise ValueError(f"path is {str(path)!r}: it must end in .npy")
     ids = np.asarray(ids)
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
-        raise ValueError(
-            f"ids has shape {ids.shape} and dtype {ids.dtype}: expected a vector of integers"
-        )
     # An id too large for its type would be stored as another id, silently.
-    if ids.min() < 0 or ids.max() >= vocab_size:
-        raise ValueError(
-            f"ids goes from {ids.min()} to {ids.max()}: vocab_size {vocab_size} allows 0 to {vocab_size - 1}"
-        )
+    expect(
+        "path.suffix == '.npy', ids int (N,), N >= 1, 0 <= ids.min() <= ids.max() < vocab_size",
+        path=path,
+        ids=ids,
+        vocab_size=vocab_size,
+    )
     with replacing(path) as temporary:
         np.save(temporary, ids.astype(np.min_scalar_type(vocab_size - 1)))
 
@@ -174,21 +160,15 @@ class TokenLoader:
         rank: int = 0,
         world_size: int = 1,
     ):
-        for name, size in (("batch_size", batch_size), ("context_length", context_length)):
-            if size < 1:
-                raise ValueError(f"{name} is {size}: it must be at least 1")
-        if not 0 <= rank < world_size or batch_size % world_size:
-            raise ValueError(
-                f"rank is {rank} of world_size {world_size}: ranks go from 0, and world_size must divide "
-                f"batch_size, which is {batch_size}"
-            )
         self.ids = np.asarray(ids)
-        is_text = self.ids.ndim == 1 and np.issubdtype(self.ids.dtype, np.integer)
-        if not is_text or len(self.ids) <= context_length:
-            raise ValueError(
-                f"ids has shape {self.ids.shape} and dtype {self.ids.dtype}: context_length {context_length} "
-                f"needs a vector of at least {context_length + 1} integers"
-            )
+        expect(
+            "batch_size >= 1, 0 <= rank < world_size, batch_size % world_size == 0, ids int (N,), 1 <= context_length < N",
+            ids=self.ids,
+            batch_size=batch_size,
+            context_length=context_length,
+            rank=rank,
+            world_size=world_size,
+        )
         self.batch_size, self.context_length = batch_size, context_length
         self.rank, self.world_size = rank, world_size
         self.identity = {
@@ -230,10 +210,9 @@ class TokenLoader:
 
         Batch size and processes may differ.
         """
-        windows_read = state.get("windows_read")
-        others = {name: state.get(name) for name in self.identity}
-        if others != self.identity or not isinstance(windows_read, int) or windows_read < 0:
-            raise ValueError(
-                f"state is {state}: expected windows_read from 0 on, and {self.identity}"
-            )
-        self.windows_read = windows_read
+        expect(
+            "state | identity == state, isinstance(state.get('windows_read'), int), state['windows_read'] >= 0",
+            state=state,
+            identity=self.identity,
+        )
+        self.windows_read = state["windows_read"]

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from llm_learn.argument_checks import expect
+
 
 def sinusoids(num_positions: int, d_model: int) -> Tensor:
     """A vector for each position (Vaswani et al. 2017, arXiv:1706.03762, Section 3.5).
@@ -14,10 +16,8 @@ def sinusoids(num_positions: int, d_model: int) -> Tensor:
     Returns:
         (num_positions, C)
     """
-    if num_positions < 1:
-        raise ValueError(f"num_positions is {num_positions}: it must be at least 1")
-    if d_model < 2 or d_model % 2:
-        raise ValueError(f"d_model is {d_model}: it must be even and at least 2")
+    expect("num_positions >= 1", num_positions=num_positions)
+    expect("d_model >= 2, d_model % 2 == 0", d_model=d_model)
     positions = torch.arange(num_positions, dtype=torch.float64)[:, None]
     speeds = 10000 ** -(torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
     angles = positions * speeds  # (num_positions, C / 2)
@@ -34,10 +34,7 @@ def rope_frequencies(head_dim: int, *, base: float = 10_000.0) -> Tensor:
     Returns:
         (D / 2,) radians a position, from 1 downwards.
     """
-    if head_dim < 2 or head_dim % 2:
-        raise ValueError(f"head_dim is {head_dim}: it must be even and at least 2")
-    if not base > 1:
-        raise ValueError(f"base is {base}: it must be above 1")
+    expect("head_dim >= 2, head_dim % 2 == 0, base > 1", head_dim=head_dim, base=base)
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
     return (base**-exponents).float()
 
@@ -58,11 +55,9 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         (..., T, D)
     """
-    if x.shape[-1] != 2 * cos.shape[-1] or cos.shape != sin.shape:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}, cos {tuple(cos.shape)}, sin {tuple(sin.shape)}: "
-            "expected (..., T, D) and twice (..., T, D / 2)"
-        )
+    expect(
+        "x.shape[-1] == 2 * cos.shape[-1], cos.shape == sin.shape", x=x, cos=cos, sin=sin
+    )
     # Whole heads, since half ones are shorter rows, which take a processor longer for each number.
     other = x.roll(x.shape[-1] // 2, dims=-1)  # of each pair
     return x * torch.cat([cos, cos], dim=-1) + other * torch.cat([-sin, sin], dim=-1)

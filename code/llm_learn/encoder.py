@@ -1,8 +1,8 @@
 """An encoder, which reads in both directions: BERT."""
 
-import torch
 from torch import Tensor, nn
 
+from llm_learn.argument_checks import expect
 from llm_learn.attention import MultiHeadAttention
 
 
@@ -56,15 +56,12 @@ class Encoder(nn.Module):
 
     def forward(self, ids: Tensor, is_text: Tensor) -> Tensor:
         """Vectors for tokens; what is no text is not read. (B, T), bool (B, T) -> (B, T, C)"""
-        longest = self.positions.num_embeddings
-        if ids.ndim != 2 or not 1 <= ids.shape[1] <= longest:
-            raise ValueError(
-                f"ids has shape {tuple(ids.shape)}: expected (B, T) with T from 1 to {longest}"
-            )
-        if is_text.shape != ids.shape or is_text.dtype != torch.bool:
-            raise ValueError(
-                f"is_text is {is_text.dtype} {tuple(is_text.shape)}: expected bool {tuple(ids.shape)}"
-            )
+        expect(
+            "ids int (B, T), 1 <= T <= context_length, is_text bool (B, T)",
+            ids=ids,
+            context_length=self.positions.num_embeddings,
+            is_text=is_text,
+        )
         x = (
             self.tokens(ids)
             + self.positions.weight[: ids.shape[1]]

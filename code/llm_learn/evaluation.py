@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from llm_learn.argument_checks import expect
+
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     """The chance that of k answers, drawn from some without putting back, at least one is right.
@@ -16,14 +18,8 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
         num_right: c, how many of them are right.
         k: answers that are drawn, at most n.
     """
-    if not 0 <= num_right <= num_samples:
-        raise ValueError(
-            f"num_right is {num_right}: of {num_samples} answers, between 0 and {num_samples} can be right"
-        )
-    if not 1 <= k <= num_samples:
-        raise ValueError(
-            f"k is {k}: it must be between 1 and num_samples, which is {num_samples}"
-        )
+    expect("0 <= num_right <= num_samples", num_right=num_right, num_samples=num_samples)
+    expect("1 <= k <= num_samples", k=k, num_samples=num_samples)
     return 1 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
 
 
@@ -37,8 +33,7 @@ def bootstrap_interval(
         resamples: how often N values are drawn.
         seed: decides the draws.
     """
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"values has shape {values.shape}: expected (N,), at least one")
+    expect("values (N,), N >= 1", values=values)
     rng, means = np.random.default_rng(seed), []
     at_once = max(1, 2**20 // len(values))  # resamples in memory
     for done in range(0, resamples, at_once):

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from llm_learn.argument_checks import expect
+
 
 class MLP(nn.Module):
     """Two linear layers around a GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415), as in GPT-2.
@@ -17,18 +19,13 @@ class MLP(nn.Module):
 
     def __init__(self, *, d_model: int, d_ff: int):
         super().__init__()
-        for name, width in (("d_model", d_model), ("d_ff", d_ff)):
-            if width < 1:
-                raise ValueError(f"{name} is {width}: it must be at least 1")
+        expect("d_model >= 1, d_ff >= 1", d_model=d_model, d_ff=d_ff)
         self.up = nn.Linear(d_model, d_ff)
         self.down = nn.Linear(d_ff, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)"""
-        if x.shape[-1] != self.up.in_features:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}: expected (..., {self.up.in_features})"
-            )
+        expect("x (..., C)", x=x, C=self.up.in_features)
         # GPT-2 approximates the GELU with tanh, and so must whoever loads its weights.
         return self.down(nn.functional.gelu(self.up(x), approximate="tanh"))
 
@@ -43,18 +40,13 @@ class SwiGLU(nn.Module):
 
     def __init__(self, *, d_model: int, d_ff: int):
         super().__init__()
-        for name, width in (("d_model", d_model), ("d_ff", d_ff)):
-            if width < 1:
-                raise ValueError(f"{name} is {width}: it must be at least 1")
+        expect("d_model >= 1, d_ff >= 1", d_model=d_model, d_ff=d_ff)
         self.gate_up = nn.Linear(d_model, 2 * d_ff, bias=False)
         self.down = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)"""
-        if x.shape[-1] != self.gate_up.in_features:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}: expected (..., {self.gate_up.in_features})"
-            )
+        expect("x (..., C)", x=x, C=self.gate_up.in_features)
         gate, up = self.gate_up(x).chunk(2, dim=-1)  # (..., d_ff) each
         return self.down(nn.functional.silu(gate) * up)
 
@@ -65,10 +57,7 @@ Gates = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 def check_top_k(top_k: int, num_experts: int) -> None:
     """Raises ValueError unless a token can visit that many experts."""
-    if not 1 <= top_k <= num_experts:
-        raise ValueError(
-            f"top_k is {top_k}: it must be from 1 to the number of experts, which is {num_experts}"
-        )
+    expect("1 <= top_k <= num_experts", top_k=top_k, num_experts=num_experts)
 
 
 def softmax_gates(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -105,9 +94,7 @@ class MixtureOfExperts(nn.Module):
         gates: Gates = renormalised_gates,
     ):
         super().__init__()
-        for name, value in (("d_model", d_model), ("num_experts", num_experts)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}: it must be at least 1")
+        expect("d_model >= 1", d_model=d_model)
         check_top_k(top_k, num_experts)
         self.router = nn.Linear(d_model, num_experts, bias=False)
         self.experts = nn.ModuleList(make_expert() for _ in range(num_experts))
@@ -115,10 +102,7 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)"""
-        if x.shape[-1] != self.router.in_features:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}: expected (..., {self.router.in_features})"
-            )
+        expect("x (..., C)", x=x, C=self.router.in_features)
         tokens = x.reshape(-1, x.shape[-1])  # (N, C)
         weights, chosen = self.gates(self.router(tokens), self.top_k)  # (N, k) each
         out = torch.zeros_like(tokens)
@@ -153,18 +137,14 @@ def load_balancing_loss(logits: Tensor, chosen: Tensor) -> Tensor:
         logits: (N, E) the router's scores.
         chosen: (N, k) the experts that each token visits.
     """
-    if logits.ndim != 2 or chosen.ndim != 2 or not 0 < len(logits) == len(chosen):
-        raise ValueError(
-            f"logits has shape {tuple(logits.shape)}, chosen {tuple(chosen.shape)}: "
-            "expected (N, E) and (N, k), for one token at least"
-        )
+    expect(
+        "logits (N, E), chosen int (N, k), N * k >= 1, chosen.max() < E",
+        logits=logits,
+        chosen=chosen,
+    )
     num_experts = logits.shape[-1]
     # A count has no gradient; the probabilities carry it.
     counts = torch.bincount(chosen.flatten(), minlength=num_experts)
-    if len(counts) > num_experts:
-        raise ValueError(
-            f"chosen holds {len(counts) - 1}: experts go from 0 to {num_experts - 1}"
-        )
     share = counts.to(logits.dtype) / chosen.numel()
     return num_experts * (share * logits.softmax(-1).mean(0)).sum()
 
@@ -209,8 +189,7 @@ def balanced(gates: Gates, weight: float) -> Gates:
 
     With micro-batches this is the mean of their losses, each computed from the shares in its own micro-batch.
     """
-    if not weight >= 0:
-        raise ValueError(f"weight is {weight}: it cannot be negative")
+    expect("weight >= 0", weight=weight)
 
     def choose(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         weights, chosen = gates(logits, top_k)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from llm_learn.argument_checks import expect
 from llm_learn.attention import KVCache
 
 __all__ = ["KVCache", "filter_logits", "generate", "pad_left", "sample_next"]
@@ -24,12 +25,9 @@ def filter_logits(
     Returns:
         (B, V)
     """
-    if logits.ndim != 2:
-        raise ValueError(f"logits has shape {tuple(logits.shape)}: expected (B, V)")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}: at least one id must be kept")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}: it must be above 0 and at most 1")
+    expect("logits (B, V)", logits=logits)
+    expect("top_k is None or top_k >= 1", top_k=top_k)
+    expect("top_p is None or 0 < top_p <= 1", top_p=top_p)
     if top_k is not None:
         kth_largest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < kth_largest, float("-inf"))
@@ -55,10 +53,7 @@ def sample_next(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Draws the next id of each row: (B, V) -> (B, 1). `temperature=0` takes the most likely one."""
-    if temperature != 0 and not temperature >= 1e-6:
-        raise ValueError(
-            f"temperature is {temperature}: it must be 0 (greedy) or at least 1e-6"
-        )
+    expect("temperature == 0 or temperature >= 1e-6", temperature=temperature)
     # In 16 bits, sums of many probabilities are inexact, and a low temperature overflows.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     # Greedy decoding filters too: nothing it keeps is less likely, and bad arguments are refused alike.
@@ -100,18 +95,12 @@ def generate(
         (B, T + new); new is smaller than `max_new_tokens` only where every row finished early.
     """
     context_length = model.config.context_length
-    if ids.ndim != 2 or not 1 <= ids.shape[1] <= context_length:
-        raise ValueError(
-            f"ids has shape {tuple(ids.shape)}: a prompt (B, T) needs T from 1 to {context_length}"
-        )
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}: it cannot be negative")
+    expect("ids (B, T), 1 <= T <= context_length", ids=ids, context_length=context_length)
+    expect("max_new_tokens >= 0", max_new_tokens=max_new_tokens)
     num_rows, num_ids = ids.shape
     can_cache = hasattr(model, "new_caches")
-    if padding is not None and (not can_cache or padding.shape != (num_rows,)):
-        raise ValueError(
-            f"padding has shape {tuple(padding.shape)}: expected ({num_rows},), and a model that skips it (a Llama)"
-        )
+    expect("padding (B,) or None", padding=padding, B=num_rows)
+    expect("padding is None or can_cache", padding=padding, can_cache=can_cache)
     caches = None
     if use_cache and can_cache and max_new_tokens > 0:
         # The last id is written and never read.
@@ -160,8 +149,7 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Ten
     Returns:
         ids (B, T), and how many of the first are padding, (B,).
     """
-    if not prompts or not all(len(prompt) for prompt in prompts):
-        raise ValueError("prompts must hold at least one, and none may be empty")
+    expect("len(prompts) >= 1, all(len(prompt) for prompt in prompts)", prompts=prompts)
     longest = max(len(prompt) for prompt in prompts)
     padding = [longest - len(prompt) for prompt in prompts]
     rows = [[pad_id] * n + list(prompt) for n, prompt in zip(padding, prompts, strict=True)]

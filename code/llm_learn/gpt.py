@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from llm_learn.argument_checks import expect
 from llm_learn.attention import MultiHeadAttention, causal_mask
 from llm_learn.feedforward import MLP
 
@@ -22,34 +23,21 @@ class GPTConfig:
     dropout: float = 0.0  # probability of zeroing an activation while training
 
     def __post_init__(self):
-        for field in ("vocab_size", "context_length", "d_model", "num_layers", "num_heads"):
-            if getattr(self, field) < 1:
-                raise ValueError(
-                    f"{field} is {getattr(self, field)}: it must be at least 1"
-                )
-        if self.d_model % self.num_heads:
-            raise ValueError(
-                f"num_heads is {self.num_heads}: it must divide d_model, which is {self.d_model}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"dropout is {self.dropout}: it must be at least 0 and below 1"
-            )
+        expect(
+            "vocab_size >= 1, context_length >= 1, d_model >= 1, num_layers >= 1, num_heads >= 1, "
+            "d_model % num_heads == 0, 0 <= dropout < 1",
+            **vars(self),
+        )
 
 
 def check_ids(ids: Tensor, vocab_size: int, context_length: int) -> None:
     """Raises ValueError unless `ids` is (B, T) of integers from 0 to V - 1, with T from 1 to the context length."""
-    if ids.ndim != 2 or not 1 <= ids.shape[1] <= context_length:
-        raise ValueError(
-            f"ids has shape {tuple(ids.shape)}: expected (B, T) with T from 1 to context_length, "
-            f"which is {context_length}"
-        )
-    if ids.is_floating_point():
-        raise ValueError(f"ids has dtype {ids.dtype}: ids are integers")
-    if ids.numel() and not (ids.min() >= 0 and ids.max() < vocab_size):
-        raise ValueError(
-            f"ids holds values outside the vocabulary: they go from 0 to {vocab_size - 1}"
-        )
+    expect(
+        "ids int (B, T), 1 <= T <= context_length, B == 0 or (0 <= ids.min() and ids.max() < vocab_size)",
+        ids=ids,
+        vocab_size=vocab_size,
+        context_length=context_length,
+    )
 
 
 class Block(nn.Module):

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from llm_learn.argument_checks import expect
 from llm_learn.llama import Llama
 
 Place = tuple[str, int]  # what, and in which block
@@ -15,12 +16,12 @@ def module_at(model: Llama, place: Place) -> tuple[nn.Module, bool]:
     """The module at a place, and whether the place is its input. Raises ValueError where there is none."""
     kind, layer = place
     num_layers = model.config.num_layers
-    last = num_layers if kind == "stream" else num_layers - 1
-    kinds = ("stream", "heads", "attention", "neurons", "mlp")
-    if kind not in kinds or not 0 <= layer <= last:
-        raise ValueError(
-            f"place is {place}: expected one of {', '.join(kinds)}, and a block from 0 to {last}"
-        )
+    expect(
+        "place[0] in ('stream', 'heads', 'attention', 'neurons', 'mlp'), "
+        "0 <= place[1] < num_layers + (place[0] == 'stream')",
+        place=place,
+        num_layers=num_layers,
+    )
     if layer == num_layers:
         return model.norm, True
     block = model.blocks[layer]

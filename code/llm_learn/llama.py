@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from llm_learn.argument_checks import expect
 from llm_learn.attention import GroupedQueryAttention, KVCache, causal_mask
 from llm_learn.embeddings import rope_frequencies, rope_tables
 from llm_learn.feedforward import SwiGLU
@@ -27,26 +28,11 @@ class LlamaConfig:
     tie_embeddings: bool = True  # the output layer shares the embedding's weights
 
     def __post_init__(self):
-        for field in (
-            "vocab_size",
-            "context_length",
-            "d_ff",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-        ):
-            if getattr(self, field) < 1:
-                raise ValueError(
-                    f"{field} is {getattr(self, field)}: it must be at least 1"
-                )
-        if self.d_model < 1 or self.d_model % (2 * self.num_heads):
-            raise ValueError(
-                f"d_model is {self.d_model}: each of num_heads, {self.num_heads}, needs an even share of it"
-            )
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_kv_heads is {self.num_kv_heads}: it must divide num_heads, which is {self.num_heads}"
-            )
+        expect(
+            "vocab_size >= 1, context_length >= 1, d_model >= 1, d_ff >= 1, num_layers >= 1, num_heads >= 1, "
+            "num_kv_heads >= 1, d_model % (2 * num_heads) == 0, num_heads % num_kv_heads == 0",
+            **vars(self),
+        )
 
     @property
     def head_dim(self) -> int:
@@ -143,14 +129,15 @@ class Llama(nn.Module):
         Returns:
             (B, T, C)
         """
-        num_past = caches[0].length if caches else 0
-        num_keys = num_past + ids.shape[1]
         check_ids(ids, self.config.vocab_size, self.config.context_length)
-        if num_keys > self.config.context_length:
-            raise ValueError(
-                f"ids adds {ids.shape[1]} positions to {num_past} in the caches: "
-                f"context_length is {self.config.context_length}"
-            )
+        num_past = caches[0].length if caches else 0
+        expect(
+            "ids (B, T), num_past + T <= context_length",
+            ids=ids,
+            num_past=num_past,
+            context_length=self.config.context_length,
+        )
+        num_keys = num_past + ids.shape[1]
         positions = torch.arange(num_past, num_keys, device=ids.device)  # (T,)
         # One position alone, the last, reads everything.
         if mask is None and (len(positions) > 1 or padding is not None):

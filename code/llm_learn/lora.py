@@ -8,20 +8,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from llm_learn.argument_checks import expect
+
 
 def check_rank(layer: nn.Module, rank: int, alpha: float) -> None:
     """Raises ValueError unless a layer can have a product of that rank."""
-    sides = [getattr(layer, name, None) for name in ("in_features", "out_features")]
-    if None in sides:
-        raise ValueError(
-            f"a {type(layer).__name__} has no in_features and out_features: LoRA is for linear layers"
-        )
-    if not 1 <= rank <= min(sides):
-        raise ValueError(
-            f"rank is {rank}: it must be from 1 to {min(sides)}, the smaller side of the layer's matrix"
-        )
-    if not alpha > 0:
-        raise ValueError(f"alpha is {alpha}: it must be above 0")
+    expect(
+        "hasattr(layer, 'in_features') and hasattr(layer, 'out_features'), "
+        "1 <= rank <= min(layer.in_features, layer.out_features), alpha > 0",
+        layer=layer,
+        rank=rank,
+        alpha=alpha,
+    )
 
 
 class LoRALinear(nn.Module):
@@ -76,21 +74,15 @@ def add_lora(
             thin += [module.a, module.b]
         elif path.rpartition(".")[2] in names:
             found[path] = module
-    missing = set(names) - {path.rpartition(".")[2] for path in found}
-    if missing or not names:
-        raise ValueError(
-            f"names is {list(names)}: the model has no layer {sorted(missing)} without LoRA"
-        )
+    layers = {path.rpartition(".")[2] for path in found}  # that have no thin matrices yet
+    expect("len(names) >= 1, set(names) <= layers", names=names, layers=layers)
     for layer in found.values():  # before anything is changed
         check_rank(layer, rank, alpha)
     model.requires_grad_(False)
     for matrix in thin:
         matrix.requires_grad_(True)
     for path, layer in found.items():
-        parent, _, name = path.rpartition(".")
-        setattr(
-            model.get_submodule(parent), name, LoRALinear(layer, rank=rank, alpha=alpha)
-        )
+        model.set_submodule(path, LoRALinear(layer, rank=rank, alpha=alpha))
     return model
 
 
@@ -111,8 +103,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
             )
         with torch.no_grad():
             weight += layer.update().to(weight.dtype)
-        parent, _, name = path.rpartition(".")
-        setattr(whole.get_submodule(parent), name, layer.base)
+        whole.set_submodule(path, layer.base)
     return whole["model"]
 
 

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llm_learn.argument_checks import expect
+
 
 def ppo_clip_loss(
     logps: Tensor, old_logps: Tensor, advantages: Tensor, *, clip: float
@@ -22,16 +24,12 @@ def ppo_clip_loss(
     Raises:
         ValueError: the shapes differ, `clip` is out of range, or what must be constant carries a gradient.
     """
-    if not 0 < clip < 1:
-        raise ValueError(f"clip is {clip}: it must be above 0 and below 1")
-    for name, constant in (("old_logps", old_logps), ("advantages", advantages)):
-        if constant.shape != logps.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(constant.shape)}: expected {tuple(logps.shape)}, that of logps"
-            )
-        # Old log-probabilities that follow the new ones make a ratio of 1 without any gradient.
-        if constant.requires_grad:
-            raise ValueError(f"{name} carries a gradient: expected constants, so detach it")
+    expect("0 < clip < 1", clip=clip)
+    expect("old_logps.shape == logps.shape", old_logps=old_logps, logps=logps)
+    expect("advantages.shape == logps.shape", advantages=advantages, logps=logps)
+    # Old log-probabilities that follow the new ones make a ratio of 1 without any gradient.
+    expect("not old_logps.requires_grad", old_logps=old_logps)
+    expect("not advantages.requires_grad", advantages=advantages)
     ratio = (logps - old_logps).exp()
     clipped = ratio.clamp(1 - clip, 1 + clip)
     return -torch.minimum(ratio * advantages, clipped * advantages)
@@ -49,10 +47,7 @@ def group_advantages(rewards: Tensor) -> Tensor:
     Raises:
         ValueError: the shape is another, or a group has one answer.
     """
-    if rewards.ndim != 2 or rewards.shape[1] < 2:
-        raise ValueError(
-            f"rewards has shape {tuple(rewards.shape)}: expected (prompts, samples), of two samples or more"
-        )
+    expect("rewards (prompts, samples), samples >= 2", rewards=rewards)
     deviation = rewards.std(1, keepdim=True)
     # As in TRL: a group whose rewards are equal gets zeros.
     return (rewards - rewards.mean(1, keepdim=True)) / (deviation + 1e-4)
@@ -72,15 +67,12 @@ def sequence_logps(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes do not match, the mask is none, or an answer has no id.
     """
-    for name, each in (("labels", labels), ("loss_mask", loss_mask)):
-        if each.shape != logits.shape[:-1]:
-            raise ValueError(
-                f"{name} has shape {tuple(each.shape)}: expected {tuple(logits.shape[:-1])}, that of logits without V"
-            )
-    if loss_mask.dtype != torch.bool:
-        raise ValueError(f"loss_mask has type {loss_mask.dtype}: expected torch.bool")
-    if not loss_mask.any(1).all():
-        raise ValueError("loss_mask has a row without True: an answer needs an id")
+    expect(
+        "logits (B, T, V), labels int (B, T), loss_mask bool (B, T), loss_mask.any(1).all()",
+        logits=logits,
+        labels=labels,
+        loss_mask=loss_mask,
+    )
     # Padding may hold an id that no vocabulary has, such as -100.
     ids = labels.masked_fill(~loss_mask, 0).unsqueeze(2)
     logps = logits.log_softmax(-1).gather(2, ids).squeeze(2)  # (B, T)
@@ -108,18 +100,16 @@ def dpo_loss(
     Raises:
         ValueError: the shapes differ, `beta` is not above 0, or the reference carries a gradient.
     """
-    if not beta > 0:
-        raise ValueError(f"beta is {beta}: it must be above 0")
-    references = {"ref_chosen": ref_chosen, "ref_rejected": ref_rejected}
-    for name, each in ({"policy_rejected": policy_rejected} | references).items():
-        if each.shape != policy_chosen.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(each.shape)}: expected {tuple(policy_chosen.shape)}, that of policy_chosen"
-            )
-    for name, constant in references.items():
-        # A reference that follows the policy holds nothing in place.
-        if constant.requires_grad:
-            raise ValueError(f"{name} carries a gradient: expected constants, so detach it")
+    # A reference that follows the policy would hold nothing in place.
+    expect(
+        "policy_chosen.shape == policy_rejected.shape == ref_chosen.shape == ref_rejected.shape, beta > 0, "
+        "not ref_chosen.requires_grad, not ref_rejected.requires_grad",
+        policy_chosen=policy_chosen,
+        policy_rejected=policy_rejected,
+        ref_chosen=ref_chosen,
+        ref_rejected=ref_rejected,
+        beta=beta,
+    )
     margin = (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)
     return -F.logsigmoid(beta * margin)
 
@@ -143,18 +133,13 @@ def distillation_loss(
     Raises:
         ValueError: the shapes differ, `temperature` is not above 0, or the teacher carries a gradient.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}: it must be above 0")
-    if teacher_logits.shape != student_logits.shape:
-        raise ValueError(
-            f"teacher_logits has shape {tuple(teacher_logits.shape)}: expected {tuple(student_logits.shape)}, "
-            "that of student_logits"
-        )
-    # Else the loss would also fall by moving the teacher towards the student.
-    if teacher_logits.requires_grad:
-        raise ValueError(
-            "teacher_logits carries a gradient: expected constants, so detach it"
-        )
+    # With a teacher that learns, the loss would also fall by moving it towards the student.
+    expect(
+        "teacher_logits.shape == student_logits.shape, temperature > 0, not teacher_logits.requires_grad",
+        student_logits=student_logits,
+        teacher_logits=teacher_logits,
+        temperature=temperature,
+    )
     student_logps = (student_logits / temperature).log_softmax(-1)
     teacher_logps = (teacher_logits / temperature).log_softmax(-1)
     kl = teacher_logps.exp() * (teacher_logps - student_logps)

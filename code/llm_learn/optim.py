@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from llm_learn.argument_checks import expect
+
 
 class AdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101, Algorithm 2).
@@ -27,14 +29,12 @@ class AdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ):
-        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise ValueError(f"{name} is {value}: it cannot be negative")
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas is {betas}: both must be at least 0 and below 1")
-        super().__init__(
-            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        expect(
+            "lr >= 0, len(betas) == 2, all(0 <= beta < 1 for beta in betas), eps >= 0, weight_decay >= 0",
+            **settings,
         )
+        super().__init__(params, settings)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -102,20 +102,12 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, params, *, lr: float, momentum: float = 0.95, weight_decay: float = 0.1
     ):
-        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise ValueError(f"{name} is {value}: it cannot be negative")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum is {momentum}: it must be at least 0 and below 1")
-        super().__init__(
-            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        )
+        settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        expect("lr >= 0, 0 <= momentum < 1, weight_decay >= 0", **settings)
+        super().__init__(params, settings)
         for group in self.param_groups:
             for p in group["params"]:
-                if p.ndim != 2:
-                    raise ValueError(
-                        f"params holds a tensor of shape {tuple(p.shape)}: only matrices can be orthogonalised"
-                    )
+                expect("params (rows, columns)", params=p)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -147,10 +139,7 @@ def muon_and_adamw(
 
     AdamW averages squared gradients over about a hundred updates, for models that are trained in some hundreds.
     """
-    if not isinstance(getattr(model, "blocks", None), nn.Module):
-        raise ValueError(
-            f"model is a {type(model).__name__}: expected one with `blocks`, such as GPT or Llama"
-        )
+    expect("hasattr(model, 'blocks')", model=model)
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     inside = set(matrices)
     rest = [p for p in model.parameters() if p not in inside]
@@ -164,8 +153,7 @@ def decay_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float
 ) -> list[dict]:
     """Two groups for an optimizer: matrices, which decay, and biases and norms, which do not."""
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay is {weight_decay}: it cannot be negative")
+    expect("weight_decay >= 0", weight_decay=weight_decay)
     parameters = [p for _, p in named_parameters]
     return [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
@@ -186,8 +174,7 @@ def width_groups(
         learning_rate: the best at `base_width`.
         base_width: C of the model on which the rate was chosen.
     """
-    if base_width < 1:
-        raise ValueError(f"base_width is {base_width}: it must be at least 1")
+    expect("base_width >= 1", base_width=base_width)
     embedding = model.token_embedding.weight
     sums = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
     others = [p for p in model.parameters() if p.ndim < 2 or p is embedding]
@@ -212,14 +199,8 @@ def cosine_schedule(
     Returns:
         A factor between 0 and 1; never 0 during warm-up, since such a step would be wasted.
     """
-    if not 0 <= warmup_steps < max_steps:
-        raise ValueError(
-            f"warmup_steps is {warmup_steps}: it must be from 0 to below max_steps, which is {max_steps}"
-        )
-    if not 0 <= floor <= 1:
-        raise ValueError(f"floor is {floor}: it must be from 0 to 1")
-    if step < 0:
-        raise ValueError(f"step is {step}: the first update is step 0")
+    expect("step >= 0, 0 <= floor <= 1", step=step, floor=floor)
+    expect("0 <= warmup_steps < max_steps", warmup_steps=warmup_steps, max_steps=max_steps)
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, max_steps - 1 - warmup_steps))
@@ -242,13 +223,13 @@ def wsd_schedule(
     Returns:
         A factor between 0 and 1, never 0 before `max_steps`.
     """
-    if not (warmup_steps >= 0 and 1 <= decay_steps <= max_steps - warmup_steps):
-        raise ValueError(
-            f"decay_steps is {decay_steps}, warmup_steps {warmup_steps}: the first must be at least 1, "
-            f"and both together at most max_steps, which is {max_steps}"
-        )
-    if step < 0:
-        raise ValueError(f"step is {step}: the first update is step 0")
+    expect(
+        "step >= 0, warmup_steps >= 0, 1 <= decay_steps <= max_steps - warmup_steps",
+        step=step,
+        max_steps=max_steps,
+        decay_steps=decay_steps,
+        warmup_steps=warmup_steps,
+    )
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return max(0.0, min(1.0, (max_steps - step) / decay_steps))

@@ -4,6 +4,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from llm_learn.argument_checks import expect
 from llm_learn.assets import asset_path
 from llm_learn.encoder import Encoder
 from llm_learn.gguf import GGUF, tokenizer_from_gguf
@@ -24,10 +25,7 @@ def llama_from_gguf(file: GGUF) -> Llama:
         ValueError: the file holds another architecture, or lacks a tensor.
     """
     settings = file.settings
-    if settings.get("general.architecture") != "llama":
-        raise ValueError(
-            f"file holds {settings.get('general.architecture')!r}: expected 'llama'"
-        )
+    expect("file.settings.get('general.architecture') == 'llama'", file=file)
     config = LlamaConfig(
         vocab_size=settings["llama.vocab_size"],
         context_length=settings["llama.context_length"],

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from llm_learn.argument_checks import expect
+
 
 class _Layer(nn.Module):
     """The linear maps of input and state in a recurrent layer, each once for every gate."""
@@ -19,17 +21,9 @@ class _Layer(nn.Module):
 
     def check(self, x: Tensor, *states: Tensor | None) -> None:
         """Rejects inputs (B, T, C) and states (B, H) whose shapes do not fit."""
-        if x.ndim != 3 or x.shape[1] < 1 or x.shape[2] != self.input_size:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}: expected (B, T, {self.input_size}), "
-                "with T of at least 1"
-            )
+        expect("x (B, T, C), T >= 1", x=x, C=self.input_size)
         for state in states:
-            if state is not None and state.shape != (len(x), self.hidden_size):
-                raise ValueError(
-                    f"state has shape {tuple(state.shape)}: "
-                    f"expected ({len(x)}, {self.hidden_size})"
-                )
+            expect("state (B, H) or None", state=state, B=len(x), H=self.hidden_size)
 
 
 class RNN(_Layer):

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from llm_learn.argument_checks import expect
+
 
 def words(text: str) -> list[str]:
     """What counts as a word: letters, digits and underscores, in lower case."""
@@ -28,10 +30,8 @@ class BM25:
     def __init__(
         self, passages: Sequence[Sequence[str]], *, k1: float = 1.2, b: float = 0.75
     ):
-        if not any(map(len, passages)):
-            raise ValueError(f"passages has {len(passages)} entries, none with a word")
-        if k1 < 0 or not 0 <= b <= 1:
-            raise ValueError(f"k1 is {k1}, b is {b}: k1 must be at least 0, b from 0 to 1")
+        expect("any(len(passage) for passage in passages)", passages=passages)
+        expect("k1 >= 0, 0 <= b <= 1", k1=k1, b=b)
         self.num_passages = len(passages)
         lengths = torch.tensor([len(passage) for passage in passages]).double()
         norms = k1 * (1 - b + b * lengths / lengths.mean())

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from llm_learn.argument_checks import expect
 from llm_learn.tokenizers import Vocabulary
 
 State = tuple[Tensor, Tensor]  # an LSTM's h and c, each (1, B, H)
@@ -32,11 +33,12 @@ class Seq2Seq(nn.Module):
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor, State]:
         """(B, S) -> the memory (B, S, H), which of it are words (B, S), the last state."""
+        expect(
+            "source int (B, S), (source != pad_id).any(1).all()",
+            source=source,
+            pad_id=Vocabulary.pad_id,
+        )
         mask = source != Vocabulary.pad_id
-        if source.ndim != 2 or not mask.any(1).all():
-            raise ValueError(
-                f"source has shape {tuple(source.shape)}: expected (B, S), a word in each row"
-            )
         packed = pack_padded_sequence(
             self.source_embedding(source),
             mask.sum(1).cpu(),  # lengths are read there, wherever the model is
@@ -69,11 +71,7 @@ def dot_scores(queries: Tensor, keys: Tensor) -> Tensor:
 
 def attend(scores: Tensor, memory: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Scores (B, T, S), memory (B, S, H), which are words (B, S) -> context, weights."""
-    if mask.dtype != torch.bool or mask.shape != memory.shape[:2]:
-        raise ValueError(
-            f"mask is {mask.dtype} of shape {tuple(mask.shape)}: it must be bool, True = use, "
-            f"of shape {tuple(memory.shape[:2])}"
-        )
+    expect("memory (B, S, H), mask bool (B, S)", memory=memory, mask=mask)
     weights = scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)  # (B, T, S)
     return weights @ memory, weights
 
@@ -116,8 +114,7 @@ def greedy_translation(model: nn.Module, source: Tensor, longest: int = 16) -> T
         source: (B, S) ids.
         longest: the most words to write, the end mark among them.
     """
-    if longest < 1:
-        raise ValueError(f"longest is {longest}: it must be at least 1")
+    expect("longest >= 1", longest=longest)
     memory, mask, state = model.encode(source)
     word = source.new_full((len(source), 1), Vocabulary.bos_id)
     written, ended = [], torch.zeros_like(word, dtype=torch.bool)

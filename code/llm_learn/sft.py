@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from llm_learn.argument_checks import expect
 from llm_learn.optim import AdamW, decay_groups
 from llm_learn.tokenizers import BPETokenizer, encode_chat
 from llm_learn.train import IGNORED, TrainConfig, train_step
@@ -29,21 +30,20 @@ def encode_conversation(
         ValueError: no message is the assistant's, the first one is, or one of them begins with white space that melts into
             one token with the line break before it: when the model is to answer, that break stands alone.
     """
-    roles = [message.get("role") for message in messages]
-    if "assistant" not in roles[1:] or roles[0] == "assistant":
-        raise ValueError(
-            f"messages has the roles {roles}: expected another first, then the assistant"
-        )
+    expect(
+        "any(m.get('role') == 'assistant' for m in messages), messages[0].get('role') != 'assistant'",
+        messages=messages,
+    )
     ids = encode_chat(tokenizer, messages, add_generation_prompt=False)
     loss_mask = [False] * len(ids)
-    for i, role in enumerate(roles):
-        if role != "assistant":
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
             continue
         prompt = encode_chat(tokenizer, messages[:i])
         said = encode_chat(tokenizer, messages[: i + 1], add_generation_prompt=False)
         if said[: len(prompt)] != prompt:
             raise ValueError(
-                f"messages holds {messages[i]}: its first characters melt into one token with the line break before it"
+                f"messages holds {message}: its first characters melt into one token with the line break before it"
             )
         # The last id is the line break after <|im_end|>: nobody needs to say it.
         loss_mask[len(prompt) : len(said) - 1] = [True] * (len(said) - 1 - len(prompt))
@@ -62,13 +62,10 @@ def answer_batch(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tens
     Returns:
         x (B, T), and y (B, T): the next id where the loss mask has it, else `IGNORED`.
     """
-    if not examples:
-        raise ValueError("examples is empty: a batch needs at least one")
-    for ids, loss_mask in examples:
-        if len(ids) != len(loss_mask) or len(ids) < 2:
-            raise ValueError(
-                f"examples holds {len(ids)} ids with a loss mask of {len(loss_mask)}: expected as many, and two at least"
-            )
+    expect(
+        "len(examples) >= 1, all(len(ids) == len(loss_mask) >= 2 for ids, loss_mask in examples)",
+        examples=examples,
+    )
     longest = max(len(ids) for ids, _ in examples)
     x = torch.full((len(examples), longest - 1), pad_id)
     y = torch.full_like(x, IGNORED)
@@ -100,8 +97,7 @@ def fine_tune(
     Returns:
         The loss of each update's batch before the update, nats a target.
     """
-    if not examples:
-        raise ValueError("examples is empty: there is nothing to learn")
+    expect("len(examples) >= 1", examples=examples)
     optimizer = AdamW(
         decay_groups(model.named_parameters(), config.weight_decay),
         lr=config.learning_rate,

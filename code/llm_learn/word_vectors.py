@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from llm_learn.argument_checks import expect
+
 
 def sgns_gradients(v: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the summed loss of pairs (Mikolov et al. 2013, arXiv:1310.4546, Eq. 4), in closed form.
@@ -18,10 +20,7 @@ def sgns_gradients(v: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (B, D) and (B, 1 + K, D)
     """
-    if v.ndim != 2 or u.ndim != 3 or u[:, 0].shape != v.shape:
-        raise ValueError(
-            f"v has shape {tuple(v.shape)}, u {tuple(u.shape)}: expected (B, D) and (B, 1 + K, D)"
-        )
+    expect("v (B, D), u (B, N, D), N >= 1", v=v, u=u)
     errors = (u * v[:, None]).sum(-1).sigmoid()  # (B, 1 + K)
     errors[:, 0] -= 1
     return (errors[:, :, None] * u).sum(1), errors[:, :, None] * v[:, None]
@@ -41,8 +40,7 @@ def neighbour_pairs(
     Returns:
         (N,) and (N,)
     """
-    if radius < 1:
-        raise ValueError(f"radius is {radius}: it must be at least 1")
+    expect("radius >= 1", radius=radius)
     words, contexts = [], []
     for ids in texts:
         ids = ids[torch.rand(len(ids), generator=generator) < keep[ids]]
@@ -85,20 +83,16 @@ def train_skip_gram(
     Returns:
         Vectors of words and of contexts, (V, D) each.
     """
-    if words.ndim != 1 or words.shape != contexts.shape or not len(words):
-        raise ValueError(
-            f"words has shape {tuple(words.shape)}, contexts {tuple(contexts.shape)}: "
-            "expected twice (N,), with a pair at least"
-        )
-    if not 1 <= num_noise <= len(noise):
-        raise ValueError(
-            f"num_noise is {num_noise}: expected 1 to the length of noise, {len(noise)}"
-        )
-    for name, ids in (("words", words), ("contexts", contexts), ("noise", noise)):
-        if not 0 <= ids.min() <= ids.max() < num_words:
-            raise ValueError(
-                f"{name} goes from {ids.min()} to {ids.max()}: num_words is {num_words}"
-            )
+    expect(
+        "words int (N,), contexts int (N,), N >= 1, noise int (M,), 1 <= num_noise <= M, "
+        "0 <= words.min() <= words.max() < num_words, 0 <= contexts.min() <= contexts.max() < num_words, "
+        "0 <= noise.min() <= noise.max() < num_words",
+        words=words,
+        contexts=contexts,
+        noise=noise,
+        num_noise=num_noise,
+        num_words=num_words,
+    )
     generator = torch.Generator().manual_seed(seed)
     v = (torch.rand(num_words, dim, generator=generator) - 0.5) / dim
     u = torch.zeros(num_words, dim)

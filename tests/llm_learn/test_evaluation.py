@@ -41,7 +41,7 @@ def test_pass_at_k_of_many_answers_does_not_overflow():
         (4, 5, 1, "num_right is 5"),
         (4, -1, 1, "num_right is -1"),
         (4, 2, 0, "k is 0"),
-        (4, 2, 5, "k is 5: it must be between 1 and num_samples, which is 4"),
+        (4, 2, 5, "k is 5, num_samples is 4: expected 1 <= k <= num_samples"),
         (0, 0, 1, "k is 1"),
     ],
 )

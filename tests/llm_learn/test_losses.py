@@ -93,23 +93,29 @@ def test_ppo_clip_loss_raises_the_chance_of_what_was_good():
 @pytest.mark.parametrize("clip", [0.0, 1.0, -0.2, float("nan")])
 def test_ppo_clip_loss_refuses_a_range_that_is_none(clip):
     logps, old, advantages, _ = answers(2)
-    with pytest.raises(ValueError, match=r"clip is .* above 0 and below 1"):
+    with pytest.raises(ValueError, match=f"clip is {clip}: expected 0 < clip < 1"):
         ppo_clip_loss(logps, old, advantages, clip=clip)
 
 
 def test_ppo_clip_loss_refuses_old_log_probabilities_that_learn():
     logps, old, advantages, _ = answers(3)
-    with pytest.raises(ValueError, match="old_logps carries a gradient"):
+    with pytest.raises(ValueError, match=r"old_logps\.requires_grad is True: expected not"):
         ppo_clip_loss(logps, logps * 1, advantages, clip=0.2)
-    with pytest.raises(ValueError, match="advantages carries a gradient"):
+    with pytest.raises(
+        ValueError, match=r"advantages\.requires_grad is True: expected not"
+    ):
         ppo_clip_loss(logps, old, advantages.requires_grad_(), clip=0.2)
 
 
 def test_ppo_clip_loss_refuses_other_shapes():
     logps, old, advantages, _ = answers(4)
-    with pytest.raises(ValueError, match=r"advantages has shape \(3,\): expected \(3, 7\)"):
+    with pytest.raises(
+        ValueError, match=r"advantages.shape is .*\[3\].*logps.shape is .*\[3, 7\]"
+    ):
         ppo_clip_loss(logps, old, advantages[:, 0], clip=0.2)
-    with pytest.raises(ValueError, match=r"old_logps has shape \(3, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"old_logps.shape is .*\[3, 6\].*logps.shape is .*\[3, 7\]"
+    ):
         ppo_clip_loss(logps, old[:, :6], advantages, clip=0.2)
 
 
@@ -140,9 +146,17 @@ def test_group_advantages_forget_the_size_and_the_zero_of_rewards(seed, group, z
     )
 
 
-@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 0), (2, 2, 2)])
-def test_group_advantages_refuse_what_is_no_group(shape):
-    with pytest.raises(ValueError, match=r"rewards has shape .* two samples or more"):
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((4,), r"rewards has shape \(4,\): expected \(prompts, samples\)"),
+        ((2, 2, 2), r"rewards has shape \(2, 2, 2\): expected \(prompts, samples\)"),
+        ((4, 1), r"rewards has shape \(4, 1\): .* with samples >= 2"),
+        ((4, 0), r"rewards has shape \(4, 0\): .* with samples >= 2"),
+    ],
+)
+def test_group_advantages_refuse_what_is_no_group(shape, message):
+    with pytest.raises(ValueError, match=message):
         group_advantages(torch.zeros(shape))
 
 
@@ -226,21 +240,25 @@ def test_dpo_loss_finds_the_best_policy_for_a_reward():
 
 @pytest.mark.parametrize("beta", [0.0, -0.1, float("nan")])
 def test_dpo_loss_refuses_a_price_that_is_none(beta):
-    with pytest.raises(ValueError, match=r"beta is .* above 0"):
+    with pytest.raises(ValueError, match=f"beta is {beta}: expected beta > 0"):
         dpo_loss(*torch.zeros(4, 3), beta=beta)
 
 
 def test_dpo_loss_refuses_a_reference_that_learns():
     chosen, rejected, ref_chosen, ref_rejected = torch.zeros(4, 3)
-    with pytest.raises(ValueError, match="ref_rejected carries a gradient"):
+    with pytest.raises(
+        ValueError, match=r"ref_rejected\.requires_grad is True: expected not"
+    ):
         dpo_loss(chosen, rejected, ref_chosen, ref_rejected.requires_grad_(), beta=0.1)
 
 
 def test_dpo_loss_refuses_other_shapes():
     two, three = torch.zeros(2), torch.zeros(3)
-    with pytest.raises(ValueError, match=r"ref_chosen has shape \(3,\): expected \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"chosen.shape is .*\[2\].*ref_chosen.shape is .*\[3\]"
+    ):
         dpo_loss(two, two, three, two, beta=0.1)
-    with pytest.raises(ValueError, match=r"policy_rejected has shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"policy_rejected.shape is torch.Size\(\[3\]\)"):
         dpo_loss(two, three, two, two, beta=0.1)
 
 
@@ -273,14 +291,16 @@ def test_sequence_logps_do_not_read_what_the_mask_leaves_out(seed):
 def test_sequence_logps_refuse_what_does_not_fit():
     logits, labels = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long)
     mask = torch.ones(2, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"labels has shape \(2, 2\): expected \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"labels has shape \(2, 2\) .*with B = 2, T = 3"):
         sequence_logps(logits, labels[:, 1:], mask)
     with pytest.raises(ValueError, match=r"loss_mask has shape \(3,\)"):
         sequence_logps(logits, labels, mask[0])
-    with pytest.raises(ValueError, match=r"loss_mask has type torch.int64"):
+    with pytest.raises(
+        ValueError, match=r"loss_mask has .*dtype torch.int64: expected booleans"
+    ):
         sequence_logps(logits, labels, mask.long())
     mask[1] = False
-    with pytest.raises(ValueError, match="loss_mask has a row without True"):
+    with pytest.raises(ValueError, match=r"loss_mask.any\(1\).all\(\) is False: expected"):
         sequence_logps(logits, labels, mask)
 
 
@@ -373,15 +393,15 @@ def test_distillation_loss_teaches_a_student_its_teacher():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"temperature": 0.0}, "temperature is 0.0: it must be above 0"),
+        ({"temperature": 0.0}, "temperature is 0.0: expected temperature > 0"),
         ({"temperature": float("nan")}, "temperature is nan"),
         (
             {"teacher": torch.zeros(3, 5, 10)},
-            r"teacher_logits has shape \(3, 5, 10\): expected \(3, 5, 11\)",
+            r"teacher_logits.shape is .*\[3, 5, 10\].*student_logits.shape is .*\[3, 5, 11\]",
         ),
         (
             {"teacher": torch.zeros(3, 5, 11, requires_grad=True)},
-            "teacher_logits carries a gradient",
+            "teacher_logits.requires_grad is True: expected not",
         ),
     ],
 )

@@ -358,7 +358,9 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():
 
 
 def test_muon_and_adamw_reject_a_model_without_blocks():
-    with pytest.raises(ValueError, match="model is a Linear: expected one with `blocks`"):
+    with pytest.raises(
+        ValueError, match=r"model is Linear\(.*: expected hasattr\(model, 'blocks'\)"
+    ):
         muon_and_adamw(nn.Linear(2, 2), muon_rate=0.1, adamw_rate=0.1)
 
 
@@ -378,7 +380,7 @@ def test_width_groups_hold_every_parameter_once_and_slow_down_what_sums_over_the
 
 
 def test_width_groups_reject_a_width_that_is_none():
-    with pytest.raises(ValueError, match="base_width is 0: it must be at least 1"):
+    with pytest.raises(ValueError, match="base_width is 0: expected base_width >= 1"):
         width_groups(make_gpt(), 0.1, base_width=0)
     slowest, _ = width_groups(make_gpt(), 0.1, base_width=1)
     assert slowest["lr"] == 0.1 / make_gpt().config.d_model
@@ -459,7 +461,7 @@ def test_adamw_finds_the_minimum_of_a_quadratic():
 @pytest.mark.parametrize("name", ["lr", "eps", "weight_decay"])
 @pytest.mark.parametrize("value", [-0.1, float("nan")])
 def test_adamw_rejects_negative_settings(name, value):
-    with pytest.raises(ValueError, match=rf"{name} is {value}: it cannot be negative"):
+    with pytest.raises(ValueError, match=f"{name} is {value}: expected {name} >= 0"):
         AdamW([nn.Parameter(torch.ones(1))], **({"lr": 0.1} | {name: value}))
 
 
@@ -467,9 +469,10 @@ def test_adamw_rejects_negative_settings(name, value):
     "betas", [(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, 1.5), (0.9,), (0.9, 0.9, 0.9)]
 )
 def test_adamw_rejects_betas_that_average_nothing(betas):
-    with pytest.raises(
-        ValueError, match=r"betas is \(.*both must be at least 0 and below 1"
-    ):
+    message = r"betas is \(.*: expected all\(0 <= beta < 1 for beta in betas\)"
+    if len(betas) != 2:
+        message = rf"len\(betas\) is {len(betas)}: expected len\(betas\) == 2"
+    with pytest.raises(ValueError, match=message):
         AdamW([nn.Parameter(torch.ones(1))], lr=0.1, betas=betas)
 
 
@@ -481,41 +484,46 @@ def test_decay_groups_reject_a_negative_decay():
 @pytest.mark.parametrize("warmup", [-1, 10, 11])
 def test_schedule_rejects_a_warm_up_that_does_not_fit(warmup):
     with pytest.raises(
-        ValueError, match=rf"warmup_steps is {warmup}: .*max_steps, which is 10"
+        ValueError,
+        match=f"warmup_steps is {warmup}, max_steps is 10: expected 0 <= warmup_steps < max_steps",
     ):
         cosine_schedule(0, max_steps=10, warmup_steps=warmup)
 
 
 def test_schedule_rejects_what_is_no_step():
-    with pytest.raises(ValueError, match="step is -1: the first update is step 0"):
+    with pytest.raises(ValueError, match="step is -1: expected step >= 0"):
         cosine_schedule(-1, max_steps=10)
-    with pytest.raises(ValueError, match="max_steps, which is 0"):
+    with pytest.raises(
+        ValueError, match="max_steps is 0: expected 0 <= warmup_steps < max_steps"
+    ):
         cosine_schedule(0, max_steps=0)
 
 
 @pytest.mark.parametrize(("decay", "warmup"), [(0, 0), (-1, 0), (11, 0), (6, 5), (5, -1)])
 def test_wsd_rejects_parts_that_do_not_fit(decay, warmup):
-    message = rf"decay_steps is {decay}, warmup_steps {warmup}: .*max_steps, which is 10"
+    message = f"decay_steps is {decay}, max_steps is 10, warmup_steps is {warmup}: expected 1 <= decay_steps <= max_steps"
+    if warmup < 0:
+        message = f"warmup_steps is {warmup}: expected warmup_steps >= 0"
     with pytest.raises(ValueError, match=message):
         wsd_schedule(0, max_steps=10, warmup_steps=warmup, decay_steps=decay)
-    with pytest.raises(ValueError, match="step is -1: the first update is step 0"):
+    with pytest.raises(ValueError, match="step is -1: expected step >= 0"):
         wsd_schedule(-1, max_steps=10, decay_steps=5)
 
 
 @pytest.mark.parametrize("floor", [-0.1, 1.1, float("nan")])
 def test_schedule_rejects_a_floor_that_is_no_share(floor):
-    with pytest.raises(ValueError, match=rf"floor is {floor}: it must be from 0 to 1"):
+    with pytest.raises(ValueError, match=f"floor is {floor}: expected 0 <= floor <= 1"):
         cosine_schedule(0, max_steps=10, floor=floor)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lr": -1.0}, "lr is -1.0: it cannot be negative"),
+        ({"lr": -1.0}, "lr is -1.0: expected lr >= 0"),
         ({"lr": float("nan")}, "lr is nan"),
         (
             {"lr": 0.1, "momentum": 1.0},
-            "momentum is 1.0: it must be at least 0 and below 1",
+            "momentum is 1.0: expected 0 <= momentum < 1",
         ),
         ({"lr": 0.1, "weight_decay": -0.1}, "weight_decay is -0.1"),
     ],
@@ -527,6 +535,6 @@ def test_muon_rejects_settings_that_cannot_work(settings, message):
 
 @pytest.mark.parametrize("shape", [(3,), (2, 2, 2)])
 def test_muon_rejects_what_is_no_matrix(shape):
-    message = rf"params holds a tensor of shape {re.escape(str(shape))}"
+    message = rf"params has shape {re.escape(str(shape))}: expected \(rows, columns\)"
     with pytest.raises(ValueError, match=message):
         Muon([nn.Parameter(torch.zeros(shape))], lr=0.1)

@@ -153,9 +153,16 @@ def test_one_symbol_is_remembered_over_a_short_wait(layer):
 
 
 @each_layer
-@pytest.mark.parametrize("shape", [(2, 3), (2, 0, 3), (2, 5, 4)])
-def test_inputs_of_another_shape_are_refused(layer, shape):
-    with pytest.raises(ValueError, match=r"x has shape .*expected \(B, T, 3\)"):
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 3), r"x has shape \(2, 3\): expected \(B, T, C\) with C = 3"),
+        ((2, 5, 4), r"x has shape \(2, 5, 4\): expected \(B, T, C\) with C = 3"),
+        ((2, 0, 3), r"x has shape \(2, 0, 3\): expected \(B, T, C\) with T >= 1"),
+    ],
+)
+def test_inputs_of_another_shape_are_refused(layer, shape, message):
+    with pytest.raises(ValueError, match=message):
         layer(3, 4)(torch.zeros(shape))
 
 
@@ -163,5 +170,7 @@ def test_inputs_of_another_shape_are_refused(layer, shape):
 def test_states_of_another_shape_are_refused(layer):
     state = torch.zeros(3, 4)
     state = (torch.zeros(2, 4), state) if layer is LSTM else state
-    with pytest.raises(ValueError, match=r"state has shape \(3, 4\): expected \(2, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"state has shape \(3, 4\): expected \(B, H\) with B = 2, H = 4"
+    ):
         layer(3, 4)(torch.zeros(2, 5, 3), state)

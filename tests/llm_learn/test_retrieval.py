@@ -69,8 +69,8 @@ def test_bm25_is_its_formula():
 @pytest.mark.parametrize(
     ("passages", "options", "message"),
     [
-        ([], {}, "passages has 0 entries"),
-        ([[], []], {}, "none with a word"),
+        ([], {}, r"passages is \[\]: expected any"),
+        ([[], []], {}, r"passages is \[\[\], \[\]\]: expected any"),
         ([["a"]], {"k1": -1}, "k1 is -1"),
         ([["a"]], {"b": 1.5}, "b is 1.5"),
     ],

@@ -157,14 +157,12 @@ def test_attention_learns_to_reverse():
 
 def test_errors_name_the_argument():
     model = make(Seq2Seq)
-    with pytest.raises(
-        ValueError, match=r"source has shape \(2, 2\): expected \(B, S\), a word in each"
-    ):
+    with pytest.raises(ValueError, match=r"\(source != pad_id\).*is False: expected"):
         model.encode(torch.tensor([[3, 4], [0, 0]]))
-    with pytest.raises(ValueError, match="longest is 0: it must be at least 1"):
+    with pytest.raises(ValueError, match="longest is 0: expected longest >= 1"):
         greedy_translation(model, torch.tensor([[3]]), longest=0)
     memory = torch.randn(1, 3, 4)
-    with pytest.raises(ValueError, match=r"mask is torch\.int64 of shape"):
+    with pytest.raises(ValueError, match=r"mask has .*torch\.int64: expected booleans"):
         attend(torch.randn(1, 2, 3), memory, torch.ones(1, 3, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"it must be bool, True = use, of shape \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"mask has shape \(1, 2\) .*with B = 1, S = 3"):
         attend(torch.randn(1, 2, 3), memory, torch.ones(1, 2, dtype=torch.bool))

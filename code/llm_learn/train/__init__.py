@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from llm_learn.argument_checks import expect
 from llm_learn.data import get_batch
 from llm_learn.feedforward import loss_scale
 from llm_learn.optim import AdamW, cosine_schedule, decay_groups
@@ -34,23 +35,12 @@ class TrainConfig:
     eval_every: int = 100  # updates between evaluations
 
     def __post_init__(self):
-        for name in ("max_steps", "batch_size", "eval_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise ValueError(
-                f"micro_batch_size is {self.micro_batch_size}: it must be at least 1, or None"
-            )
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
-        # What the schedule and the optimizer reject, they reject before hours of work, not after.
-        self.factor(0)
-        AdamW(
-            [nn.Parameter(torch.empty(0))],
-            lr=self.learning_rate,
-            betas=self.betas,
-            weight_decay=self.weight_decay,
+        # Also what the schedule and the optimizer reject, before hours of work, not after.
+        expect(
+            "max_steps >= 1, batch_size >= 1, micro_batch_size is None or micro_batch_size >= 1, learning_rate > 0, "
+            "0 <= warmup_steps < max_steps, 0 <= floor <= 1, len(betas) == 2, all(0 <= beta < 1 for beta in betas), "
+            "weight_decay >= 0, max_grad_norm > 0, eval_every >= 1",
+            **vars(self),
         )
 
     def factor(self, step: int) -> float:
@@ -116,13 +106,9 @@ def evaluate_loss(model: nn.Module, ids: Tensor, *, batch_size: int = 64) -> flo
         batch_size: windows at a time; changes speed and memory only.
     """
     context_length = model.config.context_length
-    num_windows = (ids.numel() - 1) // context_length
-    if ids.ndim != 1 or num_windows < 1:
-        raise ValueError(
-            f"ids has shape {tuple(ids.shape)}: it must be a vector of at least {context_length + 1} ids"
-        )
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+    expect("ids (N,), N > context_length", ids=ids, context_length=context_length)
+    expect("batch_size >= 1", batch_size=batch_size)
+    num_windows = (len(ids) - 1) // context_length
     inputs = ids[: num_windows * context_length].view(num_windows, context_length)
     targets = ids[1 : num_windows * context_length + 1].view(num_windows, context_length)
     was_training = model.training
@@ -161,8 +147,7 @@ def train_step(
         The mean loss before the update, nats per token. With several processes, the mean of what they return is the
         mean loss.
     """
-    if not batches:
-        raise ValueError("batches is empty: an update needs one at least")
+    expect("len(batches) >= 1", batches=batches)
     for optimizer in optimizers:
         optimizer.zero_grad()
         for group in optimizer.param_groups:

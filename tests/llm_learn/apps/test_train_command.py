@@ -532,10 +532,10 @@ def test_a_run_that_diverges_ends_and_keeps_no_broken_weights(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_heads": 3}, "d_model is 16: each of num_heads, 3, needs an even share"),
-        ({"max_steps": 0}, "max_steps is 0: it must be at least 1"),
+        ({"num_heads": 3}, "d_model is 16, num_heads is 3: expected d_model % (2 * num_heads) == 0"),
+        ({"max_steps": 0}, "max_steps is 0: expected max_steps >= 1"),
         ({"warmup_steps": 12}, "warmup_steps is 12"),
-        ({"learning_rate": -1.0}, "learning_rate is -1.0: it must be above 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0: expected learning_rate > 0"),
         ({"val_share": 1.0}, "val_share is 1.0: expected 0 < val_share < 1"),
         ({"keep": 0}, "keep is 0: expected keep >= 1"),
         ({"checkpoint_every": 0}, "checkpoint_every is 0: expected checkpoint_every >= 1"),
