@@ -2,12 +2,11 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from reprlib import repr as short_repr
-from types import CodeType
 
 import torch
 
@@ -18,24 +17,23 @@ SHAPE_CLAUSE = re.compile(
 
 
 @dataclass(frozen=True)
-class ShapeClause:
-    """A clause such as `ids int (B, T)`."""
+class Clause:
+    """A shape such as `ids int (B, T)`, or a condition such as `0 <= dropout < 1`."""
 
-    text: str  # the sizes, as written
-    name: str
-    kind: str | None  # of DTYPE_KINDS; None: any
-    optional: bool  # None is accepted
-    sizes: tuple[str | CodeType, ...]  # a name, or what computes the size
-    gap: int | None  # before which of them there may be more
+    text: str  # the sizes, or the condition
+    name: str | None = None  # the array that has the shape; None for a condition
+    kind: str | None = None  # of DTYPE_KINDS; None: any
+    optional: str | None = None  # " or None" where None is accepted
 
 
 @dataclass(frozen=True)
-class ConditionClause:
-    """A clause such as `0 <= dropout < 1`."""
+class Description:
+    """A parsed description for arguments of certain names."""
 
-    text: str
-    code: CodeType
-    operands: tuple[str, ...]  # expressions whose values an error shows
+    clauses: list[Clause]
+    letters: dict[str, int]  # which clause gives each letter its value
+    # None if the arguments are as described, else the number of the clause that fails, and all values
+    check: Callable[..., tuple[int, dict] | None]
 
 
 def expect(description: str, /, **arguments: object) -> None:
@@ -56,58 +54,35 @@ def expect(description: str, /, **arguments: object) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    values, shapes = dict(arguments), {}
-    for clause in _clauses(description):
-        if isinstance(clause, ShapeClause):
-            new = _check_shape(clause, values)
-            shapes |= dict.fromkeys(new.keys() - values.keys(), clause)
-            values = new
-        elif not eval(clause.code, values):
-            raise ValueError(_failure(clause, values, shapes))
+    parsed = _parse(description, tuple(arguments))
+    if failed := parsed.check(**arguments):
+        raise ValueError(_message(parsed, *failed))
 
 
-def _check_shape(clause: ShapeClause, values: dict) -> dict:
-    """The values, and those of the clause's letters; raises ValueError where the shape is another."""
-    array, found = values[clause.name], dict(values)
-    if array is None and clause.optional:
-        return found
-    shape, sizes, gap = getattr(array, "shape", None), clause.sizes, clause.gap
-    if shape is not None and clause.kind in (None, _kind(array)):
-        if gap is not None:
-            shape = shape[:gap] + shape[max(gap, gap + len(shape) - len(sizes)) :]
-        if len(shape) == len(sizes) and all(
-            size == (found.setdefault(s, size) if isinstance(s, str) else eval(s, found))
-            for size, s in zip(shape, sizes, strict=True)
-        ):
-            return found
-    names = dict.fromkeys(re.findall(r"\w+", clause.text))
-    letters = [f"{name} = {short_repr(values[name])}" for name in names if name in values]
-    expected = clause.text + (f" with {', '.join(letters)}" if letters else "")
-    if clause.kind:
-        expected = f"{DTYPE_KINDS[clause.kind]} {expected}"
-    raise ValueError(f"{_described(clause.name, array, clause.kind)}: expected {expected}")
-
-
-def _failure(clause: ConditionClause, values: dict, shapes: dict[str, ShapeClause]) -> str:
-    """What to say of a condition that fails: for a letter, the shape that it comes from."""
-    shown, written = [], []
-    for operand in clause.operands:
-        if shape := shapes.get(operand):
+def _message(parsed: Description, number: int, values: dict) -> str:
+    clause = parsed.clauses[number]
+    known = {n for n in values if n != "_s" and parsed.letters.get(n, -1) < number}
+    if clause.name:
+        names = dict.fromkeys(re.findall(r"\w+", clause.text))
+        sizes = [f"{n} = {short_repr(values[n])}" for n in names if n in known]
+        expected = clause.text + (f" with {', '.join(sizes)}" if sizes else "")
+        if clause.kind:
+            expected = f"{DTYPE_KINDS[clause.kind]} {expected}"
+        return f"{_described(clause.name, values[clause.name], clause.kind)}: expected {expected}"
+    shown, shapes = [], []
+    for operand in _operands(ast.parse(clause.text, mode="eval").body, clause.text):
+        if (
+            operand in parsed.letters
+        ):  # a letter is explained by the shape that it comes from
+            shape = parsed.clauses[parsed.letters[operand]]
             shown.append(_described(shape.name, values[shape.name]))
-            written.append(shape.text)
-        elif operand in values or not operand.isidentifier():
+            shapes.append(shape.text)
+        elif operand in known or not operand.isidentifier():
             # It may have no value: `len(n)` in `isinstance(n, list) and len(n) > 0`.
             with suppress(Exception):
-                shown.append(_described(operand, eval(operand, values)))
-    expected = " and ".join(dict.fromkeys(written)) + " with " if written else ""
-    return f"{', '.join(dict.fromkeys(shown))}: expected {expected}{clause.text}"
-
-
-def _kind(array: object) -> str:
-    """One of DTYPE_KINDS, or the name of another dtype."""
-    name = str(getattr(array, "dtype", "")).removeprefix("torch.")
-    # bfloat16 is a float, and uint8 an int.
-    return next((kind for kind in DTYPE_KINDS if kind in name), name)
+                shown.append(_described(operand, eval(operand, dict(values))))
+    having = " and ".join(dict.fromkeys(shapes)) + " with " if shapes else ""
+    return f"{', '.join(dict.fromkeys(shown))}: expected {having}{clause.text}"
 
 
 def _described(name: str, value: object, kind: str | None = None) -> str:
@@ -118,8 +93,58 @@ def _described(name: str, value: object, kind: str | None = None) -> str:
 
 
 @cache
-def _clauses(description: str) -> list[ShapeClause | ConditionClause]:
-    return [_clause(text) for text in _split(description)]
+def _kind(dtype: object) -> str:
+    """One of DTYPE_KINDS, or the name of another dtype."""
+    name = str(dtype).removeprefix("torch.")
+    # bfloat16 is a float, and uint8 an int.
+    return next((kind for kind in DTYPE_KINDS if kind in name), name)
+
+
+@cache
+def _parse(description: str, names: tuple[str, ...]) -> Description:
+    """Compiles a description to a function, since layers check their inputs in every pass."""
+    clauses, letters, lines = [], {}, []
+    for number, text in enumerate(_split(description)):
+        if match := SHAPE_CLAUSE.fullmatch(text):
+            clause = Clause(**match.groupdict())
+            shape = list(_shape_lines(number, clause, names, letters))
+            head = [f"if {clause.name} is not None:"] if clause.optional else []
+            lines += head + [" " * len(head) + line for line in shape]
+        else:
+            clause = Clause(text)
+            lines.append(f"if not ({text}): return {number}, locals()")
+        clauses.append(clause)
+    scope = {"_kind": _kind}
+    exec(
+        f"def check({', '.join(names)}):\n" + "".join(f" {line}\n" for line in lines), scope
+    )
+    return Description(clauses, letters, scope["check"])
+
+
+def _shape_lines(
+    number: int, clause: Clause, names: tuple[str, ...], letters: dict[str, int]
+) -> Iterator[str]:
+    """Python that compares a shape, and gives each new letter its value."""
+    name, failed, sizes = (
+        clause.name,
+        f"return {number}, locals()",
+        _split(clause.text[1:-1]),
+    )
+    gap = sizes.index("...") if "..." in sizes else len(sizes)
+    too_few = (
+        f"len(_s) < {len(sizes) - 1}" if gap < len(sizes) else f"len(_s) != {len(sizes)}"
+    )
+    yield f"_s = getattr({name}, 'shape', None)"
+    yield f"if _s is None or {too_few}: {failed}"
+    if clause.kind:
+        yield f"if _kind({name}.dtype) != {clause.kind!r}: {failed}"
+    for i, size in enumerate(sizes):
+        place = i if i < gap else i - len(sizes)
+        if size.isidentifier() and size not in (*names, *letters):
+            letters[size] = number
+            yield f"{size} = _s[{place}]"
+        elif size != "...":
+            yield f"if _s[{place}] != ({size}): {failed}"
 
 
 def _split(text: str) -> list[str]:
@@ -132,27 +157,6 @@ def _split(text: str) -> list[str]:
         else:
             parts[-1] += piece
     return [part.strip() for part in parts if part.strip()]
-
-
-def _clause(text: str) -> ShapeClause | ConditionClause:
-    if match := SHAPE_CLAUSE.fullmatch(text):
-        sizes = _split(match["text"][1:-1])
-        gap = sizes.index("...") if "..." in sizes else None
-        return ShapeClause(
-            text=match["text"],
-            name=match["name"],
-            kind=match["kind"],
-            optional=bool(match["optional"]),
-            sizes=tuple(
-                size if size.isidentifier() else compile(size, text, "eval")
-                for size in sizes
-                if size != "..."
-            ),
-            gap=gap,
-        )
-    tree = ast.parse(text, mode="eval")
-    operands = tuple(dict.fromkeys(_operands(tree.body, text)))
-    return ConditionClause(text, compile(tree, text, "eval"), operands)
 
 
 def _operands(node: ast.AST, text: str) -> Iterator[str]:
