@@ -24,17 +24,18 @@ run = $(VENV)/bin/python -m
 resolve = $(VENV)/bin/uv pip compile --quiet --no-header --no-annotate --no-config --no-emit-index-url \
   --no-emit-find-links --no-emit-package llm-learn
 
-.PHONY: book check test help epub lab chapter experiment sync new-chapter links lock lowest clean
+.PHONY: book check test help epub lab chapter experiment sync new-chapter modules links lock lowest clean
 .NOTPARALLEL:
 
 book: $(ready)  ## execute what has changed, and build the site
 	$(call say,The book)
 	@$(run) book build
 
-check: $(ready)  ## the style, and the tests that need no build: at most 3 minutes on two cores
+check: $(ready)  ## the style, the types, and the tests that need no build: at most 3 minutes on two cores
 	$(call say,Style)
 	@$(run) ruff check code tests experiments
 	@$(run) ruff format --check code tests experiments
+	@env -u PYTHONPATH $(run) pyrefly check
 	$(call say,Fast tests)
 	@$(run) pytest -n 2 -m "not slow"
 
@@ -42,6 +43,7 @@ test: $(ready)  ## everything that must pass
 	$(call say,Style)
 	@$(run) ruff check code tests experiments
 	@$(run) ruff format --check code tests experiments
+	@env -u PYTHONPATH $(run) pyrefly check
 	$(call say,Unit and contract tests)
 	@$(run) pytest -n 2
 	$(call say,The book: a clean build)
@@ -74,6 +76,9 @@ sync: $(ready)  ## write the package's text into the packaged cells
 new-chapter: $(ready)  ## start a chapter from the template: make new-chapter NAME=part/slug
 	@test -n "$(NAME)" || { echo "Which name? For example: make new-chapter NAME=basics/attention"; exit 2; }
 	@$(run) book new-chapter "$(NAME)"
+
+modules: $(ready)  ## the modules of the package and of the builder, each with what it is for
+	@$(run) book modules
 
 links: $(ready)  ## ask every external address whether it still answers; needs `make book` first
 	@$(run) book links

@@ -1,1 +1,1 @@
-"""How the book is built, executed and proved. `python -m book --help` lists the commands."""
+"""Builds, executes and proves the book. `python -m book --help` lists the commands."""

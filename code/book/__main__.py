@@ -1,4 +1,4 @@
-"""The book's command line: `python -m book build | prove | epub | links | lab | sync | new-chapter`."""
+"""The book's command line: `python -m book build | prove | epub | links | lab | sync | new-chapter | modules`."""
 
 import argparse
 import sys
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         ("lab", "open the chapters in JupyterLab"),
         ("sync", "write the package's text into the packaged cells"),
         ("new-chapter", "start a chapter from the template"),
+        ("modules", "list all modules, each with what it is for"),
     ):
         commands.add_parser(name, help=text, add_help=False)
     args, rest = parser.parse_known_args(argv)
@@ -81,6 +82,10 @@ def run(args: argparse.Namespace, rest: list[str], root: Path) -> int | None:
             from book.commands import new_chapter
 
             return new_chapter.main(rest)
+        case "modules":
+            from book.commands import modules
+
+            print(modules.listing(root))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes files so that none is ever left half written."""
+"""Writes files atomically."""
 
 import os
 import shutil

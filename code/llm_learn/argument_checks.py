@@ -1,4 +1,4 @@
-"""Checks of arguments, one line each: shapes as docstrings write them, conditions as Python writes them."""
+"""Checks of arguments in one line: shapes as docstrings write them, conditions as Python expressions."""
 
 import ast
 import re
@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from reprlib import repr as short_repr
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ class Clause:
     """A shape such as `ids int (B, T)`, or a condition such as `0 <= dropout < 1`."""
 
     text: str  # the sizes, or the condition
-    name: str | None = None  # the array that has the shape; None for a condition
+    name: str = ""  # the array that has the shape; empty for a condition
     kind: str | None = None  # of DTYPE_KINDS; None: any
     optional: str | None = None  # " or None" where None is accepted
 
@@ -85,7 +86,7 @@ def _message(parsed: Description, number: int, values: dict) -> str:
     return f"{', '.join(dict.fromkeys(shown))}: expected {having}{clause.text}"
 
 
-def _described(name: str, value: object, kind: str | None = None) -> str:
+def _described(name: str, value: Any, kind: str | None = None) -> str:
     if getattr(value, "ndim", 0):
         dtype = f" and dtype {value.dtype}" if kind else ""
         return f"{name} has shape {tuple(value.shape)}{dtype}"
@@ -114,7 +115,7 @@ def _parse(description: str, names: tuple[str, ...]) -> Description:
             clause = Clause(text)
             lines.append(f"if not ({text}): return {number}, locals()")
         clauses.append(clause)
-    scope = {"_kind": _kind}
+    scope: dict = {"_kind": _kind}
     exec(
         f"def check({', '.join(names)}):\n" + "".join(f" {line}\n" for line in lines), scope
     )
@@ -169,7 +170,7 @@ def _operands(node: ast.AST, text: str) -> Iterator[str]:
             node.func, ast.Attribute
         )
     if whole:
-        yield ast.get_source_segment(text, node)
+        yield ast.get_source_segment(text, node) or ""
     else:
         for part in parts:
             yield from _operands(part, text)

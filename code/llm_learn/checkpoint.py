@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on, written completely or not at all."""
+"""Saves and loads checkpoints atomically, with all the state that a run needs to resume."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Text and batches to learn from."""
+"""Training data: Shakespeare's plays, token files, packed documents, and batches."""
 
 import functools
 from collections.abc import Sequence
@@ -36,10 +36,11 @@ def shakespeare_characters() -> tuple[CharTokenizer, Tensor, Tensor]:
     known = "\n".join(text for name, text in plays.items() if name not in HELD_OUT)
     held_out = "\n".join(plays[name] for name in HELD_OUT)
     # torch.tensor takes three times as long for a list of millions of numbers as NumPy does.
-    return tokenizer, *(
+    known_ids, held_out_ids = (
         torch.from_numpy(np.array(tokenizer.encode(text), dtype=np.int64))
         for text in (known, held_out)
     )
+    return tokenizer, known_ids, held_out_ids
 
 
 def get_batch(
@@ -178,7 +179,7 @@ class TokenLoader:
         }
         self.num_windows = (len(self.ids) - 1) // context_length
         self.windows_read = 0  # by all processes
-        self._epoch, self._order = -1, None
+        self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def _start(self, number: int) -> int:
         """Where the window begins that is read as that number."""

@@ -1,4 +1,4 @@
-"""Processes that work on one model together: torchrun's, or a few of this machine for a lesson."""
+"""Distributed training: processes of torchrun or of this machine, means over them, and sharded weights."""
 
 import multiprocessing
 import os
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,7 +44,7 @@ class Ranks:
         dist.all_reduce(numbers)
         return (numbers / self.world_size).tolist()
 
-    def from_first(self, work: Callable[[], object]) -> object:
+    def from_first(self, work: Callable[[], object]) -> Any:
         """Calls `work()` on the first process; all processes return its result, or raise its exception."""
         if self.world_size == 1:
             return work()
@@ -53,8 +54,8 @@ class Ranks:
                 result = work()
             except Exception as raised:
                 error = _portable(raised)
-        outcome = [result, error]
-        dist.broadcast_object_list(outcome, src=0, device=self.device)
+        outcome: list[Any] = [result, error]
+        dist.broadcast_object_list(outcome, src=0, device=torch.device(self.device))
         result, error = outcome
         if error is not None:
             raise error
@@ -123,13 +124,13 @@ def shard(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     whole = list(model.parameters())
     # Without a mesh, PyTorch takes the accelerator that it finds, even if the model is on the CPU.
     mesh = init_device_mesh(whole[0].device.type, (dist.get_world_size(),))
-    for block in model.blocks:
+    for block in model.get_submodule("blocks").children():
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    shards = dict(zip(whole, model.parameters(), strict=True))
+    shards: dict[Tensor, Any] = dict(zip(whole, model.parameters(), strict=True))
     for group in optimizer.param_groups:
         group["params"] = [shards[p] for p in group["params"]]
-    state = defaultdict(dict)
+    state: defaultdict[Tensor, dict] = defaultdict(dict)
     for p, entry in optimizer.state.items():
         mesh, placements = shards[p].device_mesh, shards[p].placements
         state[shards[p]] = {

@@ -1,4 +1,4 @@
-"""Vectors that say where a token stands."""
+"""Position embeddings: sinusoids and rotary embeddings (RoPE)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""An encoder, which reads in both directions: BERT."""
+"""BERT's encoder: a Transformer whose positions attend in both directions."""
 
 from torch import Tensor, nn
 

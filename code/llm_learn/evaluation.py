@@ -1,4 +1,4 @@
-"""Scores of a model that answers."""
+"""Evaluation scores: pass@k and bootstrap confidence intervals."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What each position does by itself, after it has read from the others."""
+"""Feed-forward layers: MLP, SwiGLU, and mixtures of experts with load balancing."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

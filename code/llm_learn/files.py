@@ -1,4 +1,4 @@
-"""Files and folders that are written completely or not at all."""
+"""Writes files and folders atomically."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Writing with a language model: from logits to the next id, from a prompt to a text."""
+"""Text generation: samples the next id from logits, and continues prompts."""
 
 from collections.abc import Sequence
 

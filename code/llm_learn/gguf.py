@@ -1,4 +1,4 @@
-"""Reading models from GGUF files: settings, vocabulary, and weights that were stored in blocks of few bits."""
+"""Reads models from GGUF files: settings, vocabulary, and block-quantized weights."""
 
 import math
 import mmap

@@ -1,4 +1,4 @@
-"""GPT: a decoder-only Transformer with learned positions, and how its first weights are drawn."""
+"""GPT: a decoder-only Transformer with learned positions, and the initialization of its weights."""
 
 import math
 from collections.abc import Callable
@@ -125,6 +125,6 @@ def replace_feedforward(model: GPT, make_layer: Callable[[], nn.Module]) -> GPT:
         make_layer: returns a new layer, which maps (B, T, C) to (B, T, C).
     """
     for block in model.blocks:
-        block.mlp = make_layer()
-        draw_weights(block.mlp, model.config.num_layers)
+        block.mlp = mlp = make_layer()
+        draw_weights(mlp, model.config.num_layers)
     return model

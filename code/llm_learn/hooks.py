@@ -1,4 +1,4 @@
-"""Hooks: to see and to replace what passes a place of a model."""
+"""Forward hooks that read or replace activations inside a model."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,10 +28,10 @@ def module_at(model: Llama, place: Place) -> tuple[nn.Module, bool]:
     if kind == "stream":
         return block, True
     if kind == "heads":
-        return block.attention.out, True
+        return block.get_submodule("attention.out"), True
     if kind == "neurons":
-        return block.mlp.down, True
-    return (block.attention if kind == "attention" else block.mlp), False
+        return block.get_submodule("mlp.down"), True
+    return block.get_submodule(kind), False
 
 
 def _on_input(change: Change) -> Callable:

@@ -142,7 +142,7 @@ class Llama(nn.Module):
         # One position alone, the last, reads everything.
         if mask is None and (len(positions) > 1 or padding is not None):
             mask = causal_mask(len(positions), num_keys, device=ids.device)  # (T, S)
-        if padding is not None:
+        if padding is not None and mask is not None:
             keys = torch.arange(num_keys, device=ids.device)
             mask = mask & (keys >= padding[:, None, None, None])  # (B, 1, T, S)
             # Padding reads itself: a query without any key would have no average.

@@ -1,4 +1,4 @@
-"""Fine-tuning by low-rank additions to weights that stay as they are."""
+"""LoRA: fine-tunes low-rank additions to frozen linear layers."""
 
 import copy
 import itertools
@@ -34,7 +34,8 @@ class LoRALinear(nn.Module):
     def __init__(self, base: nn.Module, *, rank: int, alpha: float):
         super().__init__()
         check_rank(base, rank, alpha)
-        self.in_features, self.out_features = base.in_features, base.out_features
+        sides = (getattr(base, name) for name in ("in_features", "out_features"))
+        self.in_features, self.out_features = sides
         self.base, self.scale = base.requires_grad_(False), alpha / rank
         # A base may keep its weights in few bits; what is learned has 32 at least.
         held = next(itertools.chain(base.parameters(), base.buffers()), torch.empty(0))

@@ -1,4 +1,4 @@
-"""Losses of post-training, one for each token or answer: the caller reduces them, with its loss mask."""
+"""Losses of post-training, one per token or answer: the caller averages them with its loss mask."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The language models by their names, for notebooks that import them from here."""
+"""Re-exports the language models, for notebooks that import them from here."""
 
 from llm_learn.gpt import GPT, GPTConfig
 from llm_learn.llama import Llama, LlamaConfig

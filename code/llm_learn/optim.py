@@ -140,7 +140,7 @@ def muon_and_adamw(
     AdamW averages squared gradients over about a hundred updates, for models that are trained in some hundreds.
     """
     expect("hasattr(model, 'blocks')", model=model)
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+    matrices = [p for p in model.get_submodule("blocks").parameters() if p.ndim == 2]
     inside = set(matrices)
     rest = [p for p in model.parameters() if p not in inside]
     return [
@@ -175,7 +175,7 @@ def width_groups(
         base_width: C of the model on which the rate was chosen.
     """
     expect("base_width >= 1", base_width=base_width)
-    embedding = model.token_embedding.weight
+    embedding = model.get_parameter("token_embedding.weight")
     sums = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
     others = [p for p in model.parameters() if p.ndim < 2 or p is embedding]
     narrow = base_width / model.config.d_model

@@ -1,4 +1,4 @@
-"""The packaged models in our own classes: SmolLM2 and MiniLM."""
+"""Loads the packaged models, SmolLM2 and MiniLM, into the package's own classes."""
 
 import torch
 from safetensors.torch import load_file

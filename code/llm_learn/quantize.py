@@ -1,4 +1,4 @@
-"""Weights of eight and of four bits: whole numbers with scales, and layers that compute with them."""
+"""Quantization to eight and four bits: integer weights with scales, and layers that compute with them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -61,7 +61,7 @@ def sums_in_float32(levels: Tensor, weights: Tensor) -> Tensor:
     """Exact sums of products: int8 (N, K) and (M, K) -> int32 (N, M)"""
     expect("levels (N, K), weights (M, K)", levels=levels, weights=weights)
     parts = zip(levels.split(1024, 1), weights.split(1024, 1), strict=True)
-    return sum((a.float() @ b.float().T).int() for a, b in parts)
+    return sum(((a.float() @ b.float().T).int() for a, b in parts), torch.tensor(0))
 
 
 def whole_sums(levels: Tensor, weights: Tensor) -> Tensor:
@@ -137,13 +137,13 @@ def with_layers(model: Llama, make_layer: Callable[[Tensor], nn.Module]) -> Llam
     for block in small.blocks:
         for path in MATRICES:
             part, name = path.split(".")
-            layer = make_layer(block.get_submodule(path).weight)
+            layer = make_layer(block.get_parameter(f"{path}.weight"))
             setattr(block.get_submodule(part), name, layer)
     table = Int8Linear(model.token_embedding.weight)
-    small.token_embedding = Int8Table(table)
+    small.add_module("token_embedding", Int8Table(table))
     # Where the model shares its weights, the small one shares its levels.
     tied = model.config.tie_embeddings
-    small.output = table if tied else Int8Linear(model.output.weight)
+    small.output = table if tied else Int8Linear(model.get_parameter("output.weight"))
     return small.eval()
 
 

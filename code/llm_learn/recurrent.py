@@ -1,4 +1,4 @@
-"""Recurrent layers: RNN, LSTM and GRU, in the form that PyTorch gives them."""
+"""Recurrent layers with PyTorch's interface: RNN, LSTM and GRU."""
 
 import torch
 from torch import Tensor, nn

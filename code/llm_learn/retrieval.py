@@ -1,4 +1,4 @@
-"""Finds the passages that a question needs, by their words."""
+"""BM25: ranks passages by the words that they share with a question."""
 
 import math
 import re

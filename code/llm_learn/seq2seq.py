@@ -1,4 +1,4 @@
-"""Encoder–decoder networks that turn one text into another."""
+"""Recurrent encoder–decoder models, without and with attention, and greedy translation."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: conversations with a loss mask, batches of them, and the loop over them."""
+"""Supervised fine-tuning: conversations with a loss mask, their batches, and the training loop."""
 
 from collections.abc import Sequence
 

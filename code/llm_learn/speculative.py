@@ -1,4 +1,4 @@
-"""Speculative decoding: a draft guesses ids and the model checks them together, which changes its speed only."""
+"""Speculative decoding: a draft proposes ids, and the model verifies them in one pass."""
 
 import functools
 from collections.abc import Callable, Sequence

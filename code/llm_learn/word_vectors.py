@@ -1,4 +1,4 @@
-"""Word vectors that are learned by predicting: the skip-gram with negative sampling."""
+"""Word vectors: skip-gram with negative sampling."""
 
 from collections.abc import Sequence
 

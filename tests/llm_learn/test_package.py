@@ -61,3 +61,12 @@ def test_the_wheel_is_typed_and_holds_the_records(tmp_path):
     assert {"llm_learn/py.typed"} | modules <= names
     records = {f"llm_learn_experiments/{p.name}" for p in ROOT.glob("experiments/*.json")}
     assert records and records <= names
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    (tmp_path / "user.py").write_text(
+        "from llm_learn.evaluation import pass_at_k\n\npass_at_k('ten', 1, 1)\n"
+    )
+    options = ["--skip-interpreter-query", "--site-package-path", "site", "user.py"]
+    command = [sys.executable, "-m", "pyrefly", "check", *options]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 1 and found.stdout.count("ERROR") == 1, found
+    assert "`Literal['ten']` is not assignable to parameter" in found.stdout

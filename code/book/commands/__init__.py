@@ -1,1 +1,1 @@
-"""What `python -m book` runs."""
+"""The commands of `python -m book`."""

@@ -11,22 +11,14 @@ from pathlib import Path
 from typing import Any
 
 # What a clean build forgets. `.home` (fonts that matplotlib found, and the like) says nothing of the book.
-OUTPUTS = [
-    "html",
-    ".doctrees",
-    "jupyter_execute",
-    "notebooks",
-    "chapters",
-    ".jupyter_cache",
-    "preview",
-    "proof",
-]
+OUTPUTS = ["html", ".doctrees", "jupyter_execute", "notebooks", "chapters"]
+OUTPUTS += [".jupyter_cache", "preview", "proof"]
 
 
 def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     """Builds the site into _build/html, or one page of it into _build/preview/html."""
     # Else jsonschema takes a second to compile a grammar of web addresses, which nothing here checks.
-    sys.modules.setdefault("rfc3987_syntax", None)
+    sys.modules.setdefault("rfc3987_syntax", None)  # pyrefly: ignore[no-matching-overload]
     from sphinx.util.console import nocolor
 
     from book.execute.extension import ONLY
@@ -61,7 +53,9 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
         print("\nThe book was not built; the cause stands above.", file=sys.stderr)
         return 1
     print(
-        summary(root, {chapter.docname: chapter.meta.get("budget") for chapter in chapters})
+        summary(
+            root, {chapter.docname: chapter.meta.get("budget", {}) for chapter in chapters}
+        )
     )
     if name:
         for problem in unpublishable(root, pages, page):
@@ -134,7 +128,7 @@ def summary(root: Path, budgets: dict[str, dict[str, float]]) -> str:
     used = declared = 0.0
     for docname in last["chapters"]:
         name, budget = docname.removeprefix("chapters/"), budgets[docname]
-        record = read_record(root, name)
+        record = read_record(root, name) or {}
         seconds, memory = f"{record['cpu_seconds']:.1f}", f"{record['peak_memory_gib']:.2f}"
         state = "executed" if docname in last["executed"] else "cached"
         used += record["cpu_seconds"]

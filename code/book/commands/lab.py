@@ -1,4 +1,4 @@
-"""Opens the chapters as notebooks in JupyterLab: a double click on a `.md` file opens cells, not text."""
+"""`python -m book lab`: opens the chapters as notebooks in JupyterLab."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`python -m book new-chapter part/slug`: a new chapter from the template."""
+"""`python -m book new-chapter part/slug`: creates a chapter from the template."""
 
 import argparse
 import json

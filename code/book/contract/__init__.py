@@ -1,1 +1,1 @@
-"""What every chapter must have and must not do, in its source and in its outputs."""
+"""Checks of every chapter: what its source and its outputs must and must not contain."""

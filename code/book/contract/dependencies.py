@@ -1,19 +1,19 @@
-"""What a chapter imports must come with the package, or with the extras that its front matter names."""
+"""Checks that the package, or the extras in the front matter, install what a chapter imports."""
 
 import sys
 from functools import cache
 from pathlib import Path
 
-from book.contract.registry import at, check, imported, tree
+from book.contract.registry import Book, Found, at, check, imported, tree
 from book.execute.fingerprint import closure, distribution_name, distributions
-from book.read.chapters import ROOT, project
+from book.read.chapters import ROOT, Source, project
 
 # The package itself, and what every notebook has by being one.
 ALWAYS = {"llm_learn", "IPython"}
 
 
 @check
-def imports(chapter, book):
+def imports(chapter: Source, book: Book) -> Found:
     """Every imported library is a dependency of the package, or of an extra that the chapter names."""
     allowed = brought(tuple(chapter.meta.get("extras") or ()))
     for cell in chapter.cells:

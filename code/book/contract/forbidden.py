@@ -1,10 +1,10 @@
-"""What no chapter may do: type measured numbers, define names twice, install anything, prove nothing."""
+"""Checks of what no chapter may do: type measured numbers, redefine names, install, prove nothing."""
 
 import ast
 import re
 from collections.abc import Iterator
 
-from book.contract.registry import allowed_escapes, at, calls, check, tree
+from book.contract.registry import Book, Found, allowed_escapes, at, calls, check, tree
 from book.read.chapters import COMMENT, Source
 
 EXCUSE = re.compile(r"(?:<!--|#) given: \S+")
@@ -62,7 +62,7 @@ def sentences(chapter: Source) -> Iterator[list[tuple[int, str]]]:
 
 
 @check
-def typed_numbers(chapter, book):
+def typed_numbers(chapter: Source, book: Book) -> Found:
     """No number is typed where a cell measured it: it is glued, cited, or given for a reason."""
     remedy = (
         "is typed: glue it from the cell that measured it, cite its source in the sentence, or, if it is "
@@ -90,7 +90,7 @@ def typed_numbers(chapter, book):
 
 
 @check
-def redefinitions(chapter, book):
+def redefinitions(chapter: Source, book: Book) -> Found:
     """Packaged names are imported; only a packaged cell defines them."""
     for cell in chapter.cells:
         if "packaged" in cell.tags:
@@ -111,7 +111,7 @@ def redefinitions(chapter, book):
 
 
 @check
-def installs(chapter, book):
+def installs(chapter: Source, book: Book) -> Found:
     """No cell installs anything: published notebooks get one install cell, pinned to the commit."""
     for cell in chapter.cells:
         for n, line in enumerate(cell.source.split("\n"), cell.line):
@@ -134,7 +134,7 @@ def _key(call: ast.Call) -> str:
 
 
 @check
-def escaping_cells(chapter, book):
+def escaping_cells(chapter: Source, book: Book) -> Found:
     """Few cells escape the proof's comparison, and each of those only prints timings, and glues them by their names."""
     ignored = [cell for cell in chapter.cells if "nbval-ignore-output" in cell.tags]
     escaping = [
@@ -209,7 +209,7 @@ def _cannot_fail(test: ast.expr) -> bool:
 
 
 @check
-def empty_asserts(chapter, book):
+def empty_asserts(chapter: Source, book: Book) -> Found:
     """No assertion that cannot fail, and no tolerance that admits anything."""
     for cell in chapter.cells:
         for node in ast.walk(tree(cell)):
@@ -220,9 +220,7 @@ def empty_asserts(chapter, book):
                 )
         for name, call in calls(tree(cell)):
             for keyword in call.keywords if name == "verify" else ():
-                value = (
-                    keyword.value.value if isinstance(keyword.value, ast.Constant) else None
-                )
+                value = getattr(keyword.value, "value", None)  # of a constant
                 endless = isinstance(
                     keyword.value, ast.Call | ast.Attribute
                 ) and "inf" in ast.unparse(keyword.value)
@@ -236,7 +234,7 @@ def empty_asserts(chapter, book):
 
 
 @check
-def unfinished(chapter, book):
+def unfinished(chapter: Source, book: Book) -> Found:
     """No mark of unfinished work is left."""
     for n, line in enumerate(chapter.lines, 1):
         if (found := UNFINISHED.search(line)) and not EXCUSE.search(line):

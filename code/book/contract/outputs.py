@@ -1,4 +1,4 @@
-"""What every executed chapter must show: outputs, exercises that work, measured values, no warnings."""
+"""Checks of executed chapters: outputs, exercises that work, measured values, no warnings."""
 
 import re
 from collections.abc import Iterator

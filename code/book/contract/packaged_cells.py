@@ -1,4 +1,4 @@
-"""Packaged cells: what a chapter teaches is the package's own text, and each definition is taught once.
+"""Packaged cells: copies the package's text into them, and checks that each definition is taught once.
 
 A cell tagged `packaged` begins with `# llm_learn.<module>` and holds definitions only. The package is the
 source of truth: `python -m book sync` writes its text into the cells, `--check` reports the differences. In
@@ -55,27 +55,24 @@ def _bare_names(node: ast.stmt) -> list[str]:
     """The names of a line `name` or `name, name`, as an author writes before the first sync."""
     value = node.value if isinstance(node, ast.Expr) else None
     elements = value.elts if isinstance(value, ast.Tuple) else [value]
-    return (
-        [e.id for e in elements] if all(isinstance(e, ast.Name) for e in elements) else []
-    )
+    names = [e.id for e in elements if isinstance(e, ast.Name)]
+    return names if len(names) == len(elements) else []
 
 
 def definitions(source: str) -> list[Definition]:
     """The top-level definitions of `source`, with decorators and the comment lines directly above them."""
     lines, found = source.split("\n"), []
     for node in ast.parse(source).body:
-        start = (
-            min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) - 1
-        )
+        decorators = getattr(node, "decorator_list", [])
+        start = min(each.lineno for each in (node, *decorators)) - 1
         while start > 0 and lines[start - 1].startswith("#"):
             start -= 1
-        text = "\n".join(lines[start : node.end_lineno])
+        end = node.end_lineno or len(lines)
+        text = "\n".join(lines[start:end])
         for name in _names(node)[:1]:
             block = not isinstance(node, ast.Assign | ast.AnnAssign)
             found.append(
-                Definition(
-                    name=name, start=start, end=node.end_lineno, text=text, block=block
-                )
+                Definition(name=name, start=start, end=end, text=text, block=block)
             )
     return found
 

@@ -1,4 +1,4 @@
-"""The checks of a chapter's source: how one is written and registered, and what it may compare with."""
+"""Registers the checks of a chapter's source, and loads what they compare it with."""
 
 import ast
 import re
@@ -46,10 +46,11 @@ def load_book(root: Path = ROOT) -> Book:
 
 
 Check = Callable[[Source, Book], list[str]]
+Found = Iterator[tuple[int, str]]  # lines, and what to do there
 CHECKS: dict[str, Check] = {}
 
 
-def check(function: Callable[[Source, Book], Iterator[tuple[int, str]]]) -> Check:
+def check(function: Callable[[Source, Book], Found]) -> Check:
     """Registers a generator of (line, remedy) as a check that returns messages."""
 
     def run(chapter: Source, book: Book) -> list[str]:
@@ -89,15 +90,13 @@ def calls(node: ast.AST) -> Iterator[tuple[str, ast.Call]]:
 
 def literal(call: ast.Call) -> str | None:
     """The call's first argument where it is a string literal."""
-    value = call.args[0] if call.args else None
-    return (
-        value.value
-        if isinstance(value, ast.Constant) and isinstance(value.value, str)
-        else None
-    )
+    match call.args:
+        case [ast.Constant(value=str(text)), *_]:
+            return text
+    return None
 
 
-def at(cell: Cell, node: ast.AST) -> int:
+def at(cell: Cell, node: ast.expr | ast.stmt) -> int:
     return cell.line + node.lineno - 1
 
 

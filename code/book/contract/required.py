@@ -1,4 +1,4 @@
-"""What every chapter must have. Each check returns messages that name file, line and remedy.
+"""Checks of what every chapter must have; each message names file, line and remedy.
 
 What a chapter must not do is in `book.contract.forbidden`; importing this module registers both in CHECKS.
 """
@@ -8,44 +8,24 @@ import re
 from collections.abc import Iterator
 
 from book.contract import dependencies, forbidden  # noqa: F401 (register their checks)
-from book.contract.registry import CHECKS, Book, calls, check, load_book, tree
+from book.contract.registry import CHECKS, Book, Found, calls, check, load_book, tree
 from book.execute.budgets import MAX_CPU_SECONDS, MAX_MEMORY_GIB
 from book.read.chapters import COMMENT, Source, planned_chapters
 
 __all__ = ["CHECKS", "ROLES", "Book", "load_book"]
 
-ROLES = (
-    "question",
-    "idea",
-    "build",
-    "check",
-    "experiment",
-    "wrong",
-    "cost",
-    "scale",
-    "exercises",
-    "reading",
-)
+ROLES = ["question", "idea", "build", "check", "experiment"]
+ROLES += ["wrong", "cost", "scale", "exercises", "reading"]
 EXERCISE_TAGS = ("checker", "starter", "solution")
 MIN_ALT, MIN_WORDS, MIN_CELLS, MIN_EXERCISES, MIN_CITATIONS = 40, 900, 8, 3, 2
 
 CITE = re.compile(r"\{cite(?::\w+)?\}`([^`]+)`")
-DRAWING = {
-    "subplots",
-    "figure",
-    "subplot_mosaic",
-    "plot",
-    "imshow",
-    "matshow",
-    "pcolormesh",
-    "scatter",
-    "bar",
-    "hist",
-}
+DRAWING = {"subplots", "figure", "subplot_mosaic", "plot", "imshow", "matshow"}
+DRAWING |= {"pcolormesh", "scatter", "bar", "hist"}
 
 
 @check
-def front_matter(chapter, book):
+def front_matter(chapter: Source, book: Book) -> Found:
     """The front matter is complete and agrees with chapters.yml."""
     front, meta, slugs = chapter.front, chapter.meta, planned_chapters(book.plan)
     form = ((front.get("jupytext") or {}).get("text_representation") or {}).get(
@@ -110,12 +90,11 @@ def front_matter(chapter, book):
 
 
 @check
-def anatomy(chapter, book):
+def anatomy(chapter: Source, book: Book) -> Found:
     """Every role of the anatomy is present by its label, or excused with a reason."""
     pieces = {*chapter.name.split("-"), chapter.name}
-    excused = (
-        chapter.meta.get("excused") if isinstance(chapter.meta.get("excused"), dict) else {}
-    )
+    excused = chapter.meta.get("excused")
+    excused = excused if isinstance(excused, dict) else {}
     for role in ROLES:
         tails = [
             (n, label[len(role) + 1 :])
@@ -156,7 +135,7 @@ def role_at(chapter: Source, line: int) -> str:
 
 
 @check
-def verified(chapter, book):
+def verified(chapter: Source, book: Book) -> Found:
     """A cell after a check label verifies against a reference."""
     if "check" in (chapter.meta.get("excused") or {}):
         return
@@ -189,7 +168,7 @@ def drawing_names(chapter: Source) -> set[str]:
 
 
 @check
-def figures(chapter, book):
+def figures(chapter: Source, book: Book) -> Found:
     """There is a figure with a caption, and every picture has alt text."""
     drawing, captioned = drawing_names(chapter), 0
     for cell in chapter.cells:
@@ -238,7 +217,7 @@ def figures(chapter, book):
 
 
 @check
-def png_only(chapter, book):
+def png_only(chapter: Source, book: Book) -> Found:
     """Pictures are PNG: the proof skips those, and would fail on an SVG's date."""
     for cell in chapter.cells:
         for number, line in enumerate(cell.source.split("\n"), cell.line):
@@ -273,7 +252,7 @@ def gates(chapter: Source) -> Iterator[tuple[int, str, str, dict[str, str]]]:
 
 
 @check
-def exercises(chapter, book):
+def exercises(chapter: Source, book: Book) -> Found:
     """At least three gated exercises, each with a label, a hint and a hidden solution."""
     if "exercises" in (chapter.meta.get("excused") or {}):
         return
@@ -335,7 +314,7 @@ def exercises(chapter, book):
 
 
 @check
-def exercise_code(chapter, book):
+def exercise_code(chapter: Source, book: Book) -> Found:
     """At least one exercise is checked by code: checker, starter and solution, told by their tags."""
     if "exercises" in (chapter.meta.get("excused") or {}):
         return
@@ -393,7 +372,7 @@ def exercise_code(chapter, book):
 
 
 @check
-def citations(chapter, book):
+def citations(chapter: Source, book: Book) -> Found:
     """At least two works are cited, all of them in references.bib."""
     cited = {}
     for number, line in chapter.prose:
@@ -410,7 +389,7 @@ def citations(chapter, book):
 
 
 @check
-def materials(chapter, book):
+def materials(chapter: Source, book: Book) -> Found:
     """Further reading lists the learning plan's materials that help the chapter, from the one data file."""
     for number, line in chapter.prose:
         listed = re.match(r"^[`:]{3,}\{materials\}", line)
@@ -428,7 +407,7 @@ def materials(chapter, book):
 
 
 @check
-def substance(chapter, book):
+def substance(chapter: Source, book: Book) -> Found:
     """There is enough prose to learn from and enough code to run."""
     text = re.sub(
         r"\$\$.*?\$\$",

@@ -1,1 +1,1 @@
-"""Executes chapters: kernels, what their outputs depend on, budgets, and records of what was measured."""
+"""Executes chapters in kernels, within budgets, and records what was measured."""

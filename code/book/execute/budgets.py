@@ -1,4 +1,4 @@
-"""What chapters declare that one execution needs, and whether they keep to it."""
+"""The budgets of CPU time and memory that chapters declare, and whether they keep to them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,11 +37,12 @@ def budget(chapter: Source) -> Budget | None:
     if not isinstance(declared, dict):
         return None
     values = [declared.get(key) for key in ("cpu_seconds", "memory_gib")]
-    usable = all(
-        isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    usable = [
+        value
         for value in values
-    )
-    return Budget(*values) if usable else None
+        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    ]
+    return Budget(*usable) if len(usable) == len(values) else None
 
 
 def time_limit(chapter: Source) -> float:

@@ -1,4 +1,4 @@
-"""Sphinx extension that executes the chapters before their pages are read.
+"""Sphinx extension: executes the chapters before their pages are read.
 
 Stale chapters run two at a time, each in one thread; the others come from the cache. Afterwards myst-nb finds
 every notebook in the cache, and the executed notebooks are written with all their outputs. It works with
@@ -289,11 +289,7 @@ class Book:
         return notebook, record
 
     def _keep(
-        self,
-        chapter: Source,
-        fingerprint: str,
-        notebook: nbformat.NotebookNode,
-        used: dict,
+        self, chapter: Source, fingerprint: str, notebook: nbformat.NotebookNode, used: dict
     ) -> None:
         record = {"docname": chapter.docname, "fingerprint": fingerprint, **used}
         self._store(chapter, notebook, record)

@@ -1,4 +1,4 @@
-"""What the outputs of a chapter depend on, as one hash: its cells, the package modules they reach, records, versions.
+"""Hashes what a chapter's outputs depend on: its cells, package modules, records and versions.
 
 jupyter-cache looks at cells and kernel only: a page would keep old numbers after the package has changed.
 """

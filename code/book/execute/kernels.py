@@ -1,4 +1,4 @@
-"""One chapter, executed in a kernel of its own: the environment it gets, what it used, and how it failed."""
+"""Executes one chapter in a kernel of its own, measures it, and reports how it failed."""
 
 import copy
 import json
@@ -93,9 +93,7 @@ def kernel_environment(root: Path) -> dict[str, str]:
 
 
 def execute(
-    chapter: Source,
-    environment: dict[str, str],
-    limit: float | None = None,
+    chapter: Source, environment: dict[str, str], limit: float | None = None
 ) -> tuple[NotebookNode, dict[str, Any]]:
     """Executes a chapter in a temporary working directory.
 
@@ -199,9 +197,7 @@ def _kill(processes: list[psutil.Process]) -> None:
 
 @contextmanager
 def _kernel(
-    client: NotebookClient,
-    environment: dict[str, str],
-    folder: str,
+    client: NotebookClient, environment: dict[str, str], folder: str
 ) -> Iterator[None]:
     _running.add(client)
     stack = ExitStack()

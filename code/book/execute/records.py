@@ -1,4 +1,4 @@
-"""Where a build keeps what it executed and what it measured."""
+"""Stores what a build has executed and measured."""
 
 import json
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""Chapters in other forms: notebooks for Colab, and the EPUB."""
+"""Exports the chapters as notebooks for Colab, and the book as an EPUB."""

@@ -7,22 +7,13 @@ document nodes by now. A kind of node that is unknown here is an error, not a ga
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeGuard
 from urllib.parse import urljoin
 
 from docutils import nodes
 
-ADMONITIONS = [
-    "note",
-    "hint",
-    "tip",
-    "important",
-    "warning",
-    "caution",
-    "attention",
-    "danger",
-    "error",
-    "seealso",
-]
+ADMONITIONS = {"note", "hint", "tip", "important", "warning", "caution"}
+ADMONITIONS |= {"attention", "danger", "error", "seealso"}
 # They carry nothing that is read: anchors, and what only the site shows.
 SILENT = {"target", "comment", "substitution_definition", "index", "meta", "colspec"}
 SILENT_CLASSES = {"sd-summary-icon", "sd-summary-state-marker"}
@@ -102,9 +93,8 @@ class MarkdownWriter:
         kind = type(node).__name__
         if kind in SILENT or SILENT_CLASSES & set(_classes(node)):
             return
-        method: Callable | None = getattr(self, f"block_{kind}", None)
-        if kind in ADMONITIONS:
-            method = self.block_admonition
+        form = "admonition" if kind in ADMONITIONS else kind
+        method: Callable | None = getattr(self, f"block_{form}", None)
         if method is None:
             raise self._unknown(node)
         method(node)
@@ -117,11 +107,12 @@ class MarkdownWriter:
             pieces = self.cells.close()
         finally:
             self.cells = outer
-        if any(isinstance(piece, int) for piece in pieces):
+        texts = [piece for piece in pieces if isinstance(piece, str)]
+        if len(texts) < len(pieces):
             raise CannotWrite(
                 "a code cell stands inside a list, a quotation or a box: put it between them"
             )
-        return "\n\n".join(pieces)
+        return "\n\n".join(texts)
 
     def block_section(self, node: nodes.section) -> None:
         self.depth += 1
@@ -210,7 +201,7 @@ class MarkdownWriter:
         lines.insert(1, f"|{' --- |' * len(rows[0])}")
         self.cells.write("\n".join(lines))
 
-    def _entry(self, entry: nodes.entry) -> str:
+    def _entry(self, entry: nodes.Node) -> str:
         # A bar would end the cell of the table, in a formula too.
         text = "<br>".join(self.inside([child]) for child in entry.children)
         text = re.sub(r"\\\|", r"\\Vert ", text).replace("\n", " ")
@@ -293,7 +284,7 @@ class MarkdownWriter:
         """Text of a solution folds; its code cells are hidden by the notebook, which folds no cell."""
         title = self._plain(node.children[0])
         texts: list[str] = [""]  # before the first code cell, and after each one
-        code: list[nodes.Node] = []
+        code: list[nodes.Element] = []
         pieces: list[nodes.Node] = []
         for child in [block for part in node.children[1:] for block in part.children]:
             if _is_element(child) and child.get("nb_element") == "cell_code":
@@ -393,7 +384,7 @@ class MarkdownWriter:
                 return ".".join(map(str, number))
         return ""
 
-    def _plain(self, node: nodes.Element) -> str:
+    def _plain(self, node: nodes.Node) -> str:
         return " ".join(node.astext().split())
 
     def _unknown(self, node: nodes.Node) -> CannotWrite:
@@ -408,7 +399,7 @@ def _classes(node: nodes.Node) -> list[str]:
     return node.get("classes", []) if _is_element(node) else []
 
 
-def _is_element(node: nodes.Node) -> bool:
+def _is_element(node: nodes.Node) -> TypeGuard[nodes.Element]:
     return isinstance(node, nodes.Element)
 
 

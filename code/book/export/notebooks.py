@@ -1,4 +1,4 @@
-"""Sphinx extension: every chapter as a plain notebook with its outputs, for Colab and for download.
+"""Sphinx extension: writes each chapter as a plain notebook with its outputs, for Colab and for download.
 
 The notebooks are written to _build/notebooks, from where the site offers them and a workflow publishes them on the
 branch `notebooks`. The proof executes these same files.
@@ -20,7 +20,7 @@ from book.execute.extension import ONLY
 from book.execute.records import notebook_path
 from book.export.markdown import CannotWrite, MarkdownWriter, escaped, raw_syntax
 from book.files import write_atomically
-from book.read.chapters import chapter_source
+from book.read.chapters import Source, chapter_source
 from book.read.repository import git, repository
 
 FOLDER = "notebooks"
@@ -75,7 +75,7 @@ def page_address(app: Sphinx, docname: str) -> str:
     return app.config.html_baseurl + app.builder.get_target_uri(docname)
 
 
-def wanted(app: Sphinx) -> frozenset[str]:
+def wanted(app: Sphinx) -> dict[str, Source]:
     """The chapters of which this build writes a notebook: those that it executed, or found in the cache.
 
     Without the site's address a notebook could not link back, without the repository's it could not install.
@@ -85,13 +85,13 @@ def wanted(app: Sphinx) -> frozenset[str]:
     if found is None:
         known = app.config.html_baseurl and repository(app.config)
         only = os.environ.get(ONLY)
-        found = frozenset(
-            docname
+        found = {
+            docname: chapter
             for docname in (app.env.found_docs if known else ())
-            if only in (None, docname) and chapter_source(app.env, docname)
-        )
-        app.book_notebooks = found
-    return found if app.builder.format == "html" else frozenset()
+            if only in (None, docname) and (chapter := chapter_source(app.env, docname))
+        }
+        app.book_notebooks = found  # pyrefly: ignore[missing-attribute]
+    return found if app.builder.format == "html" else {}
 
 
 def missing(app: Sphinx, env: BuildEnvironment) -> list[str]:
@@ -188,13 +188,14 @@ def finish(app: Sphinx, error: Exception | None) -> None:
         return
     env, build, source = app.env, build_folder(app), repository(app.config)
     commit = current_commit(Path(app.srcdir), source.branch) if source else ""
+    address = source.url if source else ""
     rows = []
-    for docname in sorted(wanted(app)):
+    for docname, chapter in sorted(wanted(app).items()):
         title, page = env.titles[docname].astext(), page_address(app, docname)
-        extras = chapter_source(env, docname).meta.get("extras") or []
+        extras = chapter.meta.get("extras") or []
         path = published_path(build, docname)
         notebook = nbformat.read(path, as_version=4)
-        with_header(notebook, requirement(source.url, commit, extras), title, page)
+        with_header(notebook, requirement(address, commit, extras), title, page)
         for target in (path, published_path(Path(app.outdir), docname)):
             write_atomically(target, _text(notebook))
         rows.append(table_row(title, docname, page))
@@ -204,7 +205,7 @@ def finish(app: Sphinx, error: Exception | None) -> None:
             path.unlink()  # the chapter was renamed, or left the book
     if rows:
         readme = README.format(
-            repository=source.url,
+            repository=address,
             site=app.config.html_baseurl,
             commit=commit,
             short=commit[:12],

@@ -1,1 +1,1 @@
-"""What the build adds to pages: boxes, lists of chapters, comparisons, glossary links, citations."""
+"""Generated content of pages: boxes, lists of chapters, comparisons, glossary links, citations."""

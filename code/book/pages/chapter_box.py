@@ -1,4 +1,4 @@
-"""Sphinx extension: the box under each chapter's title, with what a reader wants to know before the first line.
+"""Sphinx extension: the box under each chapter's title, with reading time, prerequisites and links.
 
 It shows what this build measured, so it is made when the page is written; `book.pages.shared` has the page written again
 whenever the chapter's record changes.
@@ -106,10 +106,7 @@ def actions(app: Sphinx, chapter: Source, title: str) -> list[tuple[str, str]]:
     return [
         *notebook,
         ("Edit this page", source.edit(path)),
-        (
-            "Report an error",
-            source.new_issue(f"{title}: ", ISSUE.format(path=path)),
-        ),
+        ("Report an error", source.new_issue(f"{title}: ", ISSUE.format(path=path))),
     ]
 
 
@@ -158,8 +155,8 @@ def insert(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     section = next(doctree.findall(nodes.section), None)
     if chapter is None or section is None:
         return
-    at = section.first_child_matching_class(nodes.title)
-    section.insert(at + 1, box(app, chapter, section[at].astext()))
+    title = next(section.findall(nodes.title))
+    section.insert(section.index(title) + 1, box(app, chapter, title.astext()))
 
 
 def setup(app: Sphinx) -> dict:

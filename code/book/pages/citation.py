@@ -83,7 +83,7 @@ def citation_box(app: Sphinx, docname: str, title: str) -> nodes.Node:
     if changed:
         year = str(datetime.datetime.fromtimestamp(int(changed), datetime.UTC).year)
     else:
-        year = re.search(r"\d{4}|$", app.config.copyright)[0]
+        year = re.findall(r"\d{4}|$", app.config.copyright)[0]
     sentence, entries = citations(
         read_citation(Path(app.srcdir, "CITATION.cff")),
         title=title,

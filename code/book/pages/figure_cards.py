@@ -1,4 +1,4 @@
-"""Sphinx extension: cards that show a figure of a chapter on another page.
+"""Sphinx extension: cards that show a chapter's figure on another page.
 
 `{picture} basics/gpt fig-gpt-overtakes` makes a card: the figure that this build drew, the chapter's title, the
 directive's text, and how many results agreed with a reference library. Without a name it shows the chapter's first
@@ -51,8 +51,9 @@ class PictureDirective(SphinxDirective):
 def drawn(env: BuildEnvironment, slug: str, name: str | None) -> nodes.image | None:
     """The picture of a chapter's figure, or of its first; None where the page has no such figure."""
     for figure in env.get_doctree(f"chapters/{slug}").findall(nodes.figure):
-        if name in (None, *figure["names"]) and figure["names"]:
-            return figure.next_node(nodes.image).deepcopy()
+        image = figure.next_node(nodes.image)
+        if image and figure["names"] and name in (None, *figure["names"]):
+            return image.deepcopy()
     return None
 
 
@@ -68,7 +69,8 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         else:
             picture = drawn(app.env, slug, card["figure"])
             if picture is not None:
-                width, height = get_image_size(Path(app.srcdir, picture["uri"]))
+                path = str(Path(app.srcdir, picture["uri"]))
+                width, height = get_image_size(path) or (0, 0)
                 shape = "wide" if width > WIDE * height else "beside"
                 shown["classes"].append(f"picture-{shape}")
                 shown += picture

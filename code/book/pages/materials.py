@@ -1,4 +1,4 @@
-"""Sphinx extension: the learning plan's materials, on a page of their own and in each chapter's further reading.
+"""Sphinx extension: the learning plan's materials, on their own page and under each chapter's reading.
 
 `{materials}` lists all of them by kind; with `:for: this chapter` it lists those that help the chapter.
 """

@@ -1,4 +1,4 @@
-"""Sphinx extension: the learning plan's page, the routes and the part pages, with boxes to tick chapters off.
+"""Sphinx extension: the pages of the learning plan, the routes and the parts, with boxes to tick.
 
 What they show of a chapter is measured by this build, so it is filled in when a page is written, not when it is read.
 """
@@ -14,13 +14,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from book.execute.extension import WORKERS
 from book.execute.records import read_record
-from book.pages.shared import (
-    Pages,
-    counted,
-    measured,
-    reading_hours,
-    references,
-)
+from book.pages.shared import Pages, counted, measured, reading_hours, references
 from book.read.chapters import DATA, PLAN, chapter_source, planned_chapters
 from book.read.plan import Line, read_lines, route_chapters
 from book.read.repository import repository
@@ -96,11 +90,7 @@ class PlanDirective(_Directive):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        views = {
-            "chapters": self.chapters,
-            "items": self.items,
-            "history": self.history,
-        }
+        views = {"chapters": self.chapters, "items": self.items, "history": self.history}
         if self.arguments[0] not in views:
             raise self.error(
                 f"the plan has no view {self.arguments[0]!r}; the views are {', '.join(views)}"
@@ -176,7 +166,7 @@ class RoutesDirective(_Directive):
 
     def run(self) -> list[nodes.Node]:
         plan = self.shows("*")
-        sections = []
+        sections: list[nodes.Node] = []
         for route in plan.get("routes", []):
             slugs = route_chapters(plan, route)
             slot = plan_slot(show="route", slugs=slugs, assumes=route.get("assumes", []))
@@ -241,7 +231,8 @@ class PlanPages(Pages):
         """Reading time, what this build measured, what the chapter is verified against, and what it needs."""
         record = read_record(self.root, slug) if self.published(slug) else None
         about = "about " if self.published(slug) else "estimate: "
-        facts = [[nodes.Text(f"{about}{counted(self.hours(slug), 'hour')} to read")]]
+        hours = nodes.Text(f"{about}{counted(self.hours(slug), 'hour')} to read")
+        facts: list[list[nodes.Node]] = [[hours]]
         if record:
             facts.append([nodes.Text(measured(record))])
         if found := references(record):
@@ -266,7 +257,8 @@ class PlanPages(Pages):
         for slug in slugs:
             needs = nodes.paragraph("", "", *self.needs(slug), classes=["facts"])
             entry = self.entry(slug, *([] if numbered else [needs]))
-            entry[0] += nodes.inline("", f" {self.hours(slug):g} h", classes=["hours"])
+            head = next(entry.findall(nodes.paragraph))
+            head += nodes.inline("", f" {self.hours(slug):g} h", classes=["hours"])
             entries.append(entry)
         kind = nodes.enumerated_list if numbered else nodes.bullet_list
         return kind("", *entries, classes=["chapter-list", "compact"])

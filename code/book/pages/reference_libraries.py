@@ -1,4 +1,4 @@
-"""What a chapter's checks compare with: the reference's full name, its library and the installed version."""
+"""Resolves what a check compares with: its full name, its library and the installed version."""
 
 import re
 import sys
@@ -19,9 +19,7 @@ OWN = "llm_learn"
 class Reference:
     """The other side of a comparison."""
 
-    name: (
-        str  # as a reader would import it; the record's own words where it is no library's
-    )
+    name: str  # as a reader would import it, or the record's own words
     library: str | None = None  # None for an identity, a count, finite differences, …
     version: str | None = None
 

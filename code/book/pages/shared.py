@@ -1,10 +1,11 @@
-"""Sphinx extension: what the pages share that show records of this build.
+"""Sphinx extension: helpers of the pages that show records of this build.
 
 They show what this build measured, so they are filled when a page is written, not when it is read, and the pages that
 show a record are written again whenever that record changes.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from docutils import nodes
@@ -17,6 +18,7 @@ from book.execute.records import read_record
 from book.read.chapters import chapter_source, load_plan, planned_chapters
 
 SHOWN_CHECKS = 4
+Cell = Sequence[nodes.Node]  # of a table
 
 
 def reading_hours(env: BuildEnvironment, slug: str, entry: dict) -> float:
@@ -73,7 +75,7 @@ class Pages:
         return separated
 
     def table(
-        self, header: list[str], widths: list[int], rows: list[list[list[nodes.Node]]]
+        self, header: list[str], widths: list[int], rows: Sequence[Sequence[Cell]]
     ) -> nodes.table:
         group = nodes.tgroup(
             "", *(nodes.colspec(colwidth=w) for w in widths), cols=len(widths)

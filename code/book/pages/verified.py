@@ -1,4 +1,4 @@
-"""Sphinx extension: the page of everything that this build verified, from what the chapters' checks recorded.
+"""Sphinx extension: the page that lists every comparison that this build verified.
 
 `{verified} totals` counts, `{verified} chapters` lists chapter by chapter. Both are filled when the page is written,
 and the page is written again whenever a record changes.
@@ -67,7 +67,7 @@ class VerifiedDirective(SphinxDirective):
 
     def chapters(self) -> list[nodes.Node]:
         self.env.metadata[self.env.docname]["lists_chapters"] = True
-        sections = []
+        sections: list[nodes.Node] = []
         for slug, entry in executed_chapters(self.env).items():
             anchor = section_id(slug)
             section = nodes.section(
@@ -208,14 +208,14 @@ class Verified:
         slugs = set()
         for slug in executed_chapters(self.env):
             chapter = chapter_source(self.env, f"chapters/{slug}")
-            imported = imported_names(chapter)
+            imported = imported_names(chapter) if chapter else {}
             for check in (read_record(self.root, slug) or {}).get("checks", []):
                 found.append(resolve(str(check["against"]), imported))
                 slugs.add(slug)
         if not found:
             return [nodes.paragraph("", "This build executed no chapter.")]
         libraries = sorted(
-            {(r.library, r.version) for r in found if r.version},
+            {(r.library, r.version) for r in found if r.library and r.version},
             key=lambda library: library[0].lower(),
         )
         references = len({reference.name for reference in found})
@@ -247,7 +247,7 @@ class Verified:
         docname = f"chapters/{slug}"
         record, chapter = read_record(self.root, slug), chapter_source(self.env, docname)
         page = self.app.builder.get_relative_uri(self.docname, docname)
-        if record is None:
+        if record is None or chapter is None:
             return [nodes.paragraph("", "This build did not execute the chapter.")]
         checks, imported = record["checks"], imported_names(chapter)
         labels = check_labels(chapter, self.root)

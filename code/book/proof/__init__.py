@@ -1,1 +1,1 @@
-"""Executes the published notebooks once more, in a clean environment without a network, and compares."""
+"""Executes the published notebooks again, in a clean environment without a network, and compares."""

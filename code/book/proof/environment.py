@@ -1,4 +1,4 @@
-"""The clean environment of the proof: the package with its extras, a kernel, and nothing of the book's own tools.
+"""The clean environment of the proof: the package, its extras and a kernel, without the book's tools.
 
 It holds what a reader gets from a notebook's install cell. An import that only the book's environment satisfies, or a
 file that is missing from the installed package, fails here instead of in Colab.
@@ -106,7 +106,7 @@ def _link(distributions: Iterable[metadata.Distribution], site: Path) -> None:
             # Commands and the like, beside what can be imported.
             if ".." in file.parts or file.suffix == ".pyc":
                 continue
-            source, target = Path(distribution.locate_file(file)), site / file
+            source, target = Path(str(distribution.locate_file(file))), site / file
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(source, target)

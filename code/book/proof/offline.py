@@ -1,4 +1,4 @@
-"""Runs a command without a route to any host but loopback, where the machine allows it.
+"""Runs a command without access to any host but loopback, where the machine allows it.
 
 On Linux that is a new network namespace. Where it is refused, `run` sets the switches that well-behaved libraries obey,
 and says so. On GitHub's Linux runners, which publish the site, a refusal is an error.

@@ -1,4 +1,4 @@
-"""The proof: every published notebook is executed once more, and every output compared, by nbval.
+"""Executes every published notebook once more, and compares every output, by nbval.
 
 They are the files that Colab opens, and their kernels run in an environment that holds the installed package only.
 
@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,7 +111,7 @@ class Progress:
         self.expected = expected
         self.ran: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(

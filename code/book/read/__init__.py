@@ -1,1 +1,1 @@
-"""What the book is made of: chapters, the plan, materials, and where the repository is."""
+"""Reads what the book is made of: chapters, the plan, materials, and the repository's addresses."""

@@ -108,9 +108,7 @@ class Source:
         while i < len(self.lines):
             fence = FENCE.match(self.lines[i])
             ticks, info = (fence["ticks"], fence["info"]) if fence else ("", "")
-            closes = (
-                ticks and not info and open_fences and ticks.startswith(open_fences[-1])
-            )
+            closes = not info and open_fences and ticks.startswith(open_fences[-1])
             if closes:
                 open_fences.pop()
             elif ticks and info.startswith("{") and not info.startswith(VERBATIM):

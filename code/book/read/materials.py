@@ -1,4 +1,4 @@
-"""Reads materials.yml: every link of the learning plan, and the chapters that it helps with."""
+"""Reads materials.yml: the links of the learning plan, and the chapters that each helps with."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path

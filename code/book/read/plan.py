@@ -1,4 +1,4 @@
-"""Reads the learning plan's lines, the routes and the order of chapters out of chapters.yml."""
+"""Reads the learning plan's items, the routes and the order of chapters from chapters.yml."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

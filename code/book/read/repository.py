@@ -1,4 +1,4 @@
-"""Addresses at the book's repository, all from `repository` in _config.yml."""
+"""Addresses in the book's repository, derived from `repository` in _config.yml."""
 
 import subprocess
 from dataclasses import dataclass

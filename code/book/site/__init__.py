@@ -1,1 +1,1 @@
-"""How the site looks and is found: mathematics, accessibility, style sheets, scripts, templates, settings."""
+"""The site's appearance: mathematics, accessibility, style sheets, scripts, templates, settings."""

@@ -1,4 +1,4 @@
-"""Sphinx extension: mends what keeps the theme's pages from readers with a keyboard or a screen reader.
+"""Sphinx extension: makes the theme's pages usable with a keyboard and a screen reader.
 
 It changes the page that the theme's templates have written, since the elements concerned stand in the middle of
 their blocks. A mend whose text is absent changes nothing; the tests of the site tell whether it is still needed.
@@ -60,8 +60,8 @@ def fold(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Makes `details` of the boxes of class "dropdown": they open by keyboard, in a search, and without a script."""
     if app.builder.format != "html":
         return
-    for box in list(doctree.findall(nodes.Admonition)):
-        if "dropdown" not in box["classes"]:
+    for box in list(doctree.findall(nodes.Element)):
+        if not isinstance(box, nodes.Admonition) or "dropdown" not in box["classes"]:
             continue
         if box.children and isinstance(box[0], nodes.title):
             title, content = box[0].astext(), box[1:]

@@ -1,4 +1,4 @@
-"""Sphinx extension: mathematics as MathML, which pandoc makes when a page is read; pages need no script for it."""
+"""Sphinx extension: renders mathematics as MathML with pandoc, so that pages need no script for it."""
 
 import json
 import re
@@ -69,8 +69,8 @@ def convert(app: Sphinx, doctree: nodes.document, docname: str | None = None) ->
     """
     found = [
         node
-        for node in doctree.findall(lambda n: isinstance(n, nodes.math | nodes.math_block))
-        if "mathml" not in node
+        for node in doctree.findall(nodes.Element)
+        if isinstance(node, nodes.math | nodes.math_block) and "mathml" not in node
     ]
     formulas = []
     for node in found:
@@ -96,7 +96,7 @@ def visit_math(self: HTML5Translator, node: nodes.math) -> None:
     place, siblings = node.parent.index(node), node.parent.children
     touching = ""
     if place and isinstance(siblings[place - 1], nodes.Text):
-        touching = re.search(r"\S*$", self.body[-1])[0]
+        touching = re.findall(r"\S*$", self.body[-1])[0]
         self.body[-1] = self.body[-1].removesuffix(touching)
     following = siblings[place + 1].astext() if place + 1 < len(siblings) else ""
     joiner = WORD_JOINER if following and not following[0].isspace() else ""

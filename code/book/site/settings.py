@@ -1,4 +1,4 @@
-"""Sphinx extension: what the libraries that publish the site must be told, and what they leave to the book.
+"""Sphinx extension: configures the libraries that publish the site.
 
 The site's address follows from the repository's; where that is unknown, everything that needs an address is left out.
 """
@@ -109,8 +109,9 @@ def list_all_pages(app: Sphinx, error: Exception | None) -> None:
     """Puts every page into the site map: sphinx-sitemap knows only those that this build has written."""
     if error or app.builder.format != "html":
         return
-    while not app.sitemap_links.empty():
-        app.sitemap_links.get()
+    links = app.sitemap_links  # pyrefly: ignore[missing-attribute]
+    while not links.empty():
+        links.get()
     for docname in sorted(app.env.found_docs):
         sphinx_sitemap.add_html_link(app, docname, "", {}, None)
 

@@ -1,1 +1,1 @@
-"""Programs that put the library together: training and pipeline commands, a serving engine and its server."""
+"""Applications built from the library: training and pipeline commands, a serving engine, an HTTP server."""

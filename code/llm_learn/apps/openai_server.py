@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's protocol for chats, around an engine of `llm_learn.apps.serving_engine`.
+"""An HTTP server with OpenAI's chat API, in front of an engine of `llm_learn.apps.serving_engine`.
 
 It needs Starlette, which comes with the extra `serving`, so nothing else in the package imports it.
 """
@@ -10,10 +10,11 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from starlette.applications import Starlette
@@ -48,7 +49,7 @@ class ServedModel:
     name: str  # under which clients ask for it
     # From messages, each with a role and a content, to the ids of all their text; raises
     # ValueError for what it cannot read. Called in several threads.
-    prompt_ids: Callable[[list[dict[str, str]]], list[int]]
+    prompt_ids: Callable[[list[dict]], list[int]]
     token_bytes: Sequence[bytes]  # of each id
 
     def __post_init__(self):
@@ -148,7 +149,7 @@ MOST_BYTES = 1_000_000  # of a body
 
 def number(
     body: dict, name: str, kind: tuple, low: float, high: float, default: float | None
-) -> float | None:
+) -> Any:
     """A field that is a number of that kind, within the bounds; the default where it is missing."""
     value = body.get(name)
     if value is None:
@@ -249,7 +250,7 @@ def request_from(body: object, engine: Engine, model: ServedModel) -> Request:
 
 async def text_pieces(
     http: HTTPRequest, service: Service, request: Request
-) -> AsyncIterator[tuple[str, str]]:
+) -> AsyncGenerator[tuple[str, str]]:
     """Pieces of text with an empty reason, then an empty piece with the reason; stops where the client has gone."""
     loop, events = asyncio.get_running_loop(), asyncio.Queue()
 
@@ -367,5 +368,5 @@ def app(service: Service) -> Starlette:
         Route("/v1/models", models),
         Route("/v1/chat/completions", completions, methods=["POST"]),
     ]
-    handlers = {Refusal: refuse, HTTPException: unknown}
+    handlers: dict[Any, Any] = {Refusal: refuse, HTTPException: unknown}
     return Starlette(routes=routes, exception_handlers=handlers)

@@ -1,4 +1,4 @@
-"""The command `python -m llm_learn.pipeline`: takes a small model through every stage, in a folder."""
+"""The command `python -m llm_learn.pipeline`: trains a small model through every stage, into a folder."""
 
 import argparse
 import math

@@ -1,4 +1,4 @@
-"""One small model through every stage, in one process or in several that share each batch."""
+"""Stages of the pipeline, from pre-training to distillation, on one process or data-parallel on several."""
 
 import copy
 import itertools
@@ -98,7 +98,7 @@ def own_share(name: str, number: int, ranks: Ranks) -> int:
 
 def learn_from(
     model: Llama,
-    loss: Callable[[nn.Module, object], Tensor],
+    loss: Callable[..., Tensor],
     batches: Iterator,
     num_steps: int,
     *,

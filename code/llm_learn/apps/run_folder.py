@@ -1,4 +1,4 @@
-"""What the commands do alike: options, a folder that holds one run, and errors in one line."""
+"""Helpers that the commands share: options, the folder that holds one run, and errors in one line."""
 
 import argparse
 import json
@@ -6,13 +6,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from llm_learn.assets import AssetError
 from llm_learn.distributed import Ranks, joined
 from llm_learn.files import new_folder, write_json
 
 
-def command_parser(name: str, **texts: str) -> argparse.ArgumentParser:
+def command_parser(name: str, **texts: Any) -> argparse.ArgumentParser:
     """The options of every command; those that are not given are missing from what it parses."""
     made = argparse.ArgumentParser(
         prog=f"python -m llm_learn.{name}", argument_default=argparse.SUPPRESS, **texts

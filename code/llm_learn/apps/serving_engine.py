@@ -1,4 +1,4 @@
-"""Serving: keys and values in blocks, passes over many texts, and who takes part in which."""
+"""A serving engine with a paged KV cache, prefix caching and continuous batching."""
 
 import logging
 from array import array
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llm_learn.argument_checks import expect
-from llm_learn.llama import Llama, LlamaConfig
+from llm_learn.llama import Llama, LlamaBlock, LlamaConfig
 
 
 class NoBlock(Exception):
@@ -190,8 +190,10 @@ def read_rows(model: Llama, pages: Pages, rows: Sequence[Row]) -> Tensor:
     ends = list(accumulate(len(row.ids) for row in rows))
     groups = [*single_ids(rows, slots, ends), *longer(rows, slots, ends)]
     x = model.token_embedding(ids).unsqueeze(0)  # (1, N, C)
-    rope = [table.to(x.dtype) for table in model.rope(positions)]
+    cosines, sines = model.rope(positions)
+    rope = cosines.to(x.dtype), sines.to(x.dtype)
     for i, layer in enumerate(model.blocks):
+        assert isinstance(layer, LlamaBlock)
         q, k, v = (
             t.squeeze(0).transpose(0, 1)
             for t in layer.attention.heads(layer.norm_1(x), rope)

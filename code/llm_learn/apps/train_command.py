@@ -1,4 +1,4 @@
-"""The command `python -m llm_learn.train`: trains a model on texts, in a folder that it can go on from."""
+"""The command `python -m llm_learn.train`: trains a model on text files, in a folder, and resumes there."""
 
 import argparse
 import json
@@ -148,7 +148,7 @@ def begin(folder: Path, settings: dict) -> None:
     with run_folder.new_run(folder, "config.json", settings) as temporary:
         for name, ids in parts.items():
             save_tokens(temporary / f"{name}.npy", ids, vocab_size=tokenizer.vocab_size)
-        if settings["vocab_size"]:
+        if isinstance(tokenizer, BPETokenizer):
             tokenizer.save(temporary / "tokenizer.json")
         else:
             write_json(temporary / "tokenizer.json", {"characters": tokenizer.chars})

@@ -1,4 +1,4 @@
-"""A training run in its folder, by one process or by several."""
+"""A resumable training run in a folder, with checkpoints, on one process or several."""
 
 import csv
 import io
@@ -50,7 +50,7 @@ def load_tokenizer(path: Path) -> BPETokenizer | CharTokenizer:
 
 def make_model(settings: dict, vocab_size: int) -> GPT | Llama:
     names = ("context_length", "d_model", "num_layers", "num_heads")
-    shape = {name: settings[name] for name in names} | {"vocab_size": vocab_size}
+    shape: dict = {n: settings[n] for n in names} | {"vocab_size": vocab_size}
     torch.manual_seed(settings["seed"])
     if settings["model"] == "gpt":
         return GPT(GPTConfig(**shape))
@@ -158,7 +158,7 @@ class TrainingRun:
         say = print if self.ranks.is_first else lambda *_: None
         if self.step:
             say(f"resuming after update {self.step}")
-        hidden = {} if self.ranks.is_first else {"disable": True}
+        hidden: dict = {} if self.ranks.is_first else {"disable": True}
         progress = tqdm(
             total=self.config.max_steps, initial=self.step, desc="training", **hidden
         )
@@ -268,7 +268,7 @@ class TrainingRun:
             (latest,) = self.rows(self.step)
             progress = {"loader": self.loader.state_dict(), "latest": latest}
             parts = folder, model, [optimizer], progress
-            self.ranks.from_first(lambda: save_checkpoint(*parts))
+            self.ranks.from_first(lambda: save_checkpoint(*parts))  # pyrefly: ignore[bad-argument-type]
         self.ranks.from_first(self.tidy)
 
     def tidy(self) -> None:

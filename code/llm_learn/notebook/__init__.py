@@ -1,4 +1,4 @@
-"""What every notebook does around its subject: start, time, glue, verify."""
+"""Helpers of every notebook: fix seeds, measure time and memory, glue numbers, verify results."""
 
 import ctypes
 import json
@@ -107,7 +107,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     held = peak = 0
-    for event in profiler.profiler.kineto_results.events():
+    for event in profiler.profiler.kineto_results.events():  # pyrefly: ignore[missing-attribute]
         if event.name() == "[memory]":
             held += event.nbytes()  # negative where memory is given back
             peak = max(peak, held)

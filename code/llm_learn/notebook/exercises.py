@@ -1,4 +1,4 @@
-"""Exercises that check themselves: `check("attention-window", my_answer)` says what is right, or what is missing."""
+"""Self-checking exercises: `check("attention-window", answer)` says what is right, or what is missing."""
 
 from collections.abc import Callable, Iterator
 

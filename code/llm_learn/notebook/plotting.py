@@ -1,4 +1,4 @@
-"""The look of the book's figures."""
+"""The plotting style of the book's figures."""
 
 from collections.abc import Sequence
 

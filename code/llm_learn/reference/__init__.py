@@ -1,1 +1,1 @@
-"""Our models and numbers in other libraries, which chapters compare with."""
+"""Our models and losses in other libraries, with which chapters compare them."""

@@ -1,4 +1,4 @@
-"""What bitsandbytes makes of a matrix."""
+"""Quantizes a matrix to NF4 with bitsandbytes."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Our models and SmolLM2's tokenizer in the classes of Hugging Face's transformers."""
+"""Converts our models and SmolLM2's tokenizer to the classes of Hugging Face's transformers."""
 
 from typing import TYPE_CHECKING
 
@@ -40,23 +40,24 @@ def to_hugging_face(model: Llama) -> "LlamaForCausalLM":
     table = model.token_embedding.weight
     weights = {
         "model.embed_tokens": table,
-        "lm_head": table if c.tie_embeddings else model.output.weight,
+        "lm_head": table if c.tie_embeddings else model.get_parameter("output.weight"),
         "model.norm": model.norm.weight,
     }
     kv_width = c.num_kv_heads * c.head_dim
     for i, block in enumerate(model.blocks):
-        q, k, v = block.attention.qkv.weight.split([c.d_model, kv_width, kv_width])
-        gate, up = block.mlp.gate_up.weight.chunk(2)
+        ours = block.get_parameter
+        q, k, v = ours("attention.qkv.weight").split([c.d_model, kv_width, kv_width])
+        gate, up = ours("mlp.gate_up.weight").chunk(2)
         layer = {
             "self_attn.q_proj": q,
             "self_attn.k_proj": k,
             "self_attn.v_proj": v,
-            "self_attn.o_proj": block.attention.out.weight,
+            "self_attn.o_proj": ours("attention.out.weight"),
             "mlp.gate_proj": gate,
             "mlp.up_proj": up,
-            "mlp.down_proj": block.mlp.down.weight,
-            "input_layernorm": block.norm_1.weight,
-            "post_attention_layernorm": block.norm_2.weight,
+            "mlp.down_proj": ours("mlp.down.weight"),
+            "input_layernorm": ours("norm_1.weight"),
+            "post_attention_layernorm": ours("norm_2.weight"),
         }
         weights |= {f"model.layers.{i}.{name}": weight for name, weight in layer.items()}
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""The losses that TRL's trainers compute from our numbers."""
+"""Computes losses from our log-probabilities with the trainers of TRL."""
 
 import os
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Conversations from Shakespeare's plays, and the manners of a reply: the task of the chapter on one small model."""
+"""Conversations from Shakespeare's plays and rules for replies: the task of the chapter on one small model."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""Countries, and questions about their cities, from the time zone database."""
+"""Questions about countries and their cities, from the time zone database."""
 
 import random
 from collections.abc import Callable, Sequence

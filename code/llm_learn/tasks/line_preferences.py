@@ -1,4 +1,4 @@
-"""Lines of Shakespeare that a small model finishes and a hidden taste judges: the task of the chapters on preferences."""
+"""Lines of Shakespeare that a small model completes and a judge scores, for the chapters on preferences."""
 
 import itertools
 import random
@@ -150,8 +150,8 @@ def judged_pairs(first: Llama, second: Llama, number: int, seed: int) -> Pairs:
     """Pairs of an answer by one model and one by another, judged."""
     generator = torch.Generator().manual_seed(seed)
     prompts = draw_prompts(number, generator)
-    answers = [sample_answers(model, prompts, generator) for model in (first, second)]
-    return judge(prompts, *answers, generator)
+    one, other = (sample_answers(model, prompts, generator) for model in (first, second))
+    return judge(prompts, one, other, generator)
 
 
 def answer_logits(model: Llama, prompts: Tensor, answers: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A translation task made of real data: the names of numbers, from English into German or French."""
+"""A translation task: the names of numbers, from English into German or French."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""A guide to towns that nobody has read before, since it is drawn by lot: what a model says of them it was told."""
+"""A randomly generated guide to towns, which no model can know from its training."""
 
 import random
 from dataclasses import dataclass

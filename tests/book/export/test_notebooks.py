@@ -364,10 +364,10 @@ def test_notebooks_are_decided_once_in_a_build(monkeypatch):
         )
 
     one = app()
-    assert notebooks.wanted(one) == notebooks.wanted(one) == {"chapters/a/b", "index"}
+    assert {*notebooks.wanted(one)} == {*notebooks.wanted(one)} == {"chapters/a/b", "index"}
     assert len(read) == 2
-    assert notebooks.wanted(app(html_baseurl="")) == frozenset()
-    assert notebooks.wanted(app(html_theme_options={})) == frozenset()
+    assert notebooks.wanted(app(html_baseurl="")) == {}
+    assert notebooks.wanted(app(html_theme_options={})) == {}
 
 
 @pytest.mark.slow
