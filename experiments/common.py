@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import torch
 
-from llm_learn.files import write_json
+from llm_learn.atomic_files import write_json
 
 ROOT = Path(__file__).parents[1]
 

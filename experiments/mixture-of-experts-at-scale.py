@@ -17,6 +17,7 @@ import torch
 from common import definitions, head
 from torch import Tensor, nn
 
+from llm_learn.atomic_files import write_json
 from llm_learn.data import shakespeare_characters
 from llm_learn.feedforward import (
     MLP,
@@ -25,7 +26,6 @@ from llm_learn.feedforward import (
     balanced,
     renormalised_gates,
 )
-from llm_learn.files import write_json
 from llm_learn.train import evaluate_loss, train
 
 page = definitions("architecture/mixture-of-experts-at-scale")

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from common import definitions, head
 
+from llm_learn.atomic_files import write_json
 from llm_learn.data import shakespeare_characters
 from llm_learn.feedforward import balanced, renormalised_gates, softmax_gates
-from llm_learn.files import write_json
 from llm_learn.train import evaluate_loss
 
 page = definitions("architecture/mixture-of-experts")

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from llm_learn.atomic_files import write_json
 from llm_learn.data import shakespeare_characters
-from llm_learn.files import write_json
 
 page = definitions("architecture/positions")
 SEEDS, LENGTH, BATCH, MAX_STEPS, LEARNING_RATE = [0, 1, 2], 128, 16, 2500, 3e-3

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from common import definitions, head
 
-from llm_learn.files import write_json
+from llm_learn.atomic_files import write_json
 
 SEEDS, TUNING_SEED = [0, 1, 2], 99
 FULL, SHORT = 2000, 500  # updates

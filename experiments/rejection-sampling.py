@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from common import definitions, head
 
-from llm_learn.files import write_json
+from llm_learn.atomic_files import write_json
 
 SEEDS = [0, 1, 2]
 ROUNDS = 8

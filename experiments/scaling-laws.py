@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from common import definitions, head
 
-from llm_learn.files import write_json
+from llm_learn.atomic_files import write_json
 
 SEEDS, TUNING_SEED = [0, 1, 2], 99
 RATES = [0.0057, 0.008, 0.0113, 0.016]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from common import definitions, head
 
-from llm_learn.files import write_json
+from llm_learn.atomic_files import write_json
 
 SEEDS = [0, 1, 2]
 UPDATES = [250, 1000, 3000]

@@ -12,9 +12,9 @@ from common import head
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llm_learn.files import write_json
+from llm_learn.atomic_files import write_json
 from llm_learn.seq2seq import AttentionSeq2Seq, Seq2Seq, dot_scores, greedy_translation
-from llm_learn.tasks.number_translation import (
+from llm_learn.tasks.number_name_translation import (
     NumberTranslation,
     exact_match,
     number_translation,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from common import definitions, head
 
-from llm_learn.files import write_json
+from llm_learn.atomic_files import write_json
 
 SEEDS = [0, 1, 2]
 RECORD = Path(__file__).with_suffix(".json")

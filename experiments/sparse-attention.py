@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from common import definitions, head
 
+from llm_learn.atomic_files import write_json
 from llm_learn.data import shakespeare
-from llm_learn.files import write_json
 from llm_learn.pretrained import load_smollm2
 
 SEEDS = list(range(24))

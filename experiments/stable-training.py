@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from common import definitions, head
 
+from llm_learn.atomic_files import write_json
 from llm_learn.data import shakespeare_characters
-from llm_learn.files import write_json
 from llm_learn.gpt import draw_weights
 from llm_learn.tokenizers import BPETokenizer
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llm_learn.llama import Llama, LlamaConfig
-from llm_learn.tasks.line_preferences import ANSWER, LINE_END, PROMPT
+from llm_learn.tasks.shakespeare_line_preferences import ANSWER, LINE_END, PROMPT
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)

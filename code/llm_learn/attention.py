@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_learn.argument_checks import expect
-from llm_learn.embeddings import apply_rope
+from llm_learn.positional_encoding import apply_rope
 
 
 def causal_mask(num_queries: int, num_keys: int | None = None, *, device=None) -> Tensor:

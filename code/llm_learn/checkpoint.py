@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llm_learn.files import new_folder
+from llm_learn.atomic_files import new_folder
 
 
 class UnreadableCheckpoint(ValueError):

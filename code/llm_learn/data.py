@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llm_learn.argument_checks import expect
 from llm_learn.assets import asset_path
-from llm_learn.files import replacing
+from llm_learn.atomic_files import replacing
 from llm_learn.tokenizers import CharTokenizer
 
 # The plays that no model of this book is trained on, unless a chapter says so.

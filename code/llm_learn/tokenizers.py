@@ -14,7 +14,7 @@ from typing import Self
 import regex
 
 from llm_learn.argument_checks import expect
-from llm_learn.files import replacing
+from llm_learn.atomic_files import replacing
 
 # How GPT-4 cuts text into chunks before any merge: contractions, words with one leading mark or space,
 # up to three digits, punctuation, whitespace. Written without possessive quantifiers: an engine that reads

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from book.contract.registry import tree
-from book.contract.required import CITE, gates, role_at
+from book.contract.required_content import CITE, gates, role_at
 from book.execute.fingerprint import records_read
 from book.execute.records import read_record
 from book.read.chapters import ROOT, Source, read_source

@@ -5,7 +5,7 @@ from pathlib import Path
 
 BOOK = Path(__file__).parents[2] / "code" / "book"
 # Each may import those before it.
-ORDER = ["files", "read", "execute", "contract", "export", "site", "pages", "proof", "commands", "__main__"]  # fmt: skip
+ORDER = ["atomic_files", "read", "execute", "contract", "export", "site", "pages", "proof", "commands", "__main__"]  # fmt: skip
 
 
 def test_packages_import_one_way():

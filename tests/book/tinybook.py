@@ -17,7 +17,7 @@ html: {{use_repository_button: true, baseurl: "https://somebody.github.io/Tiny/"
 launch_buttons: {{colab_url: https://colab.research.google.com}}
 sphinx:
   extra_extensions: [sphinx_exercise, sphinx_design]
-  local_extensions: {{book.execute.extension: {REPOSITORY / "code"}, book.export.notebooks: {REPOSITORY / "code"}}}
+  local_extensions: {{book.execute.sphinx_extension: {REPOSITORY / "code"}, book.export.notebooks: {REPOSITORY / "code"}}}
 """
 
 PROJECT = """

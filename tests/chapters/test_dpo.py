@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_learn.reference.trl import trl_odds_ratio_loss, trl_pair_loss, trl_simpo_loss
-from llm_learn.tasks.line_preferences import LINE_END, PROMPT, Pairs, sample_answers
+from llm_learn.tasks.shakespeare_line_preferences import (
+    LINE_END,
+    PROMPT,
+    Pairs,
+    sample_answers,
+)
 
 SLUG = "post-training/dpo"
 # Sums of a few float64 numbers of size ten, squared where the loss squares them.

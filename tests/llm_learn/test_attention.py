@@ -17,7 +17,7 @@ from llm_learn.attention import (
     causal_mask,
     scaled_dot_product_attention,
 )
-from llm_learn.embeddings import apply_rope, rope_frequencies, rope_tables
+from llm_learn.positional_encoding import apply_rope, rope_frequencies, rope_tables
 
 # (B, H, T, S, D): one of each, square, more keys than queries, more queries than keys.
 SHAPES = [(1, 1, 1, 1, 1), (2, 3, 5, 5, 8), (2, 2, 3, 7, 4), (1, 2, 6, 2, 5)]

@@ -16,7 +16,7 @@ MODULES = {
 }
 # Each layer may import itself and those before it. The commands stand in the last one, since they import the apps.
 LAYERS = ["argument_checks", "notebook", "library", "reference", "tasks", "apps"]
-COMMANDS = {"llm_learn.pipeline", "llm_learn.train.__main__"}
+COMMANDS = {"llm_learn.pipeline.__main__", "llm_learn.train.__main__"}
 
 
 def imports(path: Path) -> set[str]:
@@ -63,7 +63,7 @@ def test_the_wheel_is_typed_and_holds_the_records(tmp_path):
     assert records and records <= names
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "user.py").write_text(
-        "from llm_learn.evaluation import pass_at_k\n\npass_at_k('ten', 1, 1)\n"
+        "from llm_learn.evaluation_statistics import pass_at_k\n\npass_at_k('ten', 1, 1)\n"
     )
     options = ["--skip-interpreter-query", "--site-package-path", "site", "user.py"]
     command = [sys.executable, "-m", "pyrefly", "check", *options]

@@ -13,7 +13,7 @@ from llm_learn.seq2seq import (
     dot_scores,
     greedy_translation,
 )
-from llm_learn.tasks.number_translation import exact_match, pad_rows, translation_batch
+from llm_learn.tasks.number_name_translation import exact_match, pad_rows, translation_batch
 from llm_learn.tokenizers import Vocabulary
 
 SIZES = 9, 8  # ids of source and target

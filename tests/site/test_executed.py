@@ -5,9 +5,9 @@ import json
 import nbformat
 import pytest
 
-from book.contract.outputs import executed_problems
+from book.contract.executed_outputs import executed_problems
 from book.execute.records import notebook_path, record_path
-from book.pages.verified import check_problems
+from book.pages.verification_table import check_problems
 from book.read.chapters import ROOT, find_sources
 
 CHAPTERS = list(find_sources())

@@ -21,7 +21,7 @@ def build(root: Path, *, clean: bool = False, name: str | None = None) -> int:
     sys.modules.setdefault("rfc3987_syntax", None)  # pyrefly: ignore[no-matching-overload]
     from sphinx.util.console import nocolor
 
-    from book.execute.extension import ONLY
+    from book.execute.sphinx_extension import ONLY
     from book.read.chapters import book_chapters, find
 
     start = time.perf_counter()
@@ -89,9 +89,9 @@ def unpublishable(root: Path, pages: Path, docname: str) -> list[str]:
     """What the tests of the site would say of a chapter that has just been built alone."""
     import nbformat
 
-    from book.contract.outputs import executed_problems
+    from book.contract.executed_outputs import executed_problems
     from book.execute.records import notebook_path, read_record
-    from book.pages.verified import check_problems
+    from book.pages.verification_table import check_problems
     from book.read.chapters import read_source
 
     chapter = read_source(root / f"{docname}.md", docname.removeprefix("chapters/"))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from book.files import write_atomically
+from book.atomic_files import write_atomically
 from book.read.chapters import ROOT, Cell, Source, find_sources, load_plan, planned_chapters
 
 HEADER = re.compile(r"^# llm_learn\.(?P<module>\w+(?:\.\w+)*)\s*$")

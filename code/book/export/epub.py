@@ -13,7 +13,7 @@ import yaml
 from bs4 import BeautifulSoup, SoupStrainer, Tag
 from sphinx.application import Sphinx
 
-from book.execute.extension import ONLY
+from book.execute.sphinx_extension import ONLY
 from book.read.repository import named
 
 FILE = "llm-learn.epub"

@@ -16,10 +16,10 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError
 
-from book.execute.extension import ONLY
+from book.atomic_files import write_atomically
 from book.execute.records import notebook_path
+from book.execute.sphinx_extension import ONLY
 from book.export.markdown import CannotWrite, MarkdownWriter, escaped, raw_syntax
-from book.files import write_atomically
 from book.read.chapters import Source, chapter_source
 from book.read.repository import git, repository
 

@@ -1,6 +1,6 @@
 """Sphinx extension: the box under each chapter's title, with reading time, prerequisites and links.
 
-It shows what this build measured, so it is made when the page is written; `book.pages.shared` has the page written again
+It shows what this build measured, so it is made when the page is written; `book.pages.docutils_nodes` has the page written again
 whenever the chapter's record changes.
 """
 
@@ -13,14 +13,14 @@ from sphinx.util.osutil import relative_uri
 
 from book.execute.records import read_record
 from book.export.notebooks import FOLDER, wanted
+from book.pages.docutils_nodes import Pages, counted
 from book.pages.reference_libraries import (
     imported_names,
     largest_differences,
     resolve,
     shown_difference,
 )
-from book.pages.shared import Pages, counted
-from book.pages.verified import VERIFIED, section_id
+from book.pages.verification_table import VERIFIED, section_id
 from book.read.chapters import Source, chapter_source
 from book.read.repository import repository
 
@@ -160,6 +160,6 @@ def insert(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 
 def setup(app: Sphinx) -> dict:
-    app.setup_extension("book.pages.shared")
+    app.setup_extension("book.pages.docutils_nodes")
     app.connect("doctree-resolved", insert)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

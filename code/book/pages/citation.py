@@ -112,7 +112,7 @@ def append(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 
 def setup(app: Sphinx) -> dict:
-    app.setup_extension("book.site.settings")
+    app.setup_extension("book.site.publishing_settings")
     # Before the plan ends the chapter with what comes next.
     app.connect("doctree-resolved", append, priority=400)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

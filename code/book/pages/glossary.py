@@ -9,7 +9,7 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 
-from book.pages.shared import Pages
+from book.pages.docutils_nodes import Pages
 from book.read.chapters import Source, find_sources
 
 SHOWN = 5  # chapters; of the rest there is only the number
@@ -62,7 +62,7 @@ def paragraph(pages: Pages, slugs: list[str]) -> nodes.paragraph:
 
 
 def setup(app: Sphinx) -> dict:
-    app.setup_extension("book.pages.shared")
+    app.setup_extension("book.pages.docutils_nodes")
     app.connect("doctree-read", depend_on_chapters)
     app.connect("doctree-resolved", add_uses)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

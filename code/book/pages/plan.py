@@ -12,9 +12,9 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
-from book.execute.extension import WORKERS
 from book.execute.records import read_record
-from book.pages.shared import Pages, counted, measured, reading_hours, references
+from book.execute.sphinx_extension import WORKERS
+from book.pages.docutils_nodes import Pages, counted, measured, reading_hours, references
 from book.read.chapters import DATA, PLAN, chapter_source, planned_chapters
 from book.read.plan import Line, read_lines, route_chapters
 from book.read.repository import repository

@@ -20,8 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from book.atomic_files import write_atomically
 from book.execute.fingerprint import closure
-from book.files import write_atomically
 from book.read.chapters import project
 
 KERNEL = "llm-learn-clean"

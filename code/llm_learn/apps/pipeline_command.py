@@ -25,11 +25,11 @@ from llm_learn.apps.pipeline_stages import (
     reinforce,
     text_batches,
 )
+from llm_learn.atomic_files import replacing, write_json
 from llm_learn.distributed import Ranks
-from llm_learn.files import replacing, write_json
 from llm_learn.llama import Llama
 from llm_learn.sft import answer_batch
-from llm_learn.tasks.conversations import (
+from llm_learn.tasks.shakespeare_conversations import (
     REPLY_KINDS,
     TalkTask,
     draw_replies,

@@ -19,7 +19,7 @@ from llm_learn.llama import Llama, LlamaConfig
 from llm_learn.losses import distillation_loss, group_advantages, ppo_clip_loss
 from llm_learn.optim import AdamW, muon_and_adamw, wsd_schedule
 from llm_learn.sft import Example, answer_batch
-from llm_learn.tasks.conversations import REPLY, TalkTask, Written, draw_replies
+from llm_learn.tasks.shakespeare_conversations import REPLY, TalkTask, Written, draw_replies
 from llm_learn.train import IGNORED, summed_loss
 
 Batch = tuple[Tensor, Tensor]  # ids (B, T), and for each the next, or IGNORED

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_learn.assets import AssetError
+from llm_learn.atomic_files import new_folder, write_json
 from llm_learn.distributed import Ranks, joined
-from llm_learn.files import new_folder, write_json
 
 
 def command_parser(name: str, **texts: Any) -> argparse.ArgumentParser:

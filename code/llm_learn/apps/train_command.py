@@ -11,9 +11,9 @@ from pathlib import Path
 from llm_learn.apps import run_folder
 from llm_learn.apps.training_run import TrainingRun, make_model, train_config
 from llm_learn.argument_checks import expect
+from llm_learn.atomic_files import write_json
 from llm_learn.data import save_tokens, shakespeare
 from llm_learn.distributed import Ranks
-from llm_learn.files import write_json
 from llm_learn.tokenizers import BPETokenizer, CharTokenizer
 
 # Name: default and what it means.

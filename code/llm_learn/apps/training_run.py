@@ -18,10 +18,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from llm_learn.atomic_files import replacing
 from llm_learn.checkpoint import UnreadableCheckpoint, load_checkpoint, save_checkpoint
 from llm_learn.data import TokenLoader, load_tokens
 from llm_learn.distributed import Gathered, Ranks, lost_contact, shard
-from llm_learn.files import replacing
 from llm_learn.generate import generate
 from llm_learn.gpt import GPT, GPTConfig
 from llm_learn.llama import Llama, LlamaConfig

@@ -50,7 +50,7 @@ def test_a_broken_address_is_reported_with_its_page_and_nothing_is_executed(
         "_config.yml",
         "local_extensions: {",
         "config: {suppress_warnings: [git.subprocess_error], ogp_social_cards: {enable: false}}\n"
-        f"  local_extensions: {{book.site.settings: {REPOSITORY / 'code'}, ",
+        f"  local_extensions: {{book.site.publishing_settings: {REPOSITORY / 'code'}, ",
     )
     stale = tiny_book.run("-m", "book", "links")
     assert stale.returncode == 1 and not host.seen

@@ -8,8 +8,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from book.commands.new_chapter import new_chapter, render
-from book.contract.outputs import executed_problems
-from book.contract.required import CHECKS, ROLES, Book, load_book
+from book.contract.executed_outputs import executed_problems
+from book.contract.required_content import CHECKS, ROLES, Book, load_book
 from book.read.chapters import Source, find_sources, load_plan, planned_chapters
 from book.read.plan import plan_items
 

@@ -207,7 +207,7 @@ def test_a_wrong_route_is_refused(route, message):
 # --- The pages ---
 
 CONF = """\
-extensions = ["myst_nb", "book.pages.shared"]
+extensions = ["myst_nb", "book.pages.docutils_nodes"]
 nb_execution_mode = "off"
 exclude_patterns = ["_build"]
 """
@@ -346,7 +346,7 @@ class TestPages:
 
 
 TOTALS_CONF = """
-extensions = ["myst_nb", "book.pages.shared"]
+extensions = ["myst_nb", "book.pages.docutils_nodes"]
 nb_execution_mode = "off"
 exclude_patterns = ["_build"]
 html_theme = "small"

@@ -123,7 +123,7 @@ def test_logo_is_named_where_readers_see_it():
 # --- Pictures out of chapters ---
 
 CONF = """\
-extensions = ["myst_nb", "book.pages.shared", "book.pages.figure_cards"]
+extensions = ["myst_nb", "book.pages.docutils_nodes", "book.pages.front_page_figures"]
 nb_execution_mode = "off"
 exclude_patterns = ["_build"]
 book_plan = {
@@ -321,7 +321,7 @@ def test_the_page_types_what_make_test_runs():
 
 
 def test_what_the_page_says_of_cores_is_what_the_build_uses():
-    from book.execute.extension import WORKERS
+    from book.execute.sphinx_extension import WORKERS
 
     text = " ".join(HOW_TO_RUN.read_text(encoding="utf-8").split())
     assert "executes two chapters at a time" in text and WORKERS == 2

@@ -33,7 +33,7 @@ from llm_learn.apps.pipeline_stages import (
 )
 from llm_learn.assets import AssetError
 from llm_learn.distributed import Ranks, in_processes
-from llm_learn.tasks.conversations import (
+from llm_learn.tasks.shakespeare_conversations import (
     MANNERS,
     REPLY_END,
     ROLES,

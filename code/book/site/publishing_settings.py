@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 
-from book.files import write_atomically
+from book.atomic_files import write_atomically
 from book.read.repository import repository
 
 SITE = Path(__file__).parent

@@ -23,6 +23,7 @@ from book.contract.packaged_cells import (
     packaged_cells,
 )
 from book.execute.records import notebook_path, read_record
+from book.pages.docutils_nodes import Pages, counted
 from book.pages.reference_libraries import (
     DOTTED,
     Reference,
@@ -30,7 +31,6 @@ from book.pages.reference_libraries import (
     resolve,
     shown_difference,
 )
-from book.pages.shared import Pages, counted
 from book.read.chapters import Source, chapter_source, planned_chapters
 from book.read.repository import Repository, repository
 
@@ -318,7 +318,7 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 
 def setup(app: Sphinx) -> dict:
-    app.setup_extension("book.pages.shared")
+    app.setup_extension("book.pages.docutils_nodes")
     app.add_node(verified_slot)
     app.add_directive("verified", VerifiedDirective)
     app.connect("env-get-outdated", pages_that_list_chapters)

@@ -10,7 +10,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_learn.evaluation import bootstrap_interval, pass_at_k
+from llm_learn.evaluation_statistics import bootstrap_interval, pass_at_k
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=9), st.data())

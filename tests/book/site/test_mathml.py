@@ -7,7 +7,7 @@ import pytest
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
-from book.site.mathematics import MathematicsError, to_mathml
+from book.site.mathml import MathematicsError, to_mathml
 
 
 def test_each_formula_becomes_mathml_that_carries_its_source():
@@ -49,7 +49,7 @@ def test_a_formula_that_is_not_understood_gives_its_reason_and_others_are_conver
 
 
 CONF = """
-extensions = ["myst_nb", "book.site.mathematics"]
+extensions = ["myst_nb", "book.site.mathml"]
 nb_execution_mode = "off"
 html_math_renderer = "mathml"
 myst_enable_extensions = ["dollarmath", "amsmath"]

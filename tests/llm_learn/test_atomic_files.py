@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llm_learn.files import new_folder, replacing, write_json
+from llm_learn.atomic_files import new_folder, replacing, write_json
 
 
 def test_a_file_keeps_its_suffix_while_it_is_written_and_takes_its_place_at_the_end(

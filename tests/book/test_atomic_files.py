@@ -2,7 +2,7 @@
 
 import pytest
 
-from book.files import write_atomically
+from book.atomic_files import write_atomically
 
 
 def test_a_file_is_replaced_and_keeps_its_mode(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llm_learn.hooks import changed, every_place, watch
+from llm_learn.activation_hooks import changed, every_place, watch
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 

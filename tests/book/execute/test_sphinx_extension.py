@@ -22,7 +22,8 @@ import pytest
 from myst_nb.core.config import NbParserConfig
 from tinybook import TinyBook, page
 
-from book.execute import extension, fingerprint, kernels
+from book.execute import fingerprint, kernels
+from book.execute import sphinx_extension as extension
 from book.execute.budgets import BOOK_CPU_SECONDS, budget
 from book.execute.fingerprint import Package, cell_names, imported_names
 from book.read.chapters import Source, book_chapters, find

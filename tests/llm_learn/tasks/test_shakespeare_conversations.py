@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_learn.data import HELD_OUT, shakespeare_plays
-from llm_learn.tasks.conversations import (
+from llm_learn.tasks.shakespeare_conversations import (
     MANNERS,
     REPLY,
     REPLY_END,

@@ -15,7 +15,7 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.images import get_image_size
 
 from book.execute.records import read_record
-from book.pages.shared import Pages
+from book.pages.docutils_nodes import Pages
 from book.read.chapters import PLAN, planned_chapters
 
 # Wider than this times its height, a picture needs the whole width to be legible.

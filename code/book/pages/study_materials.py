@@ -10,9 +10,10 @@ from docutils.parsers.rst.directives import unchanged_required
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from book.pages.shared import Pages
+from book.pages.docutils_nodes import Pages
 from book.read.chapters import DATA
-from book.read.materials import (
+from book.read.repository import repository
+from book.read.study_materials import (
     KINDS,
     LANGUAGES,
     LEVELS,
@@ -22,7 +23,6 @@ from book.read.materials import (
     helping,
     load_materials,
 )
-from book.read.repository import repository
 
 SCRIPT = DATA.parent / "site" / "scripts" / "materials.js"
 THIS_CHAPTER = "this chapter"
@@ -158,7 +158,7 @@ def add_script(
 
 
 def setup(app: Sphinx) -> dict:
-    app.setup_extension("book.pages.shared")
+    app.setup_extension("book.pages.docutils_nodes")
     app.add_node(helped_chapters)
     app.add_directive("materials", MaterialsDirective)
     # Before book.export.notebooks looks at the page.

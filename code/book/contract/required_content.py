@@ -1,13 +1,13 @@
 """Checks of what every chapter must have; each message names file, line and remedy.
 
-What a chapter must not do is in `book.contract.forbidden`; importing this module registers both in CHECKS.
+What a chapter must not do is in `book.contract.forbidden_content`; importing this module registers both in CHECKS.
 """
 
 import ast
 import re
 from collections.abc import Iterator
 
-from book.contract import dependencies, forbidden  # noqa: F401 (register their checks)
+from book.contract import declared_imports, forbidden_content  # noqa: F401 (register their checks)
 from book.contract.registry import CHECKS, Book, Found, calls, check, load_book, tree
 from book.execute.budgets import MAX_CPU_SECONDS, MAX_MEMORY_GIB
 from book.read.chapters import COMMENT, Source, planned_chapters

@@ -12,7 +12,7 @@ from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from book.read.chapters import ROOT
 from book.read.repository import named
-from book.site.settings import own_files
+from book.site.publishing_settings import own_files
 
 BASE = "https://owner.github.io/Book/"
 LOC = "{http://www.sitemaps.org/schemas/sitemap/0.9}loc"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from llm_learn.tasks import line_preferences as lines
-from llm_learn.tasks.line_preferences import (
+from llm_learn.tasks.shakespeare_line_preferences import (
     ANSWER,
     LINE_END,
     LONGEST_LINE,

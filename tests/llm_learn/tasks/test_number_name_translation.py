@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from num2words import num2words
 
-from llm_learn.tasks.number_translation import (
+from llm_learn.tasks.number_name_translation import (
     LARGEST,
     NumberTranslation,
     exact_match,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_learn.retrieval import BM25, words
+from llm_learn.bm25 import BM25, words
 from llm_learn.tasks.town_guide import guide
 
 WORDS = st.lists(st.sampled_from(["a", "bb", "ccc", "dd", "e"]), max_size=8)

@@ -29,6 +29,7 @@ from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import SphinxError
 
+from book.atomic_files import write_atomically
 from book.execute import kernels
 from book.execute.budgets import (
     SLOW,
@@ -40,7 +41,6 @@ from book.execute.budgets import (
 )
 from book.execute.fingerprint import PACKAGE, Package
 from book.execute.records import notebook_path, record_path, records_folder
-from book.files import write_atomically
 from book.read.chapters import Source, read_chapters
 
 # Set by `python -m book build --chapter`: the only chapter to execute.

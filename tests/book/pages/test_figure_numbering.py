@@ -7,7 +7,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 CONF = """
-extensions = ["myst_nb", "book.pages.numbering"]
+extensions = ["myst_nb", "book.pages.figure_numbering"]
 nb_execution_mode = "off"
 numfig = True
 myst_enable_extensions = ["dollarmath", "colon_fence"]

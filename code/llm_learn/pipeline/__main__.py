@@ -4,5 +4,4 @@ import sys
 
 from llm_learn.apps.pipeline_command import main
 
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit(main())

@@ -13,7 +13,7 @@ from book.read.chapters import load_plan
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 CONF = """\
-extensions = ["myst_nb", "book.pages.shared", "book.pages.chapter_box"]
+extensions = ["myst_nb", "book.pages.docutils_nodes", "book.pages.chapter_box"]
 nb_execution_mode = "off"
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]

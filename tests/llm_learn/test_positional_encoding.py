@@ -11,7 +11,12 @@ from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb as gptj_
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as llama_rope
 
-from llm_learn.embeddings import apply_rope, rope_frequencies, rope_tables, sinusoids
+from llm_learn.positional_encoding import (
+    apply_rope,
+    rope_frequencies,
+    rope_tables,
+    sinusoids,
+)
 
 sizes = st.integers(1, 200), st.integers(1, 40).map(lambda half: 2 * half)
 even = st.integers(1, 40).map(lambda half: 2 * half)
