@@ -42,11 +42,25 @@ def forms(seed: int) -> dict:
 def longer(seed: int) -> dict:
     """At once, with five times the updates, in two layers and in eight, at several learning rates."""
     found = {}
-    for num_layers, rate in ((2, 0.3), (2, 1.0), (2, 3.0), (8, 0.3), (8, 1.0)):
+    for num_layers, learning_rate_factor in (
+        (2, 0.3),
+        (2, 1.0),
+        (2, 3.0),
+        (8, 0.3),
+        (8, 1.0),
+    ):
         model = chapter.new_model(seed, num_layers)
-        model = chapter.teach(model, chapter.at_once, seed, updates=3000, rate=rate)
-        found[f"{num_layers} layers, rate {rate:g}"] = results_of(model, chapter.at_once)
-        print(seed, num_layers, rate, list(found.values())[-1], flush=True)
+        model = chapter.teach(
+            model,
+            chapter.at_once,
+            seed,
+            max_steps=3000,
+            learning_rate_factor=learning_rate_factor,
+        )
+        found[f"{num_layers} layers, rate {learning_rate_factor:g}"] = results_of(
+            model, chapter.at_once
+        )
+        print(seed, num_layers, learning_rate_factor, list(found.values())[-1], flush=True)
     return {"seed": seed, "right": found}
 
 
@@ -60,7 +74,7 @@ def gaps(seed: int) -> dict:
     found = {}
     for name, (form, gapped) in kinds.items():
         for updates in (200, 3000):
-            other = chapter.teach(copy.deepcopy(model), form, seed + 100, updates=updates)
+            other = chapter.teach(copy.deepcopy(model), form, seed + 100, max_steps=updates)
             rows = [chapter.with_gaps(other, gapped, K) for K in chapter.LENGTHS]
             found[f"{name}, {updates} updates"] = rows
             print(seed, name, updates, rows[-1], flush=True)
@@ -69,7 +83,7 @@ def gaps(seed: int) -> dict:
 
 def words(seed: int) -> dict:
     """SmolLM2 on problems in words: forms of examples, the bare sum, votes, and the steps of right answers."""
-    luck, found = torch.Generator().manual_seed(seed), {}
+    generator, found = torch.Generator().manual_seed(seed), {}
     for operations in (1, 2, 3):
         examples, asked = chapter.draw_words(seed, operations, 60)
         results = [result for _, _, result in asked]
@@ -99,7 +113,7 @@ def words(seed: int) -> dict:
         drawn = [
             [
                 chapter.answer_in(t)
-                for t in chapter.solve("steps", examples, asked, 0.7, luck)
+                for t in chapter.solve("steps", examples, asked, 0.7, generator=generator)
             ]
             for _ in range(5)
         ]

@@ -14,7 +14,7 @@ from common import definitions, record_parts
 from torch import Tensor
 
 from llm_learn.data import HELD_OUT, shakespeare_plays
-from llm_learn.gpt import draw_by_fan_in
+from llm_learn.gpt import init_weights_fan_in
 from llm_learn.llama import Llama, LlamaConfig
 
 SEEDS = [0, 1, 2]
@@ -50,16 +50,22 @@ def forms(seed: int) -> dict:
     begun = [[*prompt, *chapter.TOKENIZER.encode("{")] for prompt in prompts]
     long = 160
     for temperature in (0.0, 1.0) if seed == 0 else (1.0,):
-        luck = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
 
-        def free(prompts, limit, temperature=temperature, luck=luck) -> list[list[int]]:
+        def free(
+            prompts, limit, temperature=temperature, generator=generator
+        ) -> list[list[int]]:
             def choose(logits: Tensor, _) -> Tensor:
-                return chapter.sample_next(logits, temperature=temperature, generator=luck)
+                return chapter.sample_next(
+                    logits, temperature=temperature, generator=generator
+                )
 
             return chapter.write(chapter.SMOLLM2, prompts, limit, choose)
 
-        def bound(rules, limit, temperature=temperature, luck=luck) -> list[list[int]]:
-            settings = {"temperature": temperature, "generator": luck}
+        def bound(
+            rules, limit, temperature=temperature, generator=generator
+        ) -> list[list[int]]:
+            settings = {"temperature": temperature, "generator": generator}
             return chapter.write_in_grammar(
                 chapter.SMOLLM2, prompts, chapter.GRAMMAR, rules, limit, **settings
             )
@@ -98,14 +104,14 @@ def forms(seed: int) -> dict:
 
 def lookups(seed: int) -> dict:
     """Tokens a pass when drafts are looked up, by kind of text and k: greedy, and drawn sixteen times."""
-    luck = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     draft = chapter.from_lookup(chapter.TOKENIZER.vocab_size)
     runs = {}
     for kind in chapter.KINDS:
         prompt, new = chapter.kind_prompt(kind, seed), chapter.how_long(kind, seed)
 
         def choose(logits: Tensor, _) -> Tensor:
-            return chapter.sample_next(logits, generator=luck)
+            return chapter.sample_next(logits, generator=generator)
 
         (ids,) = chapter.write(chapter.SMOLLM2, [prompt], new, chapter.greedy)
         drawn = chapter.write(chapter.SMOLLM2, [prompt] * 16, new, choose)
@@ -116,8 +122,8 @@ def lookups(seed: int) -> dict:
             len(ids),
             draft,
             k=4,
-            probs=chapter.all_on_best,
-            generator=luck,
+            probs=chapter.greedy_probs,
+            generator=generator,
         )
         needed = [chapter.passes_needed(prompt, ids, k) for k in chapter.DRAFTED]
         runs[kind] = {
@@ -163,7 +169,7 @@ def new_model(width: int, num_layers: int, seed: int) -> Llama:
     )
     torch.manual_seed(seed)
     model = Llama(config)
-    draw_by_fan_in(model, num_layers)
+    init_weights_fan_in(model, num_layers)
     return model
 
 
@@ -191,7 +197,7 @@ def pairs(seed: int) -> dict:
     rows = windows("\n".join(text for name, text in plays.items() if name not in HELD_OUT))
     test = windows("\n".join(plays[name] for name in HELD_OUT))
     own = seed + 1000  # neither the target's first weights nor its windows
-    luck = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
 
     def asked(target):
         for ids, _ in training.from_text(rows, own):
@@ -200,21 +206,25 @@ def pairs(seed: int) -> dict:
             yield ids, logits
 
     def as_drawn(logits: Tensor, targets: Tensor, asked: Tensor) -> Tensor:
-        drawn = torch.multinomial(asked.softmax(-1).flatten(0, 1), 1, generator=luck)
+        drawn = torch.multinomial(asked.softmax(-1).flatten(0, 1), 1, generator=generator)
         return training.hard(logits, drawn.view_as(targets), None)
 
     models = {"bigrams": Bigrams(rows)}
     with torch.enable_grad():
         target = new_model(192, 4, seed)
         batches = training.from_text(rows, seed)
-        training.learn(target, batches, training.hard, updates=UPDATES, rate=0.005)
+        training.learn(
+            target, batches, training.hard, max_steps=UPDATES, learning_rate=0.005
+        )
         for name, batches, loss in (
             ("alone", training.from_text(rows, own), training.hard),
             ("taught by draws", asked(target), as_drawn),
             ("taught", asked(target), training.soft),
         ):
             models[name] = new_model(48, 1, own)
-            training.learn(models[name], batches, loss, updates=UPDATES, rate=0.01)
+            training.learn(
+                models[name], batches, loss, max_steps=UPDATES, learning_rate=0.01
+            )
     losses = {
         name: round(training.loss_on(model, test[::16]), 4)
         for name, model in {"target": target, **models}.items()
@@ -233,22 +243,22 @@ def pairs(seed: int) -> dict:
     new = 96
 
     def written(name: str | None, k: int, probs) -> tuple[list[list[int]], int]:
-        luck = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         texts, passes = [], 0
         for prompt in starts:
             draft = chapter.from_lookup(training.TOKENIZER.vocab_size)
             if name:
-                draft = chapter.from_model(
-                    models[name], len(prompt) + new, probs=probs, generator=luck
+                draft = chapter.draft_from_model(
+                    models[name], len(prompt) + new, probs=probs, generator=generator
                 )
             ids, took = chapter.speculate(
-                target, prompt, new, draft, k=k, probs=probs, generator=luck
+                target, prompt, new, draft, k=k, probs=probs, generator=generator
             )
             texts.append([*prompt, *ids])
             passes += took
         return texts, passes
 
-    for way, probs in (("drawn", chapter.SOFTMAX), ("greedy", chapter.all_on_best)):
+    for way, probs in (("drawn", chapter.softmax_probs), ("greedy", chapter.greedy_probs)):
         plain, _ = written(None, 0, probs)
         read = torch.tensor(plain)
         p = probs(target(read))[:, 31:-1]
@@ -266,7 +276,7 @@ def pairs(seed: int) -> dict:
 
     def seconds(name: str | None) -> float:
         begun = time.process_time()
-        written(name, 4 if name else 0, chapter.SOFTMAX)
+        written(name, 4 if name else 0, chapter.softmax_probs)
         return time.process_time() - begun
 
     # In turn, and the fastest of each: what disturbs a run only makes it longer.

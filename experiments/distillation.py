@@ -54,7 +54,7 @@ def update_seconds(width: int, batches: Iterator, loss) -> float:
     for _ in range(5):
         model = chapter.new_model(width, 0)
         begun = time.process_time()
-        chapter.learn(model, batches, loss, updates=updates, rate=0.01)
+        chapter.learn(model, batches, loss, max_steps=updates, learning_rate=0.01)
         times.append((time.process_time() - begun) / updates)
     return min(times)
 
@@ -95,14 +95,14 @@ def texts(seed: int) -> dict:
     hard, soft, from_text = chapter.hard, chapter.soft, chapter.from_text
     found = {"seed": seed, "teacher": round(chapter.loss_on(teacher), 4), "runs": {}}
 
-    def run(name: str, batches: Iterator, loss, updates: int = UPDATES) -> None:
-        student = chapter.trained_student(own, batches, loss, updates)
+    def run(name: str, batches: Iterator, loss, max_steps: int = UPDATES) -> None:
+        student = chapter.trained_student(own, batches, loss, max_steps)
         found["runs"][name] = kept(
             seed,
             name,
             loss=chapter.loss_on(student),
             right=chapter.share_right(student),
-            updates=updates,
+            max_steps=max_steps,
         )
 
     seconds = {
@@ -143,7 +143,9 @@ def texts(seed: int) -> dict:
         ("half", asked_anew(teacher, everything, own), half_and_half(soft)),
     ):
         run(f"all plays, {name}, 4 times", batches, loss, more)
-    shuffled = chapter.shuffled_others(stored, torch.Generator().manual_seed(seed))
+    shuffled = chapter.shuffled_others(
+        stored, generator=torch.Generator().manual_seed(seed)
+    )
     run("one play, shuffled", from_text(play, own, shuffled), soft)
     run("one play, evened", from_text(play, own, chapter.evened_others(stored)), soft)
     run("one play, smoothed", from_text(play, own), chapter.smoothed)
@@ -161,14 +163,16 @@ def texts(seed: int) -> dict:
         from_text(play, own, stored),
         with_temperature(4, squared=False),
     )
-    for rate in (0.005, 0.02):
+    for learning_rate in (0.005, 0.02):
         for name, batches, loss in (
             ("alone", from_text(play, own), hard),
             ("taught", from_text(play, own, stored), soft),
         ):
             student = chapter.new_model(chapter.STUDENT_WIDTH, own)
-            chapter.learn(student, batches, loss, updates=UPDATES, rate=rate)
-            name = f"one play, {name}, rate {rate}"
+            chapter.learn(
+                student, batches, loss, max_steps=UPDATES, learning_rate=learning_rate
+            )
+            name = f"one play, {name}, rate {learning_rate}"
             found["runs"][name] = kept(seed, name, loss=chapter.loss_on(student))
     return found
 
@@ -198,10 +202,12 @@ def sequences(seed: int) -> dict:
     def run(name: str, batches: Iterator, loss) -> None:
         student = chapter.new_model(chapter.STUDENT_WIDTH, own)
         begin = chapter.GIVEN - 1  # what the teacher did not write is not learned
-        chapter.learn(student, batches, loss, updates=UPDATES, rate=0.01, begin=begin)
+        chapter.learn(
+            student, batches, loss, max_steps=UPDATES, learning_rate=0.01, begin=begin
+        )
         found["runs"][name] = kept(seed, name, **chapter.measured(student, teacher))
 
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     play, own = chapter.ONE_PLAY, seed + STUDENT
     run("play, hard", chapter.from_text(play, own), chapter.hard)
     run("play, soft", chapter.from_text(play, own, stored), chapter.soft)
@@ -211,7 +217,7 @@ def sequences(seed: int) -> dict:
         ("written at 0.5", 1, 0.5),
     ):
         rows = torch.cat(
-            [chapter.written(teacher, play, draw, temperature) for _ in range(times)]
+            [chapter.written(teacher, play, generator, temperature) for _ in range(times)]
         )
         run(f"{name}, hard", chapter.from_text(rows, own), chapter.hard)
         if times == 1:
@@ -266,7 +272,7 @@ def sizes(seed: int) -> dict:
             ("taught", taught, chapter.soft),
         ):
             student = chapter.new_model(width, seed + STUDENT)
-            chapter.learn(student, batches, loss, updates=UPDATES, rate=0.01)
+            chapter.learn(student, batches, loss, max_steps=UPDATES, learning_rate=0.01)
             row[name] = chapter.loss_on(student)
         times = []
         for _ in range(5):

@@ -24,7 +24,8 @@ def together(*pairs: Pairs) -> Pairs:
 def balanced(pairs: Pairs, seed: int) -> Pairs:
     """The chosen answer is longer by a number of ids in as many pairs as it is shorter by that number; at random."""
     chosen, rejected = (
-        chapter.until_end(answers).sum(1) for answers in (pairs.chosen, pairs.rejected)
+        chapter.completion_mask(answers).sum(1)
+        for answers in (pairs.chosen, pairs.rejected)
     )
     longer = chosen - rejected
     kept = [(longer == 0).nonzero().squeeze(1)]
@@ -59,7 +60,9 @@ class Study:
         row = chapter.measured(policy, self.start, self.held_out)
         self.found["runs"][name] = {what: round(value, 4) for what, value in row.items()}
         prompts = chapter.TEST[:4]
-        answers = chapter.sample_answers(policy, prompts, torch.Generator().manual_seed(1))
+        answers = chapter.sample_answers(
+            policy, prompts, generator=torch.Generator().manual_seed(1)
+        )
         self.found["texts"][name] = [
             f"{chapter.line_text(prompt)} | {chapter.line_text(answer)}"
             for prompt, answer in zip(prompts, answers, strict=True)
@@ -75,7 +78,7 @@ def methods(seed: int) -> dict:
     study.found["runs"]["start"] = {what: round(value, 4) for what, value in row.items()}
     answers = study.drawn(10_000, 600)
     answers = torch.cat([answers.chosen, answers.rejected])
-    worth, ids = chapter.points_of(answers), chapter.until_end(answers).sum(1)
+    worth, ids = chapter.points_of(answers), chapter.completion_mask(answers).sum(1)
     study.found["best"] = [
         {
             what: round(value, 4)
@@ -87,7 +90,7 @@ def methods(seed: int) -> dict:
         _ = study.follow(name, study.pairs, loss)
     for name in ("up and down", "DPO 0.1", "IPO 0.03", "SimPO 2, 1", "ORPO 5.0"):
         loss = chapter.METHODS[name]
-        _ = study.follow(f"{name}, slower", study.pairs, loss, rate=0.0007)
+        _ = study.follow(f"{name}, slower", study.pairs, loss, learning_rate=0.0007)
     return study.found
 
 
@@ -131,7 +134,7 @@ def lengths(seed: int) -> dict:
     even = balanced(more, seed)[:4000]
     study.found["lengths"] = {
         name: [
-            round(float(chapter.until_end(answers).sum(1).float().mean()), 3)
+            round(float(chapter.completion_mask(answers).sum(1).float().mean()), 3)
             for answers in (pairs.chosen, pairs.rejected)
         ]
         for name, pairs in (("drawn", more[:4000]), ("balanced", even))

@@ -23,8 +23,8 @@ from llm_learn.feedforward import (
     MLP,
     Gates,
     MixtureOfExperts,
-    balanced,
     renormalised_gates,
+    with_aux_loss,
 )
 from llm_learn.train import evaluate_loss, train
 
@@ -61,10 +61,16 @@ class Runs:
         return evaluate_loss(model, self.val_ids)
 
     def go_on(
-        self, model: nn.Module, seed: int, updates: int, rate: float = 1e-2
+        self, model: nn.Module, seed: int, max_steps: int, learning_rate: float = 1e-2
     ) -> nn.Module:
-        draws = torch.Generator().manual_seed(seed)
-        train(model, self.known, None, page.recipe(updates, rate), generator=draws)
+        generator = torch.Generator().manual_seed(seed)
+        train(
+            model,
+            self.known,
+            None,
+            page.recipe(max_steps, learning_rate),
+            generator=generator,
+        )
         return model
 
     def balancing(self, make_gates, seed: int) -> dict:
@@ -80,7 +86,7 @@ class Runs:
 
     def upcycling(self, seed: int) -> dict:
         """A dense model that goes on, as it is or as a mixture, against a mixture from the start."""
-        gates = balanced(renormalised_gates, 0.01)
+        gates = with_aux_loss(renormalised_gates, 0.01)
         half = UPDATES // 2
         dense = page.language_model(make_mlp, self.size, seed)
         dense = self.go_on(dense, seed, half)
@@ -107,7 +113,7 @@ class Runs:
     def expert_choice(self, seed: int) -> dict:
         """The loss of a character after training: with its future in the batch, with another text's, and alone."""
         kinds = {
-            "tokens choose": lambda: page.mixture(balanced(renormalised_gates, 0.01)),
+            "tokens choose": lambda: page.mixture(with_aux_loss(renormalised_gates, 0.01)),
             "experts choose": lambda: page.ExpertChoice(page.WIDTH, 8, 2, make_half),
         }
         found = {}

@@ -27,7 +27,7 @@ def plain(row: object) -> dict:
 
 def distilled(teacher: chapter.Llama, seed: int) -> chapter.Llama:
     """A student of a teacher's replies."""
-    written = chapter.lessons(teacher, chapter.TASK, chapter.PLAN, seed)
+    written = chapter.distillation_batches(teacher, chapter.TASK, chapter.PLAN, seed)
     return chapter.distilled(teacher, written, seed)
 
 
@@ -49,7 +49,7 @@ def whole(seed: int) -> dict:
         ("eight bits", chapter.Int8Linear),
         ("four bits", chapter.Int4Linear),
     ):
-        rows[name] = chapter.measured(chapter.with_layers(model, layer))
+        rows[name] = chapter.measured(chapter.quantize_model(model, layer))
     fresh = distilled(tuned, seed)
     drafts = {
         "student": (model, student),
@@ -91,7 +91,7 @@ def leash(seed: int) -> dict:
     rows = {}
     for beta in BETAS:
         model = chapter.copy.deepcopy(tuned)
-        plan = replace(chapter.PLAN, beta=beta, rounds=3 * chapter.PLAN.rounds)
+        plan = replace(chapter.PLAN, beta=beta, rl_rounds=3 * chapter.PLAN.rl_rounds)
         rounds = list(chapter.reinforce(model, chapter.TASK, plan, seed))
         rows[str(beta)] = plain(chapter.measured(model)) | {"kl": rounds[-1].kl}
     return rows

@@ -35,7 +35,7 @@ FIRST = 8  # a passage is known to repeat when so many of its characters have co
 RECORD = Path(__file__).with_suffix(".json")
 
 
-def windows(ids: Tensor, count: int, length: int, generator: torch.Generator) -> Tensor:
+def windows(ids: Tensor, count: int, length: int, *, generator: torch.Generator) -> Tensor:
     starts = torch.randint(len(ids) - length, (count, 1), generator=generator)
     return ids[starts + torch.arange(length + 1)]
 
@@ -45,9 +45,9 @@ def repeated(text: Tensor, periods: Tensor) -> Tensor:
     return text.gather(1, torch.arange(text.shape[1]) % periods)
 
 
-def lesson(ids: Tensor, count: int, length: int, generator: torch.Generator) -> Tensor:
+def lesson(ids: Tensor, count: int, length: int, *, generator: torch.Generator) -> Tensor:
     """Windows (count, length + 1) of which every second one repeats a passage of 8 to length / 2 characters."""
-    text = windows(ids, count, length, generator)
+    text = windows(ids, count, length, generator=generator)
     periods = torch.randint(8, length // 2 + 1, (count, 1), generator=generator)
     periods[::2] = length + 1
     return repeated(text, periods)
@@ -59,7 +59,7 @@ def fit(model, ids, generator, *, length, batch, max_steps, learning_rate) -> No
     for step in tqdm(range(max_steps), leave=False):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1, (step + 1) / 20) * (1 - step / max_steps)
-        text = lesson(ids, batch, length, generator)
+        text = lesson(ids, batch, length, generator=generator)
         loss = F.cross_entropy(model(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -80,11 +80,11 @@ def losses(model: nn.Module, text: Tensor, **how) -> Tensor:
 
 def measure(model: nn.Module, held_out: Tensor, **how) -> dict[str, list[float]]:
     generator = torch.Generator().manual_seed(1)
-    text = losses(model, windows(held_out, 24, EDGES[-1], generator), **how)
+    text = losses(model, windows(held_out, 24, EDGES[-1], generator=generator), **how)
     new = [text[a:b].mean().item() for a, b in pairwise(EDGES)]
     copies = []
     for period in PERIODS:
-        passage = windows(held_out, 24, 2 * period - 1, generator)
+        passage = windows(held_out, 24, 2 * period - 1, generator=generator)
         twice = repeated(passage, torch.tensor([[period]]))
         copies.append(losses(model, twice, **how)[period - 1 + FIRST :].mean().item())
     return {

@@ -51,10 +51,10 @@ def with_value_function(start, seed: int) -> Iterator[tuple]:
     nn.init.zeros_(head.bias)
     learned = [*body.parameters(), *head.parameters()]
     optimizers = [
-        chapter.AdamW(parameters, lr=rate, betas=(0.9, 0.95))
-        for parameters, rate in ((policy.parameters(), 0.001), (learned, 0.003))
+        chapter.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95))
+        for parameters, learning_rate in ((policy.parameters(), 0.001), (learned, 0.003))
     ]
-    generator, draw = torch.Generator().manual_seed(seed), random.Random(seed)
+    generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     rewards = torch.empty(0, 16)
 
     def update(loss: Tensor, parameters: list, optimizer) -> None:
@@ -65,12 +65,12 @@ def with_value_function(start, seed: int) -> Iterator[tuple]:
 
     while True:
         yield policy, rewards
-        problems = [p for p in draw.choices(chapter.TRAIN, k=16) for _ in range(16)]
-        answers = chapter.sample(policy, problems, generator)
+        problems = [p for p in rng.choices(chapter.TRAIN, k=16) for _ in range(16)]
+        answers = chapter.sample(policy, problems, generator=generator)
         prompts, mask = torch.tensor(problems), chapter.until_done(answers)
         rewards = chapter.is_right(problems, answers).view(16, 16)
         ids = torch.cat([prompts, answers], dim=1)
-        values = head(body.features(ids))[:, chapter.PROMPT - 1 : -1, 0]  # (B, T)
+        values = head(body.hidden_states(ids))[:, chapter.PROMPT - 1 : -1, 0]  # (B, T)
         errors = rewards.flatten().unsqueeze(1) - values
         advantages = errors.detach()
         advantages = (advantages - advantages[mask].mean()) / advantages[mask].std()
@@ -119,7 +119,7 @@ def controls(seed: int) -> dict:
 def kl_penalties(seed: int) -> dict:
     """A penalty in the rewards, and as a loss in three forms."""
     study = Study(seed)
-    slow = replace(DR_GRPO, rate=0.0003, beta=0.3)
+    slow = replace(DR_GRPO, learning_rate=0.0003, beta=0.3)
     for name, kl_loss in {
         "in the rewards": None,
         "k1": chapter.k1_of,
@@ -133,7 +133,7 @@ def kl_penalties(seed: int) -> dict:
 
 def small_penalty(seed: int) -> dict:
     """A thousandth of a point for each id, in groups of four; the start's steps are not so good yet."""
-    study = Study(seed, updates=260)
+    study = Study(seed, max_steps=260)
 
     def shorter(problems, answers: Tensor) -> Tensor:
         ids = chapter.until_done(answers).sum(1)

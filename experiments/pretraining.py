@@ -24,9 +24,9 @@ ORDERS = [3, 4, 5, 6, 7, 8]  # of the counters
 RECORD = Path(__file__).with_suffix(".json")
 
 
-def raced(chapter, recipe, seed: int, num_updates: int, eval_every: int) -> list[dict]:
+def raced(chapter, recipe, seed: int, max_steps: int, eval_every: int) -> list[dict]:
     """Updates and loss at each evaluation of the chapter's race."""
-    rows = chapter.race(recipe, seed, num_updates, eval_every)
+    rows = chapter.race(recipe, seed, max_steps, eval_every)
     return [{"updates": row["updates"], "loss": round(row["loss"], 4)} for row in rows]
 
 
@@ -40,15 +40,15 @@ def update_seconds(chapter, recipes: dict) -> dict[str, list[float]]:
     return bursts
 
 
-def best_of(chapter, name: str, candidates: dict, num_updates: int, tuning: list):
+def best_of(chapter, name: str, candidates: dict, max_steps: int, tuning: list):
     """The recipe with the lowest loss on the seed for tuning; what was tried is added to `tuning`."""
     losses = {}
-    for rates, recipe in candidates.items():
-        losses[rates] = raced(chapter, recipe, TUNING_SEED, num_updates, num_updates)[-1][
-            "loss"
-        ]
-        entry = {"recipe": name, "rates": rates, "updates": num_updates}
-        tuning.append(entry | {"loss": losses[rates]})
+    for learning_rates, recipe in candidates.items():
+        losses[learning_rates] = raced(chapter, recipe, TUNING_SEED, max_steps, max_steps)[
+            -1
+        ]["loss"]
+        entry = {"recipe": name, "rates": learning_rates, "updates": max_steps}
+        tuning.append(entry | {"loss": losses[learning_rates]})
         print(tuning[-1], flush=True)
     return candidates[min(losses, key=losses.get)]
 
@@ -88,13 +88,13 @@ if __name__ == "__main__":
             RECORD, record | {"cpu_seconds": seconds, "tuning": tuning, "runs": runs}
         )
 
-    def run(name: str, recipe, num_updates: int, evaluations: int = 10) -> None:
+    def run(name: str, recipe, max_steps: int, evaluations: int = 10) -> None:
         for seed in SEEDS:
-            rows = raced(chapter, recipe, seed, num_updates, num_updates // evaluations)
-            entry = {"recipe": name, "updates": num_updates, "seed": seed, "rows": rows}
-            assert rows[-1]["updates"] == num_updates
+            rows = raced(chapter, recipe, seed, max_steps, max_steps // evaluations)
+            entry = {"recipe": name, "updates": max_steps, "seed": seed, "rows": rows}
+            assert rows[-1]["updates"] == max_steps
             runs.append(entry)
-            print(name, num_updates, seed, rows[-1], flush=True)
+            print(name, max_steps, seed, rows[-1], flush=True)
             save()
 
     record["counters"] = [
@@ -103,27 +103,30 @@ if __name__ == "__main__":
         for order in ORDERS
     ]
     print(record["counters"], flush=True)
-    rates = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
+    learning_rates = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
     for name, recipe in (("nanoGPT", nanogpt), ("nanoGPT, small shape", small)):
-        candidates = {f"{rate:g}": replace(recipe, learning_rate=rate) for rate in rates}
+        candidates = {
+            f"{learning_rate:g}": replace(recipe, learning_rate=learning_rate)
+            for learning_rate in learning_rates
+        }
         best = best_of(chapter, name, candidates, FULL, tuning)
         run(f"{name}, best rate", best, FULL)
     run("nanoGPT", nanogpt, FULL)
     grids = {
         "modern": {
-            f"Muon {muon:g}, AdamW {rate:g}": replace(
-                modern, muon_rate=muon, learning_rate=rate
+            f"Muon {muon:g}, AdamW {learning_rate:g}": replace(
+                modern, muon_learning_rate=muon, learning_rate=learning_rate
             )
-            for muon, rate in product((0.005, 0.01, 0.02), repeat=2)
+            for muon, learning_rate in product((0.005, 0.01, 0.02), repeat=2)
         },
         "without Muon": {
-            f"matrices {matrix:g}, others {rate:g}, warm-up {warmup}": replace(
+            f"matrices {matrix:g}, others {learning_rate:g}, warm-up {warmup}": replace(
                 chapter.WITHOUT["Muon"],
-                matrix_rate=matrix,
-                learning_rate=rate,
+                matrix_learning_rate=matrix,
+                learning_rate=learning_rate,
                 warmup_steps=warmup,
             )
-            for matrix, rate, warmup in product(
+            for matrix, learning_rate, warmup in product(
                 (0.001, 0.002, 0.004), (0.02, 0.04, 0.08), (10, 100)
             )
         },

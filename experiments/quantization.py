@@ -31,10 +31,8 @@ def without_zero(bits: int, group: int):
     def way(weight: torch.Tensor) -> tuple[torch.Tensor, float]:
         rows = weight.reshape(-1, group)
         scales = rows.abs().amax(1, keepdim=True).clamp(min=1e-12) / (2 ** (bits - 1) - 0.5)
-        levels = (
-            (rows / scales - 0.5).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        )
-        value = (levels + 0.5) * chapter.stored(scales)
+        codes = (rows / scales - 0.5).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        value = (codes + 0.5) * chapter.stored(scales)
         return value.view_as(weight), bits + 16 / group
 
     return way
@@ -93,10 +91,10 @@ def inputs(seed: int) -> dict:
         "not rounded": weights_alone,
     }
     found = {
-        name: measured(seed, name, chapter.with_layers(chapter.SMOLLM2, layer))
+        name: measured(seed, name, chapter.quantize_model(chapter.SMOLLM2, layer))
         for name, layer in layers.items()
     }
-    model = chapter.with_layers(chapter.SMOLLM2, chapter.Int8Linear)
+    model = chapter.quantize_model(chapter.SMOLLM2, chapter.Int8Linear)
     for block, original in zip(model.blocks, chapter.SMOLLM2.blocks, strict=True):
         block.mlp.down = weights_alone(original.mlp.down.weight)
     name = "a scale for each token, not rounded before down"

@@ -96,7 +96,7 @@ def make(name: str, vocab_size: int) -> nn.Module:
 
 
 def fit(
-    model: nn.Module, ids: Tensor, recipe: TrainConfig, generator: torch.Generator
+    model: nn.Module, ids: Tensor, recipe: TrainConfig, *, generator: torch.Generator
 ) -> None:
     """Trains a GPT on random windows, a recurrent network on streams that go on where they stopped."""
     optimizer = AdamW(
@@ -240,7 +240,7 @@ def main() -> None:
             for seed in SEEDS:
                 torch.manual_seed(seed)
                 model, began = make(name, len(characters)), time.process_time()
-                fit(model, train_ids, recipe, torch.Generator().manual_seed(seed))
+                fit(model, train_ids, recipe, generator=torch.Generator().manual_seed(seed))
                 run = {
                     "seed": seed,
                     "max_steps": recipe.max_steps,

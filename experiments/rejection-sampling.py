@@ -33,9 +33,11 @@ def measured(model: torch.nn.Module, whole: bool) -> dict:
     }
     if not whole:
         return row
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     greedy = paired(chapter.TEST, chapter.sample(model, chapter.TEST, 1, temperature=0))
-    drawn = paired(chapter.TEST, chapter.sample(model, chapter.TEST, 8, generator=draw))
+    drawn = paired(
+        chapter.TEST, chapter.sample(model, chapter.TEST, 8, generator=generator)
+    )
     return row | {
         "greedy": share(chapter.walks, greedy),
         "reaches": share(chapter.reaches, drawn),
@@ -66,38 +68,38 @@ def run(name: str, start: str, kind: str, seed: int) -> list[dict]:
     examples, unsolved = chapter.data_of(seed, num_solved)
     model = chapter.trained(examples, updates, seed)
     first = copy.deepcopy(model.state_dict())
-    draw, other = torch.Generator().manual_seed(seed), random.Random(1000 + seed)
-    rate = 0.0002 if "slow" in kind else 0.001
+    generator, rng = torch.Generator().manual_seed(seed), random.Random(1000 + seed)
+    learning_rate = 0.0002 if "slow" in kind else 0.001
     config = replace(
-        chapter.recipe(60, rate), weight_decay=0.0 if "no decay" in kind else 0.1
+        chapter.recipe(60, learning_rate), weight_decay=0.0 if "no decay" in kind else 0.1
     )
     rows, kept = [measured(model, True)], []
     for number in range(1, ROUNDS + 1):
         found = {}
         if "solutions" in kind:
-            learned = chapter.solved(unsolved, other)
+            learned = chapter.solved(unsolved, rng)
         elif "solved" in kind:
             learned = examples
         else:
             if kind.endswith(", fresh") and number > 1:
-                unsolved = chapter.draw_mazes(1000, other, without=chapter.TEST)
+                unsolved = chapter.draw_mazes(1000, rng, without=chapter.TEST)
             if "once" not in kind or number == 1:
                 check, keep = kind.split(", ")[:2]
                 chances = chapter.path_chances(model, unsolved)
                 found["drawn"] = round(chapter.pass_at(chances, 1), 4)
                 check = ended if check == "unchecked" else getattr(chapter, check)
                 kept = chapter.accepted(
-                    model, unsolved, check, getattr(chapter, keep), draw
+                    model, unsolved, check, getattr(chapter, keep), generator=generator
                 )
                 found |= {"kept": len(kept), "truly": share(chapter.walks, kept)}
             learned = [chapter.example_of(*pair) for pair in kept]
         if "afresh" in kind:
             _ = model.load_state_dict(first)
-        chapter.fine_tune(model, learned, config, pad_id=chapter.END, generator=draw)
+        chapter.fine_tune(model, learned, config, pad_id=chapter.END, generator=generator)
         sampled = number == ROUNDS or kind.startswith(("reaches", "has_length"))
         rows.append(measured(model, sampled) | found)
     if kind == "reaches, distinct":
-        few = chapter.sample(model, chapter.SHOWN, 8, generator=draw)
+        few = chapter.sample(model, chapter.SHOWN, 8, generator=generator)
         rows[-1]["answers"] = [[" ".join(map(str, a)) for a in each] for each in few]
     print(
         f"{name:<40}{seed} {rows[0]['pass'][1]:.2f} {rows[-1]['pass'][1]:.2f}", flush=True

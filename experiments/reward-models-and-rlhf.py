@@ -35,7 +35,7 @@ def dpo(start: torch.nn.Module, pairs, *, beta: float, seed: int) -> torch.nn.Mo
     def logps(model, some):
         answers = torch.cat([pairs.chosen[some], pairs.rejected[some]])
         each = chapter.token_logps(model, pairs.prompts[some].repeat(2, 1), answers)
-        return (each * chapter.until_end(answers)).sum(1)
+        return (each * chapter.completion_mask(answers)).sum(1)
 
     for step, some in enumerate(order.split(size)):
         optimizer.param_groups[0]["lr"] = config.learning_rate * config.factor(step)
@@ -60,8 +60,8 @@ class Study:
         torch.set_num_threads(1)
         self.seed = seed
         self.start = chapter.model_of_lines(seed)
-        draw = torch.Generator().manual_seed(8)
-        self.others = chapter.sample_answers(self.start, chapter.TEST, draw)
+        generator = torch.Generator().manual_seed(8)
+        self.others = chapter.sample_answers(self.start, chapter.TEST, generator=generator)
         self.pairs = self.drawn(4000, 100)
         self.rewards = self.learned(self.pairs)
         self.found = {"seed": seed, "runs": {}, "texts": {}}
@@ -86,7 +86,9 @@ class Study:
             {what: round(value, 4) for what, value in row.items()} for row in rows
         ]
         prompts = chapter.TEST[:4]
-        answers = chapter.sample_answers(policy, prompts, torch.Generator().manual_seed(1))
+        answers = chapter.sample_answers(
+            policy, prompts, generator=torch.Generator().manual_seed(1)
+        )
         self.found["texts"][name] = [
             f"{chapter.line_text(prompt)} | {chapter.line_text(answer)}"
             for prompt, answer in zip(prompts, answers, strict=True)
@@ -160,8 +162,10 @@ def more_pairs(seed: int) -> dict:
 
 def within(policy: torch.nn.Module, rewards: torch.nn.Module) -> float:
     """How often score and points agree on which of two answers of a policy is better, where the points differ."""
-    draw = torch.Generator().manual_seed(9)
-    two = [chapter.sample_answers(policy, chapter.TEST, draw) for _ in range(2)]
+    generator = torch.Generator().manual_seed(9)
+    two = [
+        chapter.sample_answers(policy, chapter.TEST, generator=generator) for _ in range(2)
+    ]
     with torch.no_grad():
         scores = [chapter.score(rewards, chapter.TEST, answers) for answers in two]
     gap = chapter.points_of(two[0]) - chapter.points_of(two[1])
@@ -195,7 +199,9 @@ def slower(seed: int) -> dict:
     """The first reward model, a third of the learning rate, three times as many rounds."""
     study = Study(seed)
     for beta in (0.0, 0.1, 0.3):
-        policies = chapter.ppo(study.start, study.rewards, beta=beta, seed=seed, rate=0.001)
+        policies = chapter.ppo(
+            study.start, study.rewards, beta=beta, seed=seed, learning_rate=0.001
+        )
         policy, rows = chapter.followed(
             policies, 3 * ROUNDS, study.start, study.rewards, study.others, every=15
         )

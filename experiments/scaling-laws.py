@@ -15,7 +15,7 @@ from common import definitions, head
 from llm_learn.atomic_files import write_json
 
 SEEDS, TUNING_SEED = [0, 1, 2], 99
-RATES = [0.0057, 0.008, 0.0113, 0.016]
+LEARNING_RATES = [0.0057, 0.008, 0.0113, 0.016]
 TUNED = {8: [100, 1600], 32: [100, 400, 1600], 128: [100, 1600]}  # width: updates
 LARGER = 256  # the width of the runs that the grid must predict
 RECORD = Path(__file__).with_suffix(".json")
@@ -36,10 +36,10 @@ def grid(d_model: int, seed: int) -> list[dict]:
     return chapter.trunk(d_model, seed, chapter.ENDS)
 
 
-def tuning(d_model: int, rate: float) -> list[dict]:
+def tuning(d_model: int, learning_rate: float) -> list[dict]:
     """What the decayed runs of one width reach at that rate, on the seed for tuning."""
-    rows = chapter.trunk(d_model, TUNING_SEED, TUNED[d_model], rate)
-    return [row | {"rate": rate} for row in rows]
+    rows = chapter.trunk(d_model, TUNING_SEED, TUNED[d_model], learning_rate)
+    return [row | {"rate": learning_rate} for row in rows]
 
 
 def unfinished(d_model: int, seed: int) -> list[dict]:
@@ -61,7 +61,7 @@ def larger(seed: int) -> list[dict]:
 
 if __name__ == "__main__":
     record = head("Shakespeare's plays in characters, four held out", SEEDS)
-    record |= {"tuning_seed": TUNING_SEED, "rate": chapter.RATE}
+    record |= {"tuning_seed": TUNING_SEED, "rate": chapter.LEARNING_RATE}
     parts = {
         "larger": [partial(larger, seed) for seed in SEEDS],
         "runs": [
@@ -72,7 +72,11 @@ if __name__ == "__main__":
         "unfinished": [
             partial(unfinished, d_model, SEEDS[0]) for d_model in reversed(chapter.WIDTHS)
         ],
-        "tuning": [partial(tuning, d, rate) for d in TUNED for rate in RATES],
+        "tuning": [
+            partial(tuning, d, learning_rate)
+            for d in TUNED
+            for learning_rate in LEARNING_RATES
+        ],
     }
     seconds = 0.0
     with ProcessPoolExecutor(2) as processes:

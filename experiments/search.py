@@ -25,7 +25,7 @@ def learned(seed: int) -> tuple:
     hands, hidden = chapter.deal(seed)
     player, judge = chapter.teach_player(seed, hidden), chapter.teach_judge(seed, hidden)
     generator = torch.Generator().manual_seed(seed)
-    parts = [chapter.draw_chains(player, hands, 128, generator) for _ in range(8)]
+    parts = [chapter.draw_chains(player, hands, 128, generator=generator) for _ in range(8)]
     return hands, hidden, player, judge, torch.cat(parts, 1)
 
 
@@ -33,10 +33,10 @@ def methods(seed: int) -> dict:
     """Hands solved by each method, by tokens a hand."""
     hands, _, player, judge, chains = learned(seed)
     pool = chapter.pool_of(judge.values, chains)
-    generator, draw = torch.Generator().manual_seed(seed), random.Random(seed)
+    generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     shares = {
         str(budget): chapter.at_tokens(
-            budget, player, judge, hands, pool, generator, draw, beams=4
+            budget, player, judge, hands, pool, generator=generator, rng=rng, beams=4
         )
         for budget in (92, 368, 736, 1472)
     }
@@ -62,16 +62,14 @@ def whole(seed: int) -> dict:
 def judges(seed: int) -> dict:
     """Beams of legal steps with judges from few and many games, and with such as are not learned."""
     hands, hidden, _, judge, _ = learned(seed)
-    values, draw = chapter.values_below(judge.values, hands), random.Random(seed)
+    values, rng = chapter.values_below(judge.values, hands), random.Random(seed)
     sizes = {
         kind: [state for state in values if len(state) == size]
         for kind, size in (("triples", 3), ("pairs", 2))
     }
     everything = chapter.teach_judge(seed, hidden=())
     tables = {
-        "20,000 games, shuffled": [
-            chapter.shuffled(values, (2, 3), draw) for _ in range(10)
-        ]
+        "20,000 games, shuffled": [chapter.shuffled(values, (2, 3), rng) for _ in range(10)]
     }
     for games in (300, 2000):
         other = chapter.teach_judge(seed, hidden, games)
@@ -81,7 +79,7 @@ def judges(seed: int) -> dict:
         chapter.values_below(everything.values, hands)
     ]
     tables["20,000 games, shuffled triples"] = [
-        chapter.shuffled(values, (3,), draw) for _ in range(10)
+        chapter.shuffled(values, (3,), rng) for _ in range(10)
     ]
     tables["all games, counted"] = [{state: chapter.chance(state) for state in values}]
     runs = {}

@@ -20,24 +20,25 @@ torch.set_grad_enabled(False)
 
 def passes(seed: int) -> dict:
     """CPU-seconds of a pass: of so many texts that write an id behind 96 others, and of so many ids of a prompt."""
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     model, _ = chapter.load_smollm2()
-    pages = chapter.Pages(model.config, 512, BLOCK_SIZE)
+    kv_cache = chapter.PagedKVCache(model.config, 512, BLOCK_SIZE)
     result: dict = {"writing": {}, "reading": {}}
     for kind, numbers in (("writing", (1, 2, 4, 8, 16, 32)), ("reading", (8, 32, 64, 128))):
         for number in numbers:
-            ids = torch.randint(0, 1000, (number,), generator=draw).tolist()
+            ids = torch.randint(0, 1000, (number,), generator=generator).tolist()
             if kind == "writing":
                 table = [range(8 * i, 8 * i + 8) for i in range(number)]
-                rows = [
-                    chapter.Row([i], 96, list(t)) for i, t in zip(ids, table, strict=True)
+                chunks = [
+                    chapter.SequenceChunk([i], 96, list(t))
+                    for i, t in zip(ids, table, strict=True)
                 ]
             else:
-                rows = [chapter.Row(ids, 0, list(range(8)))]
+                chunks = [chapter.SequenceChunk(ids, 0, list(range(8)))]
             seconds = []
             for _ in range(7):
                 begin = time.process_time()
-                chapter.read_rows(model, pages, rows)
+                chapter.paged_forward(model, kv_cache, chunks)
                 seconds.append(time.process_time() - begin)
             result[kind][str(number)] = min(seconds)
             print(kind, number, round(min(seconds), 4), flush=True)

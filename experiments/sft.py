@@ -24,7 +24,7 @@ chapter = definitions("post-training/sft")
 IN_WORDS = '{} Answer as JSON, in the form {{"answer": "..."}}, and with nothing else.'
 SHOTS = [("What is the capital of {}?", "France"), ("What is the opposite of {}?", "big")]
 SHOTS += [("How much is {}?", "1 plus 7")]
-ALL_LAYERS = {"names": ("qkv", "out", "gate_up", "down"), "rate": 0.0015}
+ALL_LAYERS = {"names": ("qkv", "out", "gate_up", "down"), "learning_rate": 0.0015}
 
 
 def asked() -> dict[str, dict]:

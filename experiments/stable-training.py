@@ -16,15 +16,15 @@ from common import definitions, head
 
 from llm_learn.atomic_files import write_json
 from llm_learn.data import shakespeare_characters
-from llm_learn.gpt import draw_weights
+from llm_learn.gpt import init_weights
 from llm_learn.tokenizers import BPETokenizer
 
 SEEDS, TUNING_SEED = [0, 1, 2, 3, 4], 99
 RAMPS = SPIKES = WIDTH_SEEDS = FORM_SEEDS = [0, 1, 2]  # seeds of the other parts
 NUM_UPDATES = 400
-RATES = [0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04]
+LEARNING_RATES = [0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04]
 WIDTHS = [32, 64, 128, 256]
-WIDTH_RATES = [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128]
+WIDTH_LEARNING_RATES = [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128]
 ROUNDS, BURST = 5, 30  # rounds of timing, and updates in each
 VOCABULARIES = [512, 1024, 2048]
 RECORD = Path(__file__).with_suffix(".json")
@@ -36,18 +36,20 @@ class Variant:
 
     config: object
     changes: list[Callable] = field(default_factory=list)
-    draw: Callable
+    init_fn: Callable
     weight_decay: float = 0.0
 
 
 def variants(chapter) -> dict[str, Variant]:
     """The baseline, and one change at a time; shapes of other proportions have as many weights in their blocks."""
 
-    def variant(config=None, *changes, draw=chapter.draw_by_fan_in, weight_decay=0.0):
+    def variant(
+        config=None, *changes, init_fn=chapter.init_weights_fan_in, weight_decay=0.0
+    ):
         return Variant(
             config=config or chapter.shape(64),
             changes=list(changes),
-            draw=draw,
+            init_fn=init_fn,
             weight_decay=weight_decay,
         )
 
@@ -63,8 +65,8 @@ def variants(chapter) -> dict[str, Variant]:
         "z-loss": variant(None, chapter.with_z_loss),
         "GELU, 4 times as wide": variant(None, chapter.with_gelu),
         "weight decay 0.1": variant(weight_decay=0.1),
-        "first weights as GPT-2's": variant(draw=draw_weights),
-        "outputs not divided": variant(draw=chapter.draw_undivided),
+        "first weights as GPT-2's": variant(init_fn=init_weights),
+        "outputs not divided": variant(init_fn=chapter.init_undivided),
         "d_ff 1.2 C": variant(chapter.shape(80, d_ff=97)),
         "d_ff 5.8 C": variant(chapter.shape(48, d_ff=276)),
         "1 layer": variant(chapter.shape(96, 1, d_ff=213)),
@@ -77,38 +79,43 @@ def variants(chapter) -> dict[str, Variant]:
 
 
 def made(chapter, variant: Variant, seed: int):
-    return chapter.new_model(variant.config, seed, variant.changes, variant.draw)
+    return chapter.new_model(variant.config, seed, variant.changes, variant.init_fn)
 
 
-def loss_of(chapter, variant: Variant, rate: float, seed: int, num_updates: int, **how):
+def loss_of(
+    chapter, variant: Variant, learning_rate: float, seed: int, max_steps: int, **how
+):
     """The held-out loss of one run; infinite where it broke down."""
     model = made(chapter, variant, seed)
     groups = chapter.decay_groups(model.named_parameters(), variant.weight_decay)
-    groups = [group | {"lr": rate} for group in groups]
-    loss = chapter.finished_loss(model, groups, seed, num_updates, **how)
+    groups = [group | {"lr": learning_rate} for group in groups]
+    loss = chapter.finished_loss(model, groups, seed, max_steps, **how)
     return round(loss, 5) if math.isfinite(loss) else 1e3
 
 
 def compared(
-    chapter, name: str, variant: Variant, num_updates=NUM_UPDATES, seeds=SEEDS, **how
+    chapter, name: str, variant: Variant, max_steps=NUM_UPDATES, seeds=SEEDS, **how
 ) -> dict:
     """The best of the rates on the seed for tuning, and the losses at it on the others."""
     tuned = {
-        r: loss_of(chapter, variant, r, TUNING_SEED, num_updates, **how) for r in RATES
+        r: loss_of(chapter, variant, r, TUNING_SEED, max_steps, **how)
+        for r in LEARNING_RATES
     }
-    rate = min(tuned, key=tuned.get)
-    losses = [loss_of(chapter, variant, rate, seed, num_updates, **how) for seed in seeds]
+    learning_rate = min(tuned, key=tuned.get)
+    losses = [
+        loss_of(chapter, variant, learning_rate, seed, max_steps, **how) for seed in seeds
+    ]
     weights = sum(p.numel() for p in made(chapter, variant, 0).blocks.parameters())
-    row = {"name": name, "rate": rate, "weights": weights, "losses": losses}
+    row = {"name": name, "rate": learning_rate, "weights": weights, "losses": losses}
     print(row, tuned, flush=True)
     return row | {"tuned": list(tuned.values())}
 
 
 def settings(chapter) -> dict[str, dict]:
     """Where the four forms meet again: with more updates, with more blocks, with those and a longer warm-up."""
-    deep = {"config": chapter.shape(64, 8), "num_updates": NUM_UPDATES}
+    deep = {"config": chapter.shape(64, 8), "max_steps": NUM_UPDATES}
     return {
-        "1,600 updates": {"config": chapter.shape(64), "num_updates": 1600},
+        "1,600 updates": {"config": chapter.shape(64), "max_steps": 1600},
         "8 layers": deep,
         "8 layers, warm-up 100": deep | {"warmup_steps": 100},
     }
@@ -122,7 +129,9 @@ def forms(chapter, setting: str) -> list[dict]:
     for form, changes in chapter.FORMS.items():
         if "warmup_steps" in how and form not in ("post-norm", "pre-norm"):
             continue
-        variant = Variant(config=config, changes=changes, draw=chapter.draw_by_fan_in)
+        variant = Variant(
+            config=config, changes=changes, init_fn=chapter.init_weights_fan_in
+        )
         row = compared(chapter, form, variant, seeds=FORM_SEEDS, **how)
         rows.append({"setting": setting} | row)
     return rows
@@ -133,13 +142,13 @@ def vocabularies(chapter) -> list[dict]:
     tokenizer, known, _ = shakespeare_characters()
     texts = [tokenizer.decode(ids.tolist()) for ids in (known, chapter.VAL)]
     variant = variants(chapter)["baseline"]
-    rows = [compared(chapter, "characters, 1,000 updates", variant, num_updates=1000)]
+    rows = [compared(chapter, "characters, 1,000 updates", variant, max_steps=1000)]
     for size in VOCABULARIES:
         bpe = BPETokenizer.train(texts[0], size)
         ids = [torch.tensor(bpe.encode(text)) for text in texts]
         per_token = len(texts[1]) / len(ids[1])
         config = chapter.shape(64, vocab_size=size)
-        variant = Variant(config=config, draw=chapter.draw_by_fan_in)
+        variant = Variant(config=config, init_fn=chapter.init_weights_fan_in)
         row = compared(chapter, f"{size} tokens", variant, texts=ids)
         row["losses"] = [round(loss / per_token, 5) for loss in row["losses"]]
         rows.append(row | {"characters_per_token": round(per_token, 3)})
@@ -165,7 +174,11 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     chapter = definitions("pretraining/stable-training")
     record = head("Shakespeare's plays in characters, four held out", SEEDS)
-    record |= {"tuning_seed": TUNING_SEED, "num_updates": NUM_UPDATES, "rates": RATES}
+    record |= {
+        "tuning_seed": TUNING_SEED,
+        "num_updates": NUM_UPDATES,
+        "rates": LEARNING_RATES,
+    }
     started = time.process_time()
 
     def save() -> None:
@@ -181,16 +194,16 @@ if __name__ == "__main__":
     record["widths"] = []
     for seed in WIDTH_SEEDS:
         for d_model in WIDTHS:
-            for groups in (chapter.same_groups, chapter.width_groups):
+            for groups in (chapter.same_groups, chapter.mup_parameter_groups):
                 losses = [
-                    round(chapter.width_run(groups, d_model, rate, seed), 5)
-                    for rate in WIDTH_RATES
+                    round(chapter.width_run(groups, d_model, learning_rate, seed), 5)
+                    for learning_rate in WIDTH_LEARNING_RATES
                 ]
                 row = {"seed": seed, "d_model": d_model, "groups": groups.__name__}
                 record["widths"].append(row | {"losses": losses})
                 print(record["widths"][-1], flush=True)
         save()
-    record["width_rates"] = WIDTH_RATES
+    record["width_rates"] = WIDTH_LEARNING_RATES
     record["variants"] = []
     for name, variant in variants(chapter).items():
         row = compared(chapter, name, variant)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llm_learn.llama import Llama, LlamaConfig
-from llm_learn.tasks.shakespeare_line_preferences import ANSWER, LINE_END, PROMPT
+from llm_learn.tasks.shakespeare_line_preferences import ANSWER, EOS_ID, PROMPT
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
@@ -102,7 +102,7 @@ def tiny_model_of_lines() -> Callable[[int], Llama]:
     def make(seed: int) -> Llama:
         torch.manual_seed(seed)
         config = LlamaConfig(
-            vocab_size=LINE_END + 1,
+            vocab_size=EOS_ID + 1,
             context_length=PROMPT + ANSWER,
             d_model=16,
             d_ff=24,

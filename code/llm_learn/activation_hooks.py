@@ -59,18 +59,18 @@ def changed(model: Llama, changes: dict[Place, Change]) -> Iterator[None]:
             handle.remove()
 
 
-def watch(
+def run_with_cache(
     model: Llama, ids: Tensor, places: Sequence[Place]
 ) -> tuple[Tensor, dict[Place, Tensor]]:
-    """Runs the model: the features that its output layer reads, (B, T, C), and what passed each place."""
+    """Runs the model: the hidden states that its output layer reads, (B, T, C), and what passed each place."""
     seen = {}
 
     def keep(place: Place) -> Change:
         return lambda x: seen.setdefault(place, x)
 
     with changed(model, {place: keep(place) for place in places}):
-        features = model.features(ids)
-    return features, {place: seen[place] for place in places}
+        hidden_states = model.hidden_states(ids)
+    return hidden_states, {place: seen[place] for place in places}
 
 
 def every_place(kind: str, model: Llama) -> list[Place]:

@@ -25,7 +25,7 @@ SECONDS_TO_END = 10  # for a process that has given its result
 
 
 @dataclass(frozen=True)
-class Ranks:
+class DistributedContext:
     """This process among those of a run; by itself where there are no others."""
 
     rank: int = 0  # from 0
@@ -33,7 +33,7 @@ class Ranks:
     device: str = "cpu"  # this process's own
 
     @property
-    def is_first(self) -> bool:
+    def is_main_process(self) -> bool:
         return self.rank == 0
 
     def mean(self, values: Sequence[float]) -> list[float]:
@@ -44,12 +44,12 @@ class Ranks:
         dist.all_reduce(numbers)
         return (numbers / self.world_size).tolist()
 
-    def from_first(self, work: Callable[[], object]) -> Any:
+    def run_on_main(self, work: Callable[[], object]) -> Any:
         """Calls `work()` on the first process; all processes return its result, or raise its exception."""
         if self.world_size == 1:
             return work()
         result = error = None
-        if self.is_first:
+        if self.is_main_process:
             try:
                 result = work()
             except Exception as raised:
@@ -85,7 +85,7 @@ def _silent_stdout() -> Iterator[None]:
 
 
 @contextmanager
-def joined(device: str = "cpu") -> Iterator[Ranks]:
+def init_distributed(device: str = "cpu") -> Iterator[DistributedContext]:
     """Joins the processes that torchrun has started, or is by itself.
 
     Args:
@@ -99,22 +99,22 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
-        yield Ranks(device=device)
+        yield DistributedContext(device=device)
         return
     with _silent_stdout():
         dist.init_process_group("gloo" if device == "cpu" else "nccl")
     try:
-        yield Ranks(dist.get_rank(), world_size, device)
+        yield DistributedContext(dist.get_rank(), world_size, device)
     finally:
         dist.destroy_process_group()
 
 
-def lost_contact(error: RuntimeError) -> bool:
+def is_connection_error(error: RuntimeError) -> bool:
     """Whether the error says that another process cannot be reached."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
-def shard(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def apply_fsdp(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Divides the weights of a model, and its optimizer's means, among all processes, by PyTorch's FSDP2.
 
     Args:
@@ -142,7 +142,7 @@ def shard(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.state = state
 
 
-class Gathered:
+class FullStateDict:
     """The state of a model or an optimizer with whole tensors; every process makes one at the same time."""
 
     def __init__(self, part: nn.Module | torch.optim.Optimizer):
@@ -162,7 +162,7 @@ def _gather(value):
     return value
 
 
-def in_processes(work: Callable[[], object], world_size: int = 2) -> list:
+def launch_processes(work: Callable[[], object], world_size: int = 2) -> list:
     """Runs `work()` in several new processes that can reach each other by `torch.distributed`, on one machine.
 
     Returns:

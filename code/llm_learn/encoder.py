@@ -54,13 +54,13 @@ class Encoder(nn.Module):
             for _ in range(num_layers)
         )
 
-    def forward(self, ids: Tensor, is_text: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Vectors for tokens; what is no text is not read. (B, T), bool (B, T) -> (B, T, C)"""
         expect(
-            "ids int (B, T), 1 <= T <= context_length, is_text bool (B, T)",
+            "ids int (B, T), 1 <= T <= context_length, attention_mask bool (B, T)",
             ids=ids,
             context_length=self.positions.num_embeddings,
-            is_text=is_text,
+            attention_mask=attention_mask,
         )
         x = (
             self.tokens(ids)
@@ -68,7 +68,7 @@ class Encoder(nn.Module):
             + self.segments.weight[0]
         )
         x = self.norm(x)
-        mask = is_text[:, None, None, :]  # (B, 1, 1, S): everybody reads all text
+        mask = attention_mask[:, None, None, :]  # (B, 1, 1, S): everybody reads all text
         for block in self.blocks:
             x = block(x, mask)
         return x

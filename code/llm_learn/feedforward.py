@@ -150,7 +150,7 @@ def load_balancing_loss(logits: Tensor, chosen: Tensor) -> Tensor:
 
 
 class LossScale:
-    """The factor on the model's loss in a backward pass; `WithLoss` multiplies its second loss by the same factor."""
+    """The factor on the model's loss in a backward pass; `AddAuxiliaryLoss` multiplies its second loss by the same factor."""
 
     def __init__(self):
         self.factor = 1.0
@@ -169,7 +169,7 @@ class LossScale:
 loss_scale = LossScale()
 
 
-class WithLoss(torch.autograd.Function):
+class AddAuxiliaryLoss(torch.autograd.Function):
     """Returns a tensor unchanged; the backward pass adds the gradient of a second loss to that of the model's loss.
 
     If you multiply the model's loss by a factor, run the backward pass in `with loss_scale.times(factor):`.
@@ -184,7 +184,7 @@ class WithLoss(torch.autograd.Function):
         return grad, torch.full((), loss_scale.factor, dtype=grad.dtype, device=grad.device)
 
 
-def balanced(gates: Gates, weight: float) -> Gates:
+def with_aux_loss(gates: Gates, weight: float) -> Gates:
     """The same gates; training them lowers `weight` times the load-balancing loss as well.
 
     With micro-batches this is the mean of their losses, each computed from the shares in its own micro-batch.
@@ -193,6 +193,8 @@ def balanced(gates: Gates, weight: float) -> Gates:
 
     def choose(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         weights, chosen = gates(logits, top_k)
-        return WithLoss.apply(weights, weight * load_balancing_loss(logits, chosen)), chosen
+        return AddAuxiliaryLoss.apply(
+            weights, weight * load_balancing_loss(logits, chosen)
+        ), chosen
 
     return choose

@@ -114,7 +114,9 @@ def generate(
             # Past its context length a model reads the most recent ids only, at new positions: no key can be kept.
             if caches and ids.shape[1] <= context_length:
                 new = ids[:, caches[0].length :]  # the prompt, then one id at a time
-                logits = model.logits(model.features(new, caches, padding)[:, -1])  # (B, V)
+                logits = model.logits(
+                    model.hidden_states(new, caches, padding)[:, -1]
+                )  # (B, V)
             elif padding is None:
                 logits = model(ids[:, -context_length:])[:, -1]  # (B, V)
             else:

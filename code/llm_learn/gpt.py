@@ -59,7 +59,7 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.norm_2(x)))
 
 
-def draw_weights(module: nn.Module, num_layers: int) -> None:
+def init_weights(module: nn.Module, num_layers: int) -> None:
     """Draws first weights as Hugging Face does for GPT-2 with so many blocks; zero biases."""
     for name, parameter in module.named_parameters():
         if parameter.ndim == 2:
@@ -71,7 +71,7 @@ def draw_weights(module: nn.Module, num_layers: int) -> None:
             nn.init.zeros_(parameter)
 
 
-def draw_by_fan_in(model: nn.Module, num_layers: int) -> None:
+def init_weights_fan_in(model: nn.Module, num_layers: int) -> None:
     """Draws matrices so that what they compute is as large as what they read; the output layer begins at zero."""
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -100,7 +100,7 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.d_model)
-        draw_weights(self, config.num_layers)
+        init_weights(self, config.num_layers)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Scores every id as the next one, at every position: (B, T) -> logits (B, T, V)."""
@@ -126,5 +126,5 @@ def replace_feedforward(model: GPT, make_layer: Callable[[], nn.Module]) -> GPT:
     """
     for block in model.blocks:
         block.mlp = mlp = make_layer()
-        draw_weights(mlp, model.config.num_layers)
+        init_weights(mlp, model.config.num_layers)
     return model

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from llm_learn.argument_checks import expect
 from llm_learn.attention import GroupedQueryAttention, KVCache, causal_mask
 from llm_learn.feedforward import SwiGLU
-from llm_learn.gpt import check_ids, draw_weights
+from llm_learn.gpt import check_ids, init_weights
 from llm_learn.positional_encoding import rope_frequencies, rope_tables
 
 
@@ -23,7 +23,7 @@ class LlamaConfig:
     num_layers: int  # blocks
     num_heads: int  # H, query heads, divides d_model
     num_kv_heads: int  # K, key/value heads, divides num_heads
-    rope_base: float = 10_000.0  # the larger, the slower the slow pairs turn
+    rope_theta: float = 10_000.0  # the larger, the slower the slow pairs turn
     norm_eps: float = 1e-5  # added to the mean square
     tie_embeddings: bool = True  # the output layer shares the embedding's weights
 
@@ -99,9 +99,9 @@ class Llama(nn.Module):
         self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
         if not config.tie_embeddings:
             shape, device = (config.d_model, config.vocab_size), self.norm.weight.device
-            # Drawn once, by `draw_weights`, like the rest.
+            # Drawn once, by `init_weights`, like the rest.
             self.output = nn.utils.skip_init(nn.Linear, *shape, bias=False, device=device)
-        draw_weights(self, config.num_layers)
+        init_weights(self, config.num_layers)
 
     def new_caches(self, batch_size: int, capacity: int) -> list[KVCache]:
         """An empty cache for each block, with room for `capacity` positions."""
@@ -111,7 +111,7 @@ class Llama(nn.Module):
         kind = {"dtype": weight.dtype, "device": weight.device}
         return [KVCache(*shape, **kind) for _ in self.blocks]
 
-    def features(
+    def hidden_states(
         self,
         ids: Tensor,
         caches: list[KVCache] | None = None,
@@ -156,11 +156,11 @@ class Llama(nn.Module):
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines for positions (..., T), from float32 whatever the weights are."""
-        frequencies = rope_frequencies(self.config.head_dim, base=self.config.rope_base)
+        frequencies = rope_frequencies(self.config.head_dim, theta=self.config.rope_theta)
         return rope_tables(positions, frequencies.to(positions.device))
 
     def logits(self, x: Tensor) -> Tensor:
-        """The output layer: features (..., C) -> (..., V)"""
+        """The output layer: hidden states (..., C) -> (..., V)"""
         if self.config.tie_embeddings:
             return x @ self.token_embedding.weight.T
         return self.output(x)
@@ -171,5 +171,5 @@ class Llama(nn.Module):
         caches: list[KVCache] | None = None,
         padding: Tensor | None = None,
     ) -> Tensor:
-        """Scores every id as the next one, at every position: (B, T) -> logits (B, T, V); see `features`."""
-        return self.logits(self.features(ids, caches, padding))
+        """Scores every id as the next one, at every position: (B, T) -> logits (B, T, V); see `hidden_states`."""
+        return self.logits(self.hidden_states(ids, caches, padding))

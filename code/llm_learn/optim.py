@@ -69,7 +69,7 @@ class AdamW(torch.optim.Optimizer):
             )
 
 
-def orthogonalised(matrices: Tensor, num_iterations: int = 5) -> Tensor:
+def zeropower_via_newtonschulz(matrices: Tensor, num_iterations: int = 5) -> Tensor:
     """Turns each matrix's singular values into numbers near 1 (Jordan et al. 2024, Muon: 5 Newton-Schulz iterations).
 
     Args:
@@ -126,14 +126,14 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_lerp_(means, grads, 1 - group["momentum"])
                 # Nesterov's momentum: the mean as it will be if the next gradient is like this one.
                 ahead = torch._foreach_lerp(grads, means, group["momentum"])
-                steps = orthogonalised(torch.stack(ahead))
+                steps = zeropower_via_newtonschulz(torch.stack(ahead))
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
                 size = group["lr"] * math.sqrt(max(1, rows / columns))
                 torch._foreach_add_(params, list(steps), alpha=-size)
 
 
 def muon_and_adamw(
-    model: nn.Module, *, muon_rate: float, adamw_rate: float
+    model: nn.Module, *, muon_learning_rate: float, adamw_learning_rate: float
 ) -> list[torch.optim.Optimizer]:
     """Muon for the matrices in `model.blocks`, AdamW for everything else, neither with weight decay.
 
@@ -144,8 +144,8 @@ def muon_and_adamw(
     inside = set(matrices)
     rest = [p for p in model.parameters() if p not in inside]
     return [
-        Muon(matrices, lr=muon_rate, weight_decay=0.0),
-        AdamW(rest, lr=adamw_rate, betas=(0.9, 0.99), weight_decay=0.0),
+        Muon(matrices, lr=muon_learning_rate, weight_decay=0.0),
+        AdamW(rest, lr=adamw_learning_rate, betas=(0.9, 0.99), weight_decay=0.0),
     ]
 
 
@@ -161,7 +161,7 @@ def decay_groups(
     ]
 
 
-def width_groups(
+def mup_parameter_groups(
     model: nn.Module, learning_rate: float, base_width: int = 32
 ) -> list[dict]:
     """Groups for AdamW in which a rate chosen at one width serves at others (Yang et al. 2022, arXiv:2203.03466).
@@ -170,7 +170,7 @@ def width_groups(
     it is.
 
     Args:
-        model: has `config.d_model` and a `token_embedding`, and was drawn by `draw_by_fan_in`.
+        model: has `config.d_model` and a `token_embedding`, and was drawn by `init_weights_fan_in`.
         learning_rate: the best at `base_width`.
         base_width: C of the model on which the rate was chosen.
     """

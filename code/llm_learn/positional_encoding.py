@@ -24,19 +24,19 @@ def sinusoids(num_positions: int, d_model: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1).float()
 
 
-def rope_frequencies(head_dim: int, *, base: float = 10_000.0) -> Tensor:
+def rope_frequencies(head_dim: int, *, theta: float = 10_000.0) -> Tensor:
     """How fast each pair of numbers in a head turns (Su et al. 2021, arXiv:2104.09864, Section 3.2.2).
 
     Args:
         head_dim: D, an even number: two numbers make a pair.
-        base: the larger, the slower the slow pairs; `rope_theta` elsewhere.
+        theta: the larger, the slower the slow pairs; `rope_theta` elsewhere.
 
     Returns:
         (D / 2,) radians a position, from 1 downwards.
     """
-    expect("head_dim >= 2, head_dim % 2 == 0, base > 1", head_dim=head_dim, base=base)
+    expect("head_dim >= 2, head_dim % 2 == 0, theta > 1", head_dim=head_dim, theta=theta)
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
-    return (base**-exponents).float()
+    return (theta**-exponents).float()
 
 
 def rope_tables(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:

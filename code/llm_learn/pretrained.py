@@ -34,7 +34,7 @@ def llama_from_gguf(file: GGUF) -> Llama:
         num_layers=settings["llama.block_count"],
         num_heads=settings["llama.attention.head_count"],
         num_kv_heads=settings["llama.attention.head_count_kv"],
-        rope_base=settings["llama.rope.freq_base"],
+        rope_theta=settings["llama.rope.freq_base"],
         norm_eps=settings["llama.attention.layer_norm_rms_epsilon"],
         tie_embeddings="output.weight" not in file.tensors,
     )

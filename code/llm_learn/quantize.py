@@ -13,29 +13,29 @@ from llm_learn.llama import Llama
 MATRICES = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")
 
 
-def absmax(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
-    """Whole numbers and scales, so that weight = levels * scales, nearly.
+def quantize_absmax(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
+    """Whole numbers and scales, so that weight = codes * scales, nearly.
 
     Args:
         weight: of any shape.
         bits: of a whole number, at least 2.
-        group: neighbours that share a scale, a divisor of the number of weights.
+        group_size: neighbours that share a scale, a divisor of the number of weights.
 
     Returns:
-        (N, group) levels from -(2**(bits - 1) - 1) to 2**(bits - 1) - 1, and (N, 1) scales; both float32 for a weight
+        (N, group_size) codes from -(2**(bits - 1) - 1) to 2**(bits - 1) - 1, and (N, 1) scales; both float32 for a weight
         of 16 bits, else of the weight's dtype
     """
-    rule = "bits >= 2, group >= 1, weight.numel() % group == 0"
-    expect(rule, weight=weight, bits=bits, group=group)
+    rule = "bits >= 2, group_size >= 1, weight.numel() % group_size == 0"
+    expect(rule, weight=weight, bits=bits, group_size=group_size)
     # In float16, the inverse of a small scale is infinite.
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    rows = weight.reshape(-1, group).to(dtype)
+    rows = weight.reshape(-1, group_size).to(dtype)
     scales = rows.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
     inverse = torch.where(scales > 0, 1 / scales, 0)  # a group of zeros has no scale
     return (rows * inverse).round(), scales
 
 
-def pack_four(codes: Tensor) -> Tensor:
+def pack_int4(codes: Tensor) -> Tensor:
     """Two codes below 16 in a byte, (N, n) -> (N, n / 2) uint8"""
     expect("codes (N, n), n % 2 == 0", codes=codes)
     if codes.numel():
@@ -44,35 +44,35 @@ def pack_four(codes: Tensor) -> Tensor:
     return low | (high << 4)
 
 
-def unpack_four(packed: Tensor) -> Tensor:
+def unpack_int4(packed: Tensor) -> Tensor:
     """(N, n / 2) uint8 -> (N, n)"""
     expect("packed (N, n), str(packed.dtype) == 'torch.uint8'", packed=packed)
     return torch.cat([packed & 15, packed >> 4], dim=1)
 
 
-def rounded_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Levels of eight bits, (..., N) int8, and a scale for each position, (..., 1), of 32 bits or more."""
+def quantize_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes of eight bits, (..., N) int8, and a scale for each position, (..., 1), of 32 bits or more."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     largest = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp(min=1e-12)
     return (x * (127 / largest)).round().to(torch.int8), largest / 127
 
 
-def sums_in_float32(levels: Tensor, weights: Tensor) -> Tensor:
+def int8_matmul_float32(codes: Tensor, weights: Tensor) -> Tensor:
     """Exact sums of products: int8 (N, K) and (M, K) -> int32 (N, M)"""
-    expect("levels (N, K), weights (M, K)", levels=levels, weights=weights)
-    parts = zip(levels.split(1024, 1), weights.split(1024, 1), strict=True)
+    expect("codes (N, K), weights (M, K)", codes=codes, weights=weights)
+    parts = zip(codes.split(1024, 1), weights.split(1024, 1), strict=True)
     return sum(((a.float() @ b.float().T).int() for a, b in parts), torch.tensor(0))
 
 
-def whole_sums(levels: Tensor, weights: Tensor) -> Tensor:
+def int8_matmul(codes: Tensor, weights: Tensor) -> Tensor:
     """The same, in the way that is fast on this processor."""
-    if levels.device.type != "cpu":
-        return sums_in_float32(levels, weights)
+    if codes.device.type != "cpu":
+        return int8_matmul_float32(codes, weights)
     capable = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     # Of rows with a single number, torch._int_mm gives what happens to lie in memory.
-    if (len(levels) == 1 or capable) and levels.shape[1] > 1:
-        return torch._int_mm(levels, weights.T)
-    return sums_in_float32(levels, weights)
+    if (len(codes) == 1 or capable) and codes.shape[1] > 1:
+        return torch._int_mm(codes, weights.T)
+    return int8_matmul_float32(codes, weights)
 
 
 class Int8Linear(nn.Module):
@@ -86,20 +86,20 @@ class Int8Linear(nn.Module):
         super().__init__()
         expect("weight (out_features, in_features)", weight=weight)
         self.out_features, self.in_features = weight.shape
-        levels, scales = absmax(weight.detach(), 8, self.in_features)
+        codes, scales = quantize_absmax(weight.detach(), 8, self.in_features)
         # (out_features, in_features), and (1, out_features) of the weight's dtype
-        self.register_buffer("levels", levels.to(torch.int8))
+        self.register_buffer("codes", codes.to(torch.int8))
         self.register_buffer("scales", scales.T.to(weight.dtype).contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), of the dtype of `x`"""
         expect("x (..., in_features)", x=x, in_features=self.in_features)
-        levels, scales = rounded_inputs(x)
-        sums = whole_sums(levels.reshape(-1, self.in_features), self.levels)
+        codes, scales = quantize_inputs(x)
+        sums = int8_matmul(codes.reshape(-1, self.in_features), self.codes)
         return (sums.view(*x.shape[:-1], -1) * (scales * self.scales)).to(x.dtype)
 
 
-class Int8Table(nn.Module):
+class Int8Embedding(nn.Module):
     """An embedding that shares its rows with an output layer in eight bits."""
 
     def __init__(self, output: Int8Linear):
@@ -109,14 +109,14 @@ class Int8Table(nn.Module):
     @property
     def weight(self) -> Tensor:
         """All rows, decoded: (V, C)."""
-        return self.output.levels * self.output.scales.T
+        return self.output.codes * self.output.scales.T
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, C)"""
-        return self.output.levels[ids] * self.output.scales[0, ids, None]
+        return self.output.codes[ids] * self.output.scales[0, ids, None]
 
 
-def with_layers(model: Llama, make_layer: Callable[[Tensor], nn.Module]) -> Llama:
+def quantize_model(model: Llama, make_layer: Callable[[Tensor], nn.Module]) -> Llama:
     """The model with layers made from its matrices; embedding and output layer are in eight bits.
 
     Args:
@@ -140,8 +140,8 @@ def with_layers(model: Llama, make_layer: Callable[[Tensor], nn.Module]) -> Llam
             layer = make_layer(block.get_parameter(f"{path}.weight"))
             setattr(block.get_submodule(part), name, layer)
     table = Int8Linear(model.token_embedding.weight)
-    small.add_module("token_embedding", Int8Table(table))
-    # Where the model shares its weights, the small one shares its levels.
+    small.add_module("token_embedding", Int8Embedding(table))
+    # Where the model shares its weights, the small one shares its codes.
     tied = model.config.tie_embeddings
     small.output = table if tied else Int8Linear(model.get_parameter("output.weight"))
     return small.eval()
@@ -158,21 +158,21 @@ class Int4Linear(nn.Module):
         super().__init__()
         expect("weight (out_features, in_features), in_features % 32 == 0", weight=weight)
         self.out_features, self.in_features = weight.shape
-        levels, scales = absmax(weight.detach(), 4, 32)
-        self.register_buffer("packed", pack_four(levels + 8))  # (N, 16)
+        codes, scales = quantize_absmax(weight.detach(), 4, 32)
+        self.register_buffer("packed", pack_int4(codes + 8))  # (N, 16)
         self.register_buffer("scales", scales.half())  # (N, 1)
 
-    def weight(self) -> Tensor:
+    def dequantize(self) -> Tensor:
         """(out_features, in_features), float32"""
-        levels = unpack_four(self.packed).to(torch.int8) - 8
-        return (levels * self.scales.float()).view(self.out_features, -1)
+        codes = unpack_int4(self.packed).to(torch.int8) - 8
+        return (codes * self.scales.float()).view(self.out_features, -1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), of the dtype of `x`"""
-        return x @ self.weight().T.to(x.dtype)
+        return x @ self.dequantize().T.to(x.dtype)
 
 
-def bytes_of(model: nn.Module) -> int:
+def memory_footprint(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, of those that are shared once."""
     tensors = [*model.parameters(), *model.buffers()]
     return sum({t.data_ptr(): t.nbytes for t in tensors}.values())

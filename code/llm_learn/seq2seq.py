@@ -106,19 +106,21 @@ class AttentionSeq2Seq(Seq2Seq):
 
 
 @torch.no_grad()
-def greedy_translation(model: nn.Module, source: Tensor, longest: int = 16) -> Tensor:
-    """The likeliest next word, again and again: (B, S) -> (B, T), T at most `longest`.
+def greedy_translation(
+    model: nn.Module, source: Tensor, max_new_tokens: int = 16
+) -> Tensor:
+    """The likeliest next word, again and again: (B, S) -> (B, T), T at most `max_new_tokens`.
 
     Args:
         model: has `encode` and `decode`, as `Seq2Seq` has.
         source: (B, S) ids.
-        longest: the most words to write, the end mark among them.
+        max_new_tokens: the most words to write, the end mark among them.
     """
-    expect("longest >= 1", longest=longest)
+    expect("max_new_tokens >= 1", max_new_tokens=max_new_tokens)
     memory, mask, state = model.encode(source)
     word = source.new_full((len(source), 1), Vocabulary.bos_id)
     written, ended = [], torch.zeros_like(word, dtype=torch.bool)
-    while len(written) < longest and not ended.all():
+    while len(written) < max_new_tokens and not ended.all():
         logits, state, _ = model.decode(word, memory, mask, state)
         word = logits.argmax(-1).masked_fill(ended, Vocabulary.pad_id)  # (B, 1)
         ended = ended | (word == Vocabulary.eos_id)

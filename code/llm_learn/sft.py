@@ -9,7 +9,7 @@ from tqdm import tqdm
 from llm_learn.argument_checks import expect
 from llm_learn.optim import AdamW, decay_groups
 from llm_learn.tokenizers import BPETokenizer, encode_chat
-from llm_learn.train import IGNORED, TrainConfig, train_step
+from llm_learn.train import IGNORE_INDEX, TrainConfig, train_step
 
 # Ids, and the loss mask: which of them are learned.
 Example = tuple[Sequence[int], Sequence[bool]]
@@ -50,7 +50,7 @@ def encode_conversation(
     return ids, loss_mask
 
 
-def answer_batch(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor]:
+def collate_examples(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor]:
     """Examples as inputs and targets of one batch; what is not to be learned is no target.
 
     Rows are filled on the right, where a causal model never looks: no mask is needed.
@@ -60,7 +60,7 @@ def answer_batch(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tens
         pad_id: fills the end of the shorter rows.
 
     Returns:
-        x (B, T), and y (B, T): the next id where the loss mask has it, else `IGNORED`.
+        x (B, T), and y (B, T): the next id where the loss mask has it, else `IGNORE_INDEX`.
     """
     expect(
         "len(examples) >= 1, all(len(ids) == len(loss_mask) >= 2 for ids, loss_mask in examples)",
@@ -68,12 +68,12 @@ def answer_batch(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tens
     )
     longest = max(len(ids) for ids, _ in examples)
     x = torch.full((len(examples), longest - 1), pad_id)
-    y = torch.full_like(x, IGNORED)
+    y = torch.full_like(x, IGNORE_INDEX)
     for row, (ids, loss_mask) in enumerate(examples):
         ids, counts = torch.tensor(ids), torch.tensor(loss_mask, dtype=torch.bool)
         x[row, : len(ids) - 1] = ids[:-1]
         # A target is the id that comes next, so it is the next one's mask that counts.
-        y[row, : len(ids) - 1] = ids[1:].where(counts[1:], IGNORED)
+        y[row, : len(ids) - 1] = ids[1:].where(counts[1:], IGNORE_INDEX)
     return x, y
 
 
@@ -110,7 +110,9 @@ def fine_tune(
         while len(order) < config.batch_size:
             order += torch.randperm(len(examples), generator=generator).tolist()
         batch, order = order[: config.batch_size], order[config.batch_size :]
-        x, y = (t.to(device) for t in answer_batch([examples[i] for i in batch], pad_id))
+        x, y = (
+            t.to(device) for t in collate_examples([examples[i] for i in batch], pad_id)
+        )
         loss = train_step(
             model,
             [optimizer],

@@ -1,6 +1,5 @@
 """Speculative decoding: a draft proposes ids, and the model verifies them in one pass."""
 
-import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,7 +16,7 @@ Draft = Callable[[list[int], int], tuple[Tensor, Tensor]]
 
 
 def accept(
-    target: Tensor, draft: Tensor, drafted: Tensor, generator: torch.Generator
+    target: Tensor, draft: Tensor, drafted: Tensor, *, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Which drafted ids stay, and from what the next is drawn (Leviathan et al. 2023, arXiv:2211.17192).
 
@@ -45,7 +44,7 @@ def accept(
     return drafted[:n], excess if excess.any() else target[n]
 
 
-def sample_id(weights: Tensor, generator: torch.Generator) -> int:
+def sample_id(weights: Tensor, *, generator: torch.Generator) -> int:
     """An id sampled in proportion to the weights (V,), on the device of the generator."""
     return int(torch.multinomial(weights.to(generator.device), 1, generator=generator))
 
@@ -91,10 +90,10 @@ def speculate(
         expect("len(drafted) <= asked", drafted=drafted, asked=asked)
         unread = [*text[caches[0].length :], *drafted.tolist()]
         device = caches[0].keys.device
-        features = model.features(torch.tensor([unread], device=device), caches)
-        p = probs(model.logits(features[0, -len(drafted) - 1 :]).float())
-        stay, weights = accept(p, q.to(device), drafted.to(device), generator)
-        new = [*stay.tolist(), sample_id(weights, generator)]
+        hidden_states = model.hidden_states(torch.tensor([unread], device=device), caches)
+        p = probs(model.logits(hidden_states[0, -len(drafted) - 1 :]).float())
+        stay, weights = accept(p, q.to(device), drafted.to(device), generator=generator)
+        new = [*stay.tolist(), sample_id(weights, generator=generator)]
         passes += 1
         if eos_id in new:
             text += new[: new.index(eos_id) + 1]
@@ -105,7 +104,7 @@ def speculate(
     return text[len(prompt) :], passes
 
 
-def from_model(
+def draft_from_model(
     model: Llama, capacity: int, *, probs: Probs, generator: torch.Generator
 ) -> Draft:
     """Drafts with a smaller model of the same vocabulary.
@@ -134,16 +133,18 @@ def from_model(
             logits = model(torch.tensor([ids[len(read) :]], device=device), caches)[0, -1:]
             read = list(ids)
             q.append(probs(logits.float()))
-            ids.append(sample_id(q[-1][0], generator))
+            ids.append(sample_id(q[-1][0], generator=generator))
         drafted = torch.tensor(ids[len(text) :], dtype=torch.long, device=device)
         return drafted, torch.cat(q)
 
     return draft
 
 
-SOFTMAX = functools.partial(torch.softmax, dim=-1)
+def softmax_probs(logits: Tensor) -> Tensor:
+    """Sampling from the model as it is: (T, V) -> (T, V)"""
+    return logits.softmax(-1)
 
 
-def all_on_best(logits: Tensor) -> Tensor:
+def greedy_probs(logits: Tensor) -> Tensor:
     """Greedy decoding as a distribution: (T, V) -> (T, V), 1 for the likeliest id."""
     return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()

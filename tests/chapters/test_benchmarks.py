@@ -13,7 +13,7 @@ from llm_learn.gpt import GPT, GPTConfig
 SLUG = "capstone/benchmarks"
 
 
-def quiet(now, draw):
+def quiet(now, rng):
     return 1.0
 
 
@@ -68,7 +68,7 @@ class TestRace:
 
 class TestMachines:
     def test_the_clock_shows_the_work(self, chapter):
-        machine = chapter.Machine(lambda now, draw: 2.0, seed=0)
+        machine = chapter.Machine(lambda now, rng: 2.0, seed=0)
         machine.work(3.0)
         assert 6.0 <= machine.clock() <= 6.06
 
@@ -104,8 +104,8 @@ class TestForms:
     @pytest.mark.parametrize("length", [1, 5, 16, 37])
     @pytest.mark.parametrize("size", [1, 8, 64])
     def test_bands_are_the_whole_attention(self, chapter, length, size):
-        draw = torch.Generator().manual_seed(length)
-        q, k, v = torch.randn(3, 2, 3, length, 8, dtype=torch.float64, generator=draw)
+        generator = torch.Generator().manual_seed(length)
+        q, k, v = torch.randn(3, 2, 3, length, 8, dtype=torch.float64, generator=generator)
         whole = F.scaled_dot_product_attention(q, k, v, causal_mask(length))
         torch.testing.assert_close(chapter.in_bands(q, k, v, size), whole)
 
@@ -153,8 +153,11 @@ class TestDecoder:
         assert chapter.write(decoder, ids[:3], 5) == ids
 
     def test_eight_bits_are_near(self, chapter):
-        draw = torch.Generator().manual_seed(0)
-        weight, x = torch.randn(48, 64, generator=draw), torch.randn(1, 64, generator=draw)
+        generator = torch.Generator().manual_seed(0)
+        weight, x = (
+            torch.randn(48, 64, generator=generator),
+            torch.randn(1, 64, generator=generator),
+        )
         exact = x @ weight.T
         off = (chapter.in_eight_bits(weight)(x) - exact).norm() / exact.norm()
         assert 0 < off < 0.03

@@ -15,7 +15,7 @@ SEEDS, LENGTHS = st.integers(0, 10**6), st.integers(1, 6)
 
 
 def problems_of(chapter, seed: int, K: int, number: int = 8):
-    return chapter.draw_problems(number, K, torch.Generator().manual_seed(seed))
+    return chapter.draw_problems(number, K, generator=torch.Generator().manual_seed(seed))
 
 
 # --- Problems and chains ---
@@ -33,9 +33,9 @@ def test_results_are_those_of_python(definitions_of, seed, K):
 @given(SEEDS, LENGTHS)
 def test_every_form_ends_with_the_result(definitions_of, seed, K):
     chapter = definitions_of(SLUG)
-    problems, luck = problems_of(chapter, seed, K), torch.Generator().manual_seed(seed)
+    problems, generator = problems_of(chapter, seed, K), torch.Generator().manual_seed(seed)
     for form in (*chapter.FORMS, chapter.cut_short, chapter.partly_blank):
-        answers = form(problems, luck)
+        answers = form(problems, generator)
         assert (answers[:, -1] == chapter.DONE).all()
         assert torch.equal(chapter.final_digits(answers), problems.results[:, -1]), form
     first = chapter.answer_first(problems)
@@ -132,8 +132,8 @@ def test_a_model_that_believes_what_is_written_follows_a_change(chapter, monkeyp
     for writer, expected in ((believer, (1.0, 0.0)), (knower, (0.0, 1.0))):
         monkeypatch.setitem(chapter.after_change.__globals__, "write", writer)
         for j in range(1, 6):
-            luck = torch.Generator().manual_seed(j)
-            assert chapter.after_change(None, 6, j, luck) == expected
+            generator = torch.Generator().manual_seed(j)
+            assert chapter.after_change(None, 6, j, generator) == expected
 
 
 def test_an_answer_before_its_steps_is_held_against_them(chapter, monkeypatch):
@@ -202,8 +202,8 @@ def test_a_single_operation_is_learned(chapter):
 
 
 def test_chances_after_an_operation_are_counted_right(chapter):
-    luck = torch.Generator().manual_seed(0)
-    values = chapter.draw_problems(200_000, 3, luck).results
+    generator = torch.Generator().manual_seed(0)
+    values = chapter.draw_problems(200_000, 3, generator=generator).results
     chances = torch.tensor([0.0] + 6 * [1 / 6])
     for step in range(3):
         chances = chapter.after_one(chances)
@@ -213,12 +213,12 @@ def test_chances_after_an_operation_are_counted_right(chapter):
 
 
 def test_votes_of_known_answers(chapter):
-    luck, true = torch.Generator().manual_seed(0), torch.zeros(2000, dtype=torch.long)
+    generator, true = torch.Generator().manual_seed(0), torch.zeros(2000, dtype=torch.long)
 
     def vote(*chances: float, count: int) -> float:
         rows = torch.tensor(chances).expand(2000, -1)
         rows = torch.nn.functional.pad(rows, (0, chapter.HOURS - rows.shape[1]))
-        return chapter.vote(rows, true, count, luck)
+        return chapter.vote(rows, true, count, generator=generator)
 
     assert vote(1.0, count=3) == 1
     assert vote(0.0, 1.0, count=3) == 0

@@ -72,10 +72,10 @@ def test_only_top_p_depends_on_where_the_temperature_stands(chapter):
 
 @given(st.integers(0, 10**6), st.floats(0.5, 2))
 def test_repetition_penalty_is_hugging_faces(definitions_of, seed, penalty):
-    luck = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     logits, ids = (
-        torch.randn(3, 9, generator=luck),
-        torch.randint(9, (3, 5), generator=luck),
+        torch.randn(3, 9, generator=generator),
+        torch.randint(9, (3, 5), generator=generator),
     )
     before = logits.clone()
     ours = definitions_of(SLUG).repetition_penalty(logits, ids, penalty)
@@ -146,7 +146,7 @@ def test_what_json_writes_is_in_the_grammar(definitions_of, value, ascii_only):
 
 
 @given(st.integers(2, 80), st.randoms(use_true_random=False))
-def test_whatever_fits_can_be_finished_within_the_limit(definitions_of, limit, luck):
+def test_whatever_fits_can_be_finished_within_the_limit(definitions_of, limit, rng):
     chapter = definitions_of(SLUG)
     grammar, state, text = chapter.GRAMMAR, ("object",), b""
     while state:
@@ -155,7 +155,7 @@ def test_whatever_fits_can_be_finished_within_the_limit(definitions_of, limit, l
             for byte in sorted(grammar.first_bytes(state))
             if grammar.fewest_bytes(grammar.advance(state, byte)) < limit - len(text)
         ]
-        text += bytes([luck.choice(fits)])
+        text += bytes([rng.choice(fits)])
         state = grammar.advance(state, text[-1])
     assert len(text) <= limit and isinstance(json.loads(text), dict)
 
@@ -221,7 +221,7 @@ def test_the_tree_finds_the_tokens_that_fit_one_by_one(chapter):
 
 def test_a_model_of_noise_writes_json_within_any_limit(chapter):
     model = tiny(0, width=8, vocab_size=chapter.TOKENIZER.vocab_size)
-    luck = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     thing, prompts = "a cat called Tom", [[5], [6, 7]] * 2
     for limit in (2, 3, 5, 9, 16):
         rows = chapter.write_in_grammar(
@@ -231,12 +231,18 @@ def test_a_model_of_noise_writes_json_within_any_limit(chapter):
             ["object"] * 4,
             limit,
             temperature=1.0,
-            generator=luck,
+            generator=generator,
         )
         assert all(len(ids) <= limit for ids in rows)
         assert all(chapter.as_object(chapter.without_end(ids)) is not None for ids in rows)
     rows = chapter.write_in_grammar(
-        model, prompts, chapter.GRAMMAR, [thing] * 4, 40, temperature=1.0, generator=luck
+        model,
+        prompts,
+        chapter.GRAMMAR,
+        [thing] * 4,
+        40,
+        temperature=1.0,
+        generator=generator,
     )
     for ids in rows:
         assert tuple(chapter.as_object(chapter.without_end(ids))) == chapter.ASKED[thing]
@@ -259,8 +265,8 @@ def test_looked_up_guesses_leave_the_text_and_take_the_passes_that_can_be_read_o
 ):
     chapter = definitions_of(SLUG)
     with torch.no_grad():
-        model, luck = tiny(seed), torch.Generator().manual_seed(seed)
-        settings = {"probs": chapter.all_on_best, "generator": luck}
+        model, generator = tiny(seed), torch.Generator().manual_seed(seed)
+        settings = {"probs": chapter.greedy_probs, "generator": generator}
         draft = chapter.from_lookup(6)
         ours, passes = chapter.speculate(model, prompt, new, draft, k=k, **settings)
         plain = generate(model, torch.tensor([prompt]), new, temperature=0)[0].tolist()
@@ -269,9 +275,9 @@ def test_looked_up_guesses_leave_the_text_and_take_the_passes_that_can_be_read_o
 
 
 def test_one_guess_leaves_the_distribution_as_it_is(chapter):
-    luck, off = torch.Generator().manual_seed(3), []
+    generator, off = torch.Generator().manual_seed(3), []
     for _ in range(20):
-        p, q = (torch.randn(7, generator=luck).mul(2).softmax(-1) for _ in range(2))
+        p, q = (torch.randn(7, generator=generator).mul(2).softmax(-1) for _ in range(2))
         torch.testing.assert_close(chapter.one_token(p, q), p)
         half = p * (p >= p.median())  # not divided
         off.append((chapter.one_token(half, q) - half / half.sum()).abs().max().item())
@@ -282,13 +288,13 @@ def test_one_guess_leaves_the_distribution_as_it_is(chapter):
 
 @pytest.mark.slow
 def test_texts_drawn_after_looked_up_guesses_have_the_models_distribution(chapter):
-    model, luck = tiny(1, vocab_size=3), torch.Generator().manual_seed(0)
+    model, generator = tiny(1, vocab_size=3), torch.Generator().manual_seed(0)
     texts = torch.cartesian_prod(*[torch.arange(3)] * 4)
     prompt = [0, 1, 0]
     whole = torch.cat([torch.tensor([prompt]).expand(81, -1), texts], 1)
     steps = model(whole)[:, 2:-1].log_softmax(-1).gather(2, texts[..., None])
     exact = steps.double().sum(1).exp()[:, 0].numpy()
-    found, settings = np.zeros(81), {"probs": chapter.SOFTMAX, "generator": luck}
+    found, settings = np.zeros(81), {"probs": chapter.softmax_probs, "generator": generator}
     for _ in range(1200):
         draft = chapter.from_lookup(3)
         ids, _ = chapter.speculate(model, prompt, 4, draft, k=2, **settings)

@@ -90,7 +90,12 @@ def test_learn_takes_no_loss_before_its_beginning(chapter):
     student = chapter.new_model(24, 0)
     before = [p.clone() for p in student.parameters()]
     losses = chapter.learn(
-        student, chapter.from_text(rows, 0), loss, updates=21, rate=0.01, begin=15
+        student,
+        chapter.from_text(rows, 0),
+        loss,
+        max_steps=21,
+        learning_rate=0.01,
+        begin=15,
     )
     assert len(losses) == 21 and losses[-1] < losses[0]
     # Targets are the characters that follow: each row's, from its second to its last.
@@ -142,7 +147,7 @@ def test_places_of_the_tree_are_what_was_written_before(chapter):
 def test_shuffled_others_keep_what_the_teacher_finds_most_likely(chapter):
     generator = torch.Generator().manual_seed(0)
     before = torch.randn(20, 6, 9, generator=generator)
-    after = chapter.shuffled_others(before, generator)
+    after = chapter.shuffled_others(before, generator=generator)
     assert torch.equal(after.argmax(-1), before.argmax(-1))
     assert torch.equal(after.sort(-1).values, before.sort(-1).values)
     # One in eight of the others stays by chance.
@@ -164,7 +169,10 @@ def test_evened_others_are_the_mean_of_all_orders(chapter):
     generator = torch.Generator().manual_seed(0)
     before = torch.randn(3, 4, generator=generator).double()
     evened = chapter.evened_others(before).softmax(-1)
-    orders = [chapter.shuffled_others(before, generator).softmax(-1) for _ in range(3000)]
+    orders = [
+        chapter.shuffled_others(before, generator=generator).softmax(-1)
+        for _ in range(3000)
+    ]
     # Deviations of a mean of 3,000 are below 0.006.
     assert (torch.stack(orders).mean(0) - evened).abs().max() < 0.02
     torch.testing.assert_close(evened.sum(-1), torch.ones(3).double())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llm_learn.reference.trl import trl_odds_ratio_loss, trl_pair_loss, trl_simpo_loss
 from llm_learn.tasks.shakespeare_line_preferences import (
-    LINE_END,
+    EOS_ID,
     PROMPT,
     Pairs,
     sample_answers,
@@ -109,10 +109,10 @@ def test_losses_of_a_batch_pull_the_two_answers_apart(chapter, name):
 def test_trained_learns_pairs_leaves_the_start_alone_and_takes_all_passes(
     chapter, tiny_model_of_lines
 ):
-    model, draw = tiny_model_of_lines(0), torch.Generator().manual_seed(0)
+    model, generator = tiny_model_of_lines(0), torch.Generator().manual_seed(0)
     before = [parameter.clone() for parameter in model.parameters()]
-    prompts = torch.randint(LINE_END, (100, PROMPT), generator=draw)
-    answers = [sample_answers(model, prompts, draw) for _ in range(2)]
+    prompts = torch.randint(EOS_ID, (100, PROMPT), generator=generator)
+    answers = [sample_answers(model, prompts, generator=generator) for _ in range(2)]
     some = Pairs(prompts, *answers)
     policies = list(chapter.trained(model, some, chapter.dpo(0.1), seed=0, passes=3))
     assert len(policies) == 1 + math.ceil(300 / 64)

@@ -92,9 +92,9 @@ def test_pairs_are_counted(chapter):
 
 @given(st.integers(0, 10**6))
 def test_choices_from_a_cache_equal_choices_read_whole(definitions_of, seed):
-    chapter, chance = definitions_of(SLUG), random.Random(seed)
+    chapter, rng = definitions_of(SLUG), random.Random(seed)
     model = small()
-    ids = lambda low, high: [chance.randrange(50) for _ in range(chance.randint(low, high))]  # noqa: E731
+    ids = lambda low, high: [rng.randrange(50) for _ in range(rng.randint(low, high))]  # noqa: E731
     prompts = [ids(1, 9) for _ in range(5)]
     choices = [[ids(1, 4) for _ in range(3)] for _ in prompts]
     with torch.no_grad():

@@ -203,7 +203,7 @@ class TestFolder:
             d_model=8 * heads,
             num_heads=heads,
             num_kv_heads=kv_heads,
-            rope_base=base,
+            rope_theta=base,
             norm_eps=1e-3,
         )
         chapter.save_folder(

@@ -22,7 +22,7 @@ def planted(chapter):
 class TestPatterns:
     def test_patterns_are_those_with_which_heads_read(self, chapter, model, two_texts):
         streams = chapter.every_place("stream", model)
-        _, seen = chapter.watch(
+        _, seen = chapter.run_with_cache(
             model, two_texts[0], streams + chapter.every_place("heads", model)
         )
         patterns = list(chapter.attention_patterns(model, two_texts[0]))
@@ -38,20 +38,26 @@ class TestPatterns:
 class TestPatching:
     @pytest.mark.parametrize("layer", [0, 1, 2])
     def test_a_run_may_begin_in_the_middle(self, chapter, model, two_texts, layer):
-        features, seen = chapter.watch(model, two_texts[0], [("stream", layer)])
-        assert torch.equal(chapter.run_from(model, seen["stream", layer], layer), features)
+        hidden_states, seen = chapter.run_with_cache(
+            model, two_texts[0], [("stream", layer)]
+        )
+        assert torch.equal(
+            chapter.run_from(model, seen["stream", layer], layer), hidden_states
+        )
 
     def test_all_heads_with_what_they_have_change_nothing(self, chapter, model, two_texts):
         heads = [(layer, number) for layer in (0, 1) for number in range(4)]
-        features, seen = chapter.watch(
+        hidden_states, seen = chapter.run_with_cache(
             model, two_texts[0], chapter.every_place("heads", model)
         )
         with chapter.changed(model, chapter.replace_heads(model, heads, seen)):
-            assert torch.equal(model.features(two_texts[0]), features)
+            assert torch.equal(model.hidden_states(two_texts[0]), hidden_states)
 
     def test_one_head_is_replaced_and_no_other(self, chapter, model, two_texts):
         places = chapter.every_place("heads", model)
-        (_, ours), (_, theirs) = (chapter.watch(model, t, places) for t in two_texts)
+        (_, ours), (_, theirs) = (
+            chapter.run_with_cache(model, t, places) for t in two_texts
+        )
         x, before = ours["heads", 1], ours["heads", 1].clone()
         changes = chapter.replace_heads(model, [(1, 2)], theirs)
         assert list(changes) == [("heads", 1)]
@@ -62,14 +68,14 @@ class TestPatching:
         assert torch.equal(x, before)
 
     def test_means_are_over_texts_and_positions(self, chapter, model, two_texts):
-        _, seen = chapter.watch(model, two_texts[0], [("heads", 0)])
+        _, seen = chapter.run_with_cache(model, two_texts[0], [("heads", 0)])
         mean = chapter.mean_heads(model, two_texts[0])["heads", 0]
         assert torch.allclose(mean, seen["heads", 0].flatten(0, 1).mean(0), atol=1e-6)
 
 
 class TestAttribution:
     def metric(self, model):
-        return lambda features: model.logits(features[:, -1])[:, 5]
+        return lambda hidden_states: model.logits(hidden_states[:, -1])[:, 5]
 
     def test_gradients_are_those_of_a_small_step(self, chapter, model, two_texts):
         place, metric = ("heads", 0), self.metric(model.double())
@@ -78,26 +84,30 @@ class TestAttribution:
         ups = []
         for sign in (1, -1):
             with chapter.changed(model, {place: lambda x, sign=sign: x + sign * step}):
-                ups.append(metric(model.features(two_texts[0])).sum())
+                ups.append(metric(model.hidden_states(two_texts[0])).sum())
         model.float()
         assert torch.isclose((ups[0] - ups[1]) / 2, (slope * step).sum(), rtol=1e-4)
 
     def test_shares_add_up_to_what_patching_the_place_does(self, chapter, model, two_texts):
         place, metric = ("attention", 1), self.metric(model)
-        (_, start), (_, end) = (chapter.watch(model, t, [place]) for t in two_texts)
+        (_, start), (_, end) = (
+            chapter.run_with_cache(model, t, [place]) for t in two_texts
+        )
         shares = chapter.integrated_gradients(
             model, two_texts[0], metric, place, start[place], end[place], 200
         )
         with chapter.changed(model, {place: lambda _: end[place]}):
-            patched = metric(model.features(two_texts[0]))
-        whole = patched - metric(model.features(two_texts[0]))
+            patched = metric(model.hidden_states(two_texts[0]))
+        whole = patched - metric(model.hidden_states(two_texts[0]))
         assert torch.allclose(
             shares.sum((1, 2)), whole, atol=0.02 * whole.abs().max().item()
         )
 
     def test_steps_are_taken_in_their_middles(self, chapter, model, two_texts):
-        place, metric = ("stream", 2), lambda features: features[:, -1, 0] ** 3
-        (_, start), (_, end) = (chapter.watch(model, t, [place]) for t in two_texts)
+        place, metric = ("stream", 2), lambda hidden_states: hidden_states[:, -1, 0] ** 3
+        (_, start), (_, end) = (
+            chapter.run_with_cache(model, t, [place]) for t in two_texts
+        )
         shares = chapter.integrated_gradients(
             model, two_texts[0], metric, place, start[place], end[place], 2
         )
@@ -116,12 +126,12 @@ class TestAttribution:
 class TestPlanted:
     def test_says_what_followed_or_that_nothing_came_back(self, chapter, planted):
         model, _ = planted
-        case = chapter.draw_case(64, torch.Generator().manual_seed(0))
+        case = chapter.draw_case(64, generator=torch.Generator().manual_seed(0))
         assert case.right(model, case.ids) == 1
         assert (model(case.corrupted)[:, -1].argmax(-1) == chapter.NOTHING_CAME_BACK).all()
 
     def test_cases_are_what_they_say(self, chapter):
-        case = chapter.draw_case(200, torch.Generator().manual_seed(0))
+        case = chapter.draw_case(200, generator=torch.Generator().manual_seed(0))
         assert (case.ids > 0).all()
         assert (case.corrupted > 0).all()  # 0 means that nothing came back
         for ids, bad, place in zip(case.ids, case.corrupted, case.place, strict=True):
@@ -133,9 +143,11 @@ class TestPlanted:
 
     def test_each_instrument_errs_where_it_must(self, chapter, planted):
         model, truth = planted
-        luck = torch.Generator().manual_seed(1)
+        generator = torch.Generator().manual_seed(1)
         answers = chapter.six_questions(
-            model, chapter.draw_case(24, luck), chapter.draw_case(96, luck)
+            model,
+            chapter.draw_case(24, generator=generator),
+            chapter.draw_case(96, generator=generator),
         )
         heads = {role: head for head, role in truth.items() if role != "idle"}
         for role, head in heads.items():
@@ -151,8 +163,11 @@ class TestPlanted:
 
     def test_both_spares_and_both_halves(self, chapter, planted):
         model, truth = planted
-        luck = torch.Generator().manual_seed(2)
-        case, other = chapter.draw_case(24, luck), chapter.draw_case(64, luck)
+        generator = torch.Generator().manual_seed(2)
+        case, other = (
+            chapter.draw_case(24, generator=generator),
+            chapter.draw_case(64, generator=generator),
+        )
 
         def pair(kind: str) -> list[tuple[int, int]]:
             return [
@@ -163,24 +178,28 @@ class TestPlanted:
 
         means = chapter.mean_heads(model, other.ids)
         assert chapter.lost_without(model, case, pair("looks back"), means) > 0.9
-        _, clean = chapter.watch(model, case.ids, chapter.every_place("heads", model))
+        _, clean = chapter.run_with_cache(
+            model, case.ids, chapter.every_place("heads", model)
+        )
         assert chapter.brought_back(model, case, pair("induction"), clean) == 1
 
 
 class TestPeriodic:
     def test_targets_follow_from_one_period_before(self, chapter):
-        ids, targets, period = chapter.periodic(100, torch.Generator().manual_seed(0))
+        ids, targets, period = chapter.periodic(
+            100, generator=torch.Generator().manual_seed(0)
+        )
         assert ids.shape == targets.shape == (100, chapter.CONTEXT)
         assert {8, 16} <= set(period.flatten().tolist()) <= {*range(8, 17)}
         for row, aim, p in zip(ids, targets, period[:, 0].tolist(), strict=True):
             assert len(set(row[:p].tolist())) == p
             assert torch.equal(row[p:], row[:-p])
-            assert (aim[:p] == chapter.IGNORED).all()
+            assert (aim[:p] == chapter.IGNORE_INDEX).all()
             assert torch.equal(aim[p:-1], row[p + 1 :])
             assert aim[-1] == row[chapter.CONTEXT % p]
 
     def test_the_planted_model_scores_as_one_that_copies(self, chapter, planted):
-        test = chapter.periodic(32, torch.Generator().manual_seed(0))
+        test = chapter.periodic(32, generator=torch.Generator().manual_seed(0))
         right, score = chapter.copying(planted[0], *test)
         # The first token has none before it, and names itself: where it comes back, the answer is torn.
         assert 0.85 < right < 1
@@ -190,7 +209,9 @@ class TestPeriodic:
         model = chapter.attention_only(num_layers=1, num_heads=2, d_model=16)
         for parameter in model.parameters():
             parameter.zero_()
-        right, score = chapter.copying(model, *chapter.periodic(32, torch.Generator()))
+        right, score = chapter.copying(
+            model, *chapter.periodic(32, generator=torch.Generator())
+        )
         assert right < 0.2
         assert score < 0.1
 
@@ -201,8 +222,8 @@ def test_largest_heads_come_in_order(chapter):
 
 
 def test_probes_read_what_is_linear_and_only_that(chapter):
-    luck = torch.Generator().manual_seed(0)
-    words, new = (torch.randint(16, (400,), generator=luck) for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    words, new = (torch.randint(16, (400,), generator=generator) for _ in range(2))
     x, new_x = F.one_hot(words, 16).float(), F.one_hot(new, 16).float()
     assert chapter.linear_probe(x, words % 4, new_x, new % 4) == 1
     (x, labels), (new_x, new_labels) = (

@@ -126,9 +126,9 @@ class TestSmallestUpdate:
         self, chapter, num_facts, num_outputs, more, seed
     ):
         size = num_facts + more
-        luck = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         weight, keys, values, others, move = (
-            torch.randn(shape, dtype=torch.double, generator=luck)
+            torch.randn(shape, dtype=torch.double, generator=generator)
             for shape in (
                 (num_outputs, size),
                 (num_facts, size),
@@ -189,7 +189,14 @@ class TestEdits:
         asked, model = chapter.prompts(facts), untrained.model
         answers = torch.tensor([chapter.INDEX[w] for w in ("Lima", "nurse", "harp")])
         values, reached = chapter.values_for(
-            model, asked, answers, 1, asked.last, rate=1.0, max_steps=300, enough=0.2
+            model,
+            asked,
+            answers,
+            1,
+            asked.last,
+            learning_rate=1.0,
+            max_steps=300,
+            enough=0.2,
         )
         assert reached.all()
         rows = torch.arange(3)
@@ -206,7 +213,7 @@ class TestEdits:
     def test_each_value_is_searched_for_itself(self, chapter, untrained):
         facts = [(fact, 0) for fact in list(untrained.world)[:3]]
         answers = torch.tensor([chapter.INDEX[w] for w in ("Lima", "nurse", "harp")])
-        how = {"rate": 1.0, "max_steps": 300, "enough": 0.2}
+        how = {"learning_rate": 1.0, "max_steps": 300, "enough": 0.2}
 
         def search(which):
             asked = chapter.prompts([facts[i] for i in which])
@@ -250,7 +257,7 @@ class TestEdits:
 
     def test_training_brings_the_answer(self, chapter, untrained):
         edits = chapter.draw_edits(untrained, {"trade": 1, "home": 1}, seed=0)
-        trained, steps = chapter.tune(untrained, edits, rehearse=True, rate=3e-3)
+        trained, steps = chapter.tune(untrained, edits, rehearse=True, learning_rate=3e-3)
         assert 0 < steps < 79
         assert chapter.scores(trained, edits)["sentence"] == 1
 
@@ -258,9 +265,9 @@ class TestEdits:
 class TestTrace:
     def test_all_that_is_given_back_brings_all_back(self, chapter, untrained):
         generator = torch.Generator().manual_seed(0)
-        back = chapter.trace(untrained, "stream", generator)
+        back = chapter.trace(untrained, "stream", generator=generator)
         assert back.shape == (3, untrained.model.config.num_layers)
-        mlp = chapter.trace(untrained, "mlp", generator)
+        mlp = chapter.trace(untrained, "mlp", generator=generator)
         # Before the first block only the name is drowned: it gives back all, other words nothing.
         assert torch.allclose(back[:, 0], torch.tensor([1.0, 0, 0]), atol=1e-4)
         # After the last feed-forward layer, nobody reads any word but the last.
@@ -351,11 +358,11 @@ class TestNameAndBeginnings:
         self, chapter, untrained, world
     ):
         fact = next(fact for fact in world if fact[1] == "trade")
-        luck = random.Random(0)
-        key, value = chapter.name_and_beginnings(untrained, fact, 3, luck, max_steps=0)
+        rng = random.Random(0)
+        key, value = chapter.name_and_beginnings(untrained, fact, 3, rng, max_steps=0)
         asked = chapter.prompts([(fact, 0)])
         places = [("mlp", 0), ("neurons", 0)]
-        _, seen = chapter.watch(untrained.model, asked.ids, places)
+        _, seen = chapter.run_with_cache(untrained.model, asked.ids, places)
         written = seen["mlp", 0][0, asked.name[0]]
         torch.testing.assert_close(value, written, rtol=0, atol=1e-5)
         assert key.shape == seen["neurons", 0].shape[-1:]

@@ -43,9 +43,11 @@ class TestData:
         assert len(chapter.TRAIN) + len(chapter.TEST) == len(chapter.IMAGES)
         assert (chapter.IS_NEW.sum(1) == 1).all()
         train = {tuple(x.flatten().tolist()) for x in chapter.IMAGES[chapter.TRAIN]}
-        luck = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
         for _ in range(5):
-            pictures, labels, colours = chapter.draw_pairs(64, luck, absent=4)
+            pictures, labels, colours = chapter.draw_pairs(
+                64, generator=generator, absent=4
+            )
             assert len(pictures) == len(labels) == len(colours) == 64
             assert not chapter.IS_NEW[labels, colours].any() and (labels != 4).all()
             plain = pictures.amax(1)
@@ -97,7 +99,7 @@ class TestSeeingGPT:
         assert torch.allclose(padded, short, atol=1e-6)
         with torch.no_grad():
             at_last = encoder.out(
-                encoder.gpt.features(chapter.CAPTIONS[0, 2, :3, :5])[:, -1]
+                encoder.gpt.hidden_states(chapter.CAPTIONS[0, 2, :3, :5])[:, -1]
             )
         assert torch.allclose(short, F.normalize(at_last, dim=-1), atol=1e-6)
         assert torch.allclose(padded.norm(dim=1), torch.ones(3))
@@ -117,8 +119,8 @@ class TestSeeingGPT:
 class TestCaptions:
     def test_places_tell_the_caption_or_another(self, chapter):
         for informs in (True, False):
-            luck = torch.Generator().manual_seed(1)
-            places, captions = chapter.draw_text(200, informs, luck)
+            generator = torch.Generator().manual_seed(1)
+            places, captions = chapter.draw_text(200, informs, generator=generator)
             pad, zero = chapter.INDEX["<pad>"], chapter.INDEX["zero"]
             assert places.shape == (200, 4) and ((places != pad).sum(1) == 2).all()
             told = [{i for i in row if i >= zero} for row in places.tolist()]

@@ -198,7 +198,7 @@ def test_an_answer_without_an_end_is_wrong_even_if_filled_up(chapter):
 
 @pytest.mark.parametrize("changes", [{}, {"passes": 3, "mixed_only": True}, {"beta": 0.01}])
 def test_the_loop_makes_more_likely_what_is_rewarded(chapter, untrained, changes):
-    method = chapter.Method(rate=0.02, prompts=8, samples=8, **changes)
+    method = chapter.Method(learning_rate=0.02, prompts=8, samples=8, **changes)
 
     def begins_with_equals(problems, answers):
         return (answers[:, 0] == chapter.EQUALS).float()
@@ -232,7 +232,7 @@ def test_the_loop_takes_the_steps_of_reinforce(chapter, untrained, in_loss, mixe
         beta=0.2,
         kl_loss=chapter.k3_of if in_loss else None,
         mixed_only=mixed_only,
-        rate=0.01,
+        learning_rate=0.01,
     )
 
     def short(problems, answers):
@@ -244,10 +244,10 @@ def test_the_loop_takes_the_steps_of_reinforce(chapter, untrained, in_loss, mixe
 
     policy = copy.deepcopy(untrained)
     optimizer = AdamW(policy.parameters(), lr=0.01, betas=(0.9, 0.95))
-    generator, draw = torch.Generator().manual_seed(5), random.Random(5)
+    generator, rng = torch.Generator().manual_seed(5), random.Random(5)
     for _ in range(2):
-        problems = [p for p in draw.choices(chapter.TRAIN, k=3) for _ in range(4)]
-        answers = chapter.sample(policy, problems, generator)
+        problems = [p for p in rng.choices(chapter.TRAIN, k=3) for _ in range(4)]
+        answers = chapter.sample(policy, problems, generator=generator)
         both = torch.cat([torch.tensor(problems), answers], dim=1)
         logps, start_logps = (
             -torch.nn.functional.cross_entropy(

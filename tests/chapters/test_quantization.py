@@ -89,11 +89,11 @@ def test_bits_of_a_weight_are_those_that_are_stored(chapter, way, bits):
 
 def test_an_offset_gives_back_what_lies_on_its_grid(chapter):
     generator = torch.Generator().manual_seed(0)
-    levels = torch.randint(16, (6, 32), generator=generator)
-    levels[:, 0], levels[:, 1] = 0, 15
+    codes = torch.randint(16, (6, 32), generator=generator)
+    codes[:, 0], codes[:, 1] = 0, 15
     steps = (torch.rand(6, 1, generator=generator) + 0.1).half().float()
     lows = torch.randn(6, 1, generator=generator).half().float()
-    weight = levels * steps + lows
+    weight = codes * steps + lows
     assert torch.equal(chapter.by_offset(4, 32)(weight)[0], weight)
     assert not torch.equal(chapter.by_offset(3, 32)(weight)[0], weight)
 
@@ -248,8 +248,8 @@ def test_int4_linear_stores_the_bits_that_absmax_says(chapter):
     weight = numbers(40, 64)
     layer = chapter.Int4Linear(weight)
     value, bits = chapter.by_absmax(4, 32)(weight)
-    assert torch.equal(layer.weight(), value)
-    assert 8 * chapter.bytes_of(layer) == bits * weight.numel()
+    assert torch.equal(layer.dequantize(), value)
+    assert 8 * chapter.memory_footprint(layer) == bits * weight.numel()
 
 
 # --- With inputs in view ---

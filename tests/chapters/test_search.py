@@ -15,9 +15,9 @@ SEEDS = st.integers(0, 10**6)
 
 
 def game_of(chapter, seed: int):
-    draw = random.Random(seed)
-    hand = tuple(draw.choices(range(1, 10), k=4))
-    return hand, chapter.random_game(hand, draw)
+    rng = random.Random(seed)
+    hand = tuple(rng.choices(range(1, 10), k=4))
+    return hand, chapter.random_game(hand, rng)
 
 
 # --- The game ---
@@ -83,9 +83,9 @@ def test_hidden_states_are_the_hands_and_all_that_one_step_makes_of_them(chapter
 
 @given(SEEDS)
 def test_a_lesson_is_right_and_hides_what_is_hidden(chapter, seed):
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     _, hidden = chapter.deal(0)
-    ids = chapter.lesson(hidden, draw)
+    ids = chapter.lesson(hidden, rng)
     assert chapter.read(ids) == (3, True)
     assert 10 <= ids[0] <= 40
     if ids[0] == chapter.GOAL:
@@ -94,10 +94,10 @@ def test_a_lesson_is_right_and_hides_what_is_hidden(chapter, seed):
 
 
 def test_lessons_of_24_are_dropped_only_where_a_state_is_hidden(chapter):
-    draw = random.Random(0)
-    goals = [chapter.lesson(set(), draw)[0] for _ in range(600)]
+    rng = random.Random(0)
+    goals = [chapter.lesson(set(), rng)[0] for _ in range(600)]
     every = set(chapter.HANDS)
-    none = [chapter.lesson(every, draw)[0] for _ in range(600)]
+    none = [chapter.lesson(every, rng)[0] for _ in range(600)]
     assert chapter.GOAL in goals
     assert chapter.GOAL not in none
     assert set(none) >= {10, 20, 30}
@@ -151,7 +151,7 @@ def test_no_rollout_passes_through_a_hidden_state(chapter, seed):
 
 def test_a_judge_learns_where_games_end(chapter):
     _, hidden = chapter.deal(0)
-    taught = chapter.teach_judge(0, hidden, games=6000, updates=500)
+    taught = chapter.teach_judge(0, hidden, games=6000, max_steps=500)
     torch.manual_seed(0)
     blank = chapter.Judge()
     triples = [state for state in hidden if len(state) == 3]
@@ -201,9 +201,9 @@ def test_elections(chapter):
 
 @given(SEEDS, st.integers(1, 7))
 def test_the_best_of_n_is_the_mean_over_all_groups(chapter, seed, n):
-    draw = random.Random(seed)
-    scores = torch.tensor([draw.sample(range(50), 7) for _ in range(2)]).float()
-    what = torch.tensor([[draw.random() < 0.4 for _ in range(7)] for _ in range(2)])
+    rng = random.Random(seed)
+    scores = torch.tensor([rng.sample(range(50), 7) for _ in range(2)]).float()
+    what = torch.tensor([[rng.random() < 0.4 for _ in range(7)] for _ in range(2)])
     groups = list(itertools.combinations(range(7), n))
     wanted = sum(
         what[row, max(group, key=lambda i: scores[row, i])].item()
@@ -262,21 +262,21 @@ def test_with_a_perfect_judge_no_search_turns_back(chapter, seed):
 @given(SEEDS)
 @settings(max_examples=20)
 def test_searches_find_what_there_is(chapter, seed):
-    draw = random.Random(seed)
-    hand = draw.choice(chapter.HANDS)
+    rng = random.Random(seed)
+    hand = rng.choice(chapter.HANDS)
     values = counted(chapter, [hand])
-    values = chapter.shuffled(values, (2, 3), draw)
+    values = chapter.shuffled(values, (2, 3), rng)
     possible = chapter.chance(hand) > 0
     assert (chapter.best_first(hand, values) < math.inf) == possible
-    assert (chapter.depth_first(hand, draw) < math.inf) == possible
+    assert (chapter.depth_first(hand, rng) < math.inf) == possible
     assert chapter.widest_beam(hand, values, 10**9) == possible
 
 
 @given(SEEDS)
 @settings(max_examples=20)
 def test_tokens_are_those_of_what_was_written(chapter, seed):
-    draw = random.Random(seed)
-    hand = draw.choice([hand for hand in chapter.HANDS if not chapter.chance(hand)])
+    rng = random.Random(seed)
+    hand = rng.choice([hand for hand in chapter.HANDS if not chapter.chance(hand)])
     values = counted(chapter, [hand])
     # Without a solution, everything is written: by depth-first as often as it is reached, by best-first once a state.
     triples = chapter.successors(hand)
@@ -309,9 +309,9 @@ def test_best_first_goes_on_from_a_state_once(chapter, monkeypatch):
 @given(SEEDS)
 @settings(max_examples=20)
 def test_depth_first_pays_for_a_path_at_least(chapter, seed):
-    draw = random.Random(seed)
-    hand = draw.choice(chapter.SOLVABLE)
-    tokens = chapter.depth_first(hand, draw)
+    rng = random.Random(seed)
+    hand = rng.choice(chapter.SOLVABLE)
+    tokens = chapter.depth_first(hand, rng)
     assert chapter.WRITES <= tokens <= chapter.tokens_below(hand)
 
 

@@ -13,50 +13,54 @@ pytestmark = pytest.mark.usefixtures("no_gradients")
 class TestEngines:
     def test_nobody_joins_a_static_batch(self, chapter):
         engine = chapter.Static(
-            lambda rows: rows, lambda *_: 7, chapter.BlockPool(100, 4), end_id=0, max_rows=2
+            lambda chunks: chunks,
+            lambda *_: 7,
+            chapter.BlockAllocator(100, 4),
+            eos_id=0,
+            max_num_seqs=2,
         )
         requests = [chapter.Request([i], n) for i, n in ((1, 2), (2, 5), (3, 1))]
         for request in requests:
-            engine.submit(request)
+            engine.add_request(request)
         for _ in range(5):
             engine.step()
-        assert [r.reason for r in requests] == ["length", "length", ""]
+        assert [r.finish_reason for r in requests] == ["length", "length", ""]
         engine.step()
-        assert requests[2].reason == "length"
+        assert requests[2].finish_reason == "length"
 
     def test_a_static_batch_reads_all_its_prompts_at_once(self, chapter):
         sizes = []
 
-        def read_rows(rows):
-            sizes.append([len(row.ids) for row in rows])
-            return rows
+        def execute_model(chunks):
+            sizes.append([len(chunk.ids) for chunk in chunks])
+            return chunks
 
         engine = chapter.Static(
-            read_rows, lambda *_: 7, chapter.BlockPool(500, 4), end_id=0
+            execute_model, lambda *_: 7, chapter.BlockAllocator(500, 4), eos_id=0
         )
         for i in range(5):
-            engine.submit(chapter.Request(range(1000 * i, 1000 * i + 100), 2))
+            engine.add_request(chapter.Request(range(1000 * i, 1000 * i + 100), 2))
         engine.run()
         assert sizes == [[100] * 5, [1] * 5]
 
     def test_reserving_never_makes_anybody_give_way(self, chapter):
         engine = chapter.Reserving(
-            lambda rows: rows, lambda *_: 7, chapter.BlockPool(20, 4), end_id=0
+            lambda chunks: chunks, lambda *_: 7, chapter.BlockAllocator(20, 4), eos_id=0
         )
         for i in range(6):
-            engine.submit(chapter.Request([10 * i, 1], 30))
+            engine.add_request(chapter.Request([10 * i, 1], 30))
         engine.run()
-        assert engine.preemptions == 0
+        assert engine.num_preemptions == 0
 
     def test_a_leak_is_seen(self, chapter):
         engine = chapter.Leaking(
-            lambda rows: rows, lambda *_: 7, chapter.BlockPool(20, 4), end_id=0
+            lambda chunks: chunks, lambda *_: 7, chapter.BlockAllocator(20, 4), eos_id=0
         )
         request = chapter.Request([1, 2, 3], 9)
-        engine.submit(request)
+        engine.add_request(request)
         engine.step()
         assert chapter.lost_blocks(engine) == []
-        engine.take_out(request, "cancelled")
+        engine.abort(request, "cancelled")
         assert chapter.lost_blocks(engine)
 
 
@@ -67,7 +71,7 @@ class TestClock:
     def test_times_are_sums_of_passes(self, chapter):
         people = self.people(chapter)
         result = chapter.served(
-            chapter.Engine, people, chapter.BlockPool(100, 4), clock=lambda tokens: 1.0
+            chapter.Engine, people, chapter.BlockAllocator(100, 4), clock=lambda tokens: 1.0
         )
         # One pass for the prompts and the first id, one for each further id, one to see the end.
         assert [p.first for p in people] == [1.0, 1.0]
@@ -80,16 +84,16 @@ class TestClock:
         chapter.served(
             chapter.Engine,
             people,
-            chapter.BlockPool(100, 4),
+            chapter.BlockAllocator(100, 4),
             clock=lambda _: 1.0,
-            max_rows=1,
+            max_num_seqs=1,
         )
         assert [p.first for p in people] == [1.0, 6.0]
 
     def test_nothing_happens_before_anybody_comes(self, chapter):
         people = [chapter.Visitor(50.0, 10, 2)]
         chapter.served(
-            chapter.Engine, people, chapter.BlockPool(100, 4), clock=lambda _: 1.0
+            chapter.Engine, people, chapter.BlockAllocator(100, 4), clock=lambda _: 1.0
         )
         assert (people[0].first, people[0].gone) == (51.0, 53.0)
 
@@ -105,21 +109,21 @@ class TestBlocksFree:
         """Whether all blocks are free after somebody who went away, by an engine of that kind."""
         within, gate = threading.Event(), threading.Event()
 
-        def read_rows(rows):
+        def execute_model(chunks):
             within.set()
             gate.wait(10)
-            return rows
+            return chunks
 
-        engine = kind(read_rows, lambda *_: 7, chapter.BlockPool(50, 4), end_id=0)
+        engine = kind(execute_model, lambda *_: 7, chapter.BlockAllocator(50, 4), eos_id=0)
         offered = chapter.ServedModel(
             name="none", prompt_ids=lambda _: [1], token_bytes=[b"a"] * 8
         )
         service = chapter.Service(engine, offered)
         request = chapter.Request([1, 2], 100)
-        service.submit(request)
+        service.add_request(request)
         assert within.wait(10)
         assert not chapter.blocks_free(service, patience=0.1)
-        service.cancel(request)
+        service.abort(request)
         gate.set()
         free = chapter.blocks_free(service)
         service.stop()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llm_learn.activation_hooks import changed, every_place, watch
+from llm_learn.activation_hooks import changed, every_place, run_with_cache
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -40,12 +40,12 @@ class TestPlaces:
         assert torch.equal(model(two_texts[0]), before)
 
     def test_watching_leaves_no_trace(self, model, two_texts):
-        features, seen = watch(model, two_texts[0], all_places(model))
-        assert torch.equal(features, model.features(two_texts[0]))
+        hidden_states, seen = run_with_cache(model, two_texts[0], all_places(model))
+        assert torch.equal(hidden_states, model.hidden_states(two_texts[0]))
         assert list(seen) == all_places(model)
 
     def test_the_stream_is_the_sum_of_what_is_added(self, model, two_texts):
-        _, seen = watch(model, two_texts[0], all_places(model))
+        _, seen = run_with_cache(model, two_texts[0], all_places(model))
         for layer in (0, 1):
             added = seen["attention", layer] + seen["mlp", layer]
             expected = seen["stream", layer] + added
@@ -58,6 +58,6 @@ class TestPlaces:
     @pytest.mark.parametrize("layer", [0, 1, 2])
     def test_the_whole_stream_of_another_run_gives_that_run(self, model, two_texts, layer):
         place = ("stream", layer)
-        features, seen = watch(model, two_texts[0], [place])
+        hidden_states, seen = run_with_cache(model, two_texts[0], [place])
         with changed(model, {place: lambda _: seen[place]}):
-            assert torch.equal(model.features(two_texts[1]), features)
+            assert torch.equal(model.hidden_states(two_texts[1]), hidden_states)

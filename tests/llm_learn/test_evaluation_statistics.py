@@ -38,8 +38,8 @@ def test_pass_at_k_of_many_answers_does_not_overflow():
 @pytest.mark.parametrize(
     ("n", "c", "k", "message"),
     [
-        (4, 5, 1, "num_right is 5"),
-        (4, -1, 1, "num_right is -1"),
+        (4, 5, 1, "num_correct is 5"),
+        (4, -1, 1, "num_correct is -1"),
         (4, 2, 0, "k is 0"),
         (4, 2, 5, "k is 5, num_samples is 4: expected 1 <= k <= num_samples"),
         (0, 0, 1, "k is 1"),

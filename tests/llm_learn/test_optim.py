@@ -19,9 +19,9 @@ from llm_learn.optim import (
     cosine_schedule,
     decay_groups,
     muon_and_adamw,
-    orthogonalised,
-    width_groups,
+    mup_parameter_groups,
     wsd_schedule,
+    zeropower_via_newtonschulz,
 )
 
 
@@ -130,8 +130,10 @@ def test_muon_matches_torch_at_every_step(settings, monkeypatch):
     # torch computes the iterations in bfloat16, one matrix at a time: the same operations in the same order.
     monkeypatch.setattr(
         optim,
-        "orthogonalised",
-        lambda m: torch.cat([orthogonalised(x[None].bfloat16()) for x in m]).to(m.dtype),
+        "zeropower_via_newtonschulz",
+        lambda m: torch.cat([zeropower_via_newtonschulz(x[None].bfloat16()) for x in m]).to(
+            m.dtype
+        ),
     )
     generator = torch.Generator().manual_seed(1)
     start = [torch.randn(shape, generator=generator) for shape in SHAPES]
@@ -163,7 +165,7 @@ def test_orthogonalised_keeps_singular_vectors_and_levels_values(rows, columns, 
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
     u, values, vt = torch.linalg.svd(matrix, full_matrices=False)
-    (result,) = orthogonalised(matrix[None])
+    (result,) = zeropower_via_newtonschulz(matrix[None])
     new = u.mT @ result @ vt.mT  # diagonal, if the vectors are kept
     assert (new - new.diagonal().diag()).abs().max() < 1e-9
     level = values / values.norm()
@@ -178,19 +180,23 @@ def test_orthogonalised_ends_in_the_range_that_it_promises():
     for value in values.double():
         # Two singular values, the second so large that the norm is 1.
         pair = torch.stack([value, (1 - value**2).sqrt()])
-        (result,) = orthogonalised(torch.diag(pair)[None])
+        (result,) = zeropower_via_newtonschulz(torch.diag(pair)[None])
         assert ((result.diagonal() >= 0.68) & (result.diagonal() <= 1.21)).all()
 
 
 def test_orthogonalised_does_not_care_how_large_gradients_are():
     matrix = torch.randn(1, 3, 4, dtype=torch.float64)
     for scale in (1e-5, 1e5):
-        difference = orthogonalised(scale * matrix) - orthogonalised(matrix)
+        difference = zeropower_via_newtonschulz(
+            scale * matrix
+        ) - zeropower_via_newtonschulz(matrix)
         assert difference.abs().max() < 1e-9
 
 
 def test_orthogonalised_takes_zeros():
-    assert torch.equal(orthogonalised(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
+    assert torch.equal(
+        zeropower_via_newtonschulz(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4)
+    )
 
 
 def test_muon_learns_a_matrix():
@@ -334,7 +340,7 @@ def test_decay_groups_hold_every_parameter_once():
 
 def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():
     model = make_gpt()
-    muon, adamw = muon_and_adamw(model, muon_rate=0.3, adamw_rate=0.2)
+    muon, adamw = muon_and_adamw(model, muon_learning_rate=0.3, adamw_learning_rate=0.2)
     assert (type(muon), type(adamw)) == (Muon, AdamW)
     names = {p: name for name, p in model.named_parameters()}
     inside, outside = (
@@ -351,9 +357,9 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():
         for n in outside
         if n.startswith("blocks.") and "norm" not in n and n.endswith("weight")
     ]
-    for optimizer, rate in ((muon, 0.3), (adamw, 0.2)):
+    for optimizer, learning_rate in ((muon, 0.3), (adamw, 0.2)):
         (group,) = optimizer.param_groups
-        assert (group["lr"], group["weight_decay"]) == (rate, 0.0)
+        assert (group["lr"], group["weight_decay"]) == (learning_rate, 0.0)
     assert adamw.param_groups[0]["betas"] == (0.9, 0.99)
 
 
@@ -361,28 +367,28 @@ def test_muon_and_adamw_reject_a_model_without_blocks():
     with pytest.raises(
         ValueError, match=r"model is Linear\(.*: expected hasattr\(model, 'blocks'\)"
     ):
-        muon_and_adamw(nn.Linear(2, 2), muon_rate=0.1, adamw_rate=0.1)
+        muon_and_adamw(nn.Linear(2, 2), muon_learning_rate=0.1, adamw_learning_rate=0.1)
 
 
 def test_width_groups_hold_every_parameter_once_and_slow_down_what_sums_over_the_width():
     shape = {"vocab_size": 11, "context_length": 8, "d_model": 64, "d_ff": 96}
     heads = {"num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
     model = Llama(LlamaConfig(**shape, **heads, tie_embeddings=False))
-    rates = {}
-    for group in width_groups(model, 0.5, base_width=16):
+    learning_rates = {}
+    for group in mup_parameter_groups(model, 0.5, base_width=16):
         for p in group["params"]:
-            assert p not in rates
-            rates[p] = group["lr"]
+            assert p not in learning_rates
+            learning_rates[p] = group["lr"]
     for name, p in model.named_parameters():
         as_it_is = "norm" in name or name == "token_embedding.weight"
-        assert rates.pop(p) == (0.5 if as_it_is else 0.125), name
-    assert not rates
+        assert learning_rates.pop(p) == (0.5 if as_it_is else 0.125), name
+    assert not learning_rates
 
 
 def test_width_groups_reject_a_width_that_is_none():
     with pytest.raises(ValueError, match="base_width is 0: expected base_width >= 1"):
-        width_groups(make_gpt(), 0.1, base_width=0)
-    slowest, _ = width_groups(make_gpt(), 0.1, base_width=1)
+        mup_parameter_groups(make_gpt(), 0.1, base_width=0)
+    slowest, _ = mup_parameter_groups(make_gpt(), 0.1, base_width=1)
     assert slowest["lr"] == 0.1 / make_gpt().config.d_model
 
 

@@ -46,7 +46,7 @@ def test_rope_matches_transformers(head_dim, base, num_positions):
     q, k = torch.randn(2, 2, 3, num_positions, head_dim)
     positions = torch.arange(num_positions)
     theirs = llama_rope(q, k, *LlamaRotaryEmbedding(config)(q, positions[None]))
-    tables = rope_tables(positions, rope_frequencies(head_dim, base=base))
+    tables = rope_tables(positions, rope_frequencies(head_dim, theta=base))
     for ours, reference in zip((q, k), theirs, strict=True):
         # Their speeds are rounded to float32 on the way, ours at the end: 1e-7 of up to 30 radians.
         assert (apply_rope(ours, *tables) - reference).abs().max() < 5e-5
@@ -98,7 +98,7 @@ def test_rope_speeds_fall_from_one_by_equal_factors():
 @given(even, st.sampled_from([10_000.0, 500_000.0]))
 def test_rope_speeds_are_rounded_once(head_dim, base):
     exact = [base ** -(2 * i / head_dim) for i in range(head_dim // 2)]
-    assert torch.equal(rope_frequencies(head_dim, base=base), torch.tensor(exact))
+    assert torch.equal(rope_frequencies(head_dim, theta=base), torch.tensor(exact))
 
 
 @given(st.integers(1, 5), st.integers(1, 9))
@@ -134,8 +134,8 @@ def test_errors_name_the_argument():
         sinusoids(3, 5)
     with pytest.raises(ValueError, match="head_dim is 5: expected head_dim % 2 == 0"):
         rope_frequencies(5)
-    with pytest.raises(ValueError, match="base is 1: expected base > 1"):
-        rope_frequencies(4, base=1)
+    with pytest.raises(ValueError, match="theta is 1: expected theta > 1"):
+        rope_frequencies(4, theta=1)
     cos, sin = rope_tables(torch.arange(3), rope_frequencies(4))
     with pytest.raises(
         ValueError, match=r"x\.shape is .*\[3, 6\]\), cos\.shape is .*\[3, 2\]"

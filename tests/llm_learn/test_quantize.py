@@ -14,16 +14,16 @@ from llm_learn.lora import add_lora
 from llm_learn.quantize import (
     MATRICES,
     Int4Linear,
+    Int8Embedding,
     Int8Linear,
-    Int8Table,
-    absmax,
-    bytes_of,
-    pack_four,
-    rounded_inputs,
-    sums_in_float32,
-    unpack_four,
-    whole_sums,
-    with_layers,
+    int8_matmul,
+    int8_matmul_float32,
+    memory_footprint,
+    pack_int4,
+    quantize_absmax,
+    quantize_inputs,
+    quantize_model,
+    unpack_int4,
 )
 
 
@@ -42,12 +42,12 @@ class TestAbsmax:
     @given(st.integers(0, 10**6), st.integers(2, 8), st.sampled_from([1, 4, 16, 64]))
     def test_it_is_never_off_by_more_than_half_a_step(self, seed, bits, group):
         weight = numbers(8, 64, seed=seed)
-        levels, scales = absmax(weight, bits, group)
+        codes, scales = quantize_absmax(weight, bits, group)
         most = 2 ** (bits - 1) - 1
-        assert levels.shape == (512 // group, group) and scales.shape == (512 // group, 1)
-        assert torch.equal(levels, levels.round())
-        assert (levels.abs().amax(1) == most).all()
-        off = (levels * scales - weight.view(-1, group)).abs()
+        assert codes.shape == (512 // group, group) and scales.shape == (512 // group, 1)
+        assert torch.equal(codes, codes.round())
+        assert (codes.abs().amax(1) == most).all()
+        off = (codes * scales - weight.view(-1, group)).abs()
         assert (off <= scales * 0.5001).all()
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -55,37 +55,43 @@ class TestAbsmax:
         """In float16 the inverse of a scale below 1/65504 is infinite."""
         weight = numbers(8, 64, scale=1e-3).to(dtype)
         for ours, wanted in zip(
-            absmax(weight, 8, 64), absmax(weight.float(), 8, 64), strict=True
+            quantize_absmax(weight, 8, 64),
+            quantize_absmax(weight.float(), 8, 64),
+            strict=True,
         ):
             assert ours.dtype == torch.float32 and torch.equal(ours, wanted)
 
     @pytest.mark.parametrize("bits", [2, 4, 8])
     def test_it_rounds_as_torch_does_with_these_scales(self, bits):
         weight = numbers(40, 64)
-        levels, scales = absmax(weight, bits, 64)
+        codes, scales = quantize_absmax(weight, bits, 64)
         most = 2 ** (bits - 1) - 1
         zeros = torch.zeros(40, dtype=torch.int32)
         theirs = torch.fake_quantize_per_channel_affine(
             weight, scales[:, 0], zeros, 0, -most, most
         )
         # One rounding of a product: 2**-24 of it.
-        torch.testing.assert_close(levels * scales, theirs, rtol=1e-6, atol=0)
+        torch.testing.assert_close(codes * scales, theirs, rtol=1e-6, atol=0)
 
     def test_a_group_of_zeros_is_zeros(self):
-        levels, scales = absmax(torch.zeros(2, 8), 4, 8)
-        assert not levels.any() and not scales.any()
+        codes, scales = quantize_absmax(torch.zeros(2, 8), 4, 8)
+        assert not codes.any() and not scales.any()
 
     @pytest.mark.parametrize(
         ("bits", "group", "message"),
         [
             (1, 8, "bits is 1: expected bits >= 2"),
-            (4, 5, r"weight.numel\(\) is 16, group is 5: expected .* % group == 0"),
-            (4, 0, "group is 0: expected group >= 1"),
+            (
+                4,
+                5,
+                r"weight.numel\(\) is 16, group_size is 5: expected .* % group_size == 0",
+            ),
+            (4, 0, "group_size is 0: expected group_size >= 1"),
         ],
     )
     def test_what_cannot_be_rounded_so_is_refused(self, bits, group, message):
         with pytest.raises(ValueError, match=message):
-            absmax(torch.ones(2, 8), bits, group)
+            quantize_absmax(torch.ones(2, 8), bits, group)
 
 
 class TestPacking:
@@ -93,12 +99,12 @@ class TestPacking:
     def test_nothing_is_lost(self, rows, half, seed):
         generator = torch.Generator().manual_seed(seed)
         codes = torch.randint(16, (rows, 2 * half), generator=generator).to(torch.uint8)
-        packed = pack_four(codes)
+        packed = pack_int4(codes)
         assert packed.shape == (rows, half) and packed.dtype == torch.uint8
-        assert torch.equal(unpack_four(packed), codes)
+        assert torch.equal(unpack_int4(packed), codes)
 
     def test_the_first_half_is_low(self):
-        assert pack_four(torch.tensor([[1, 2, 3, 4]])).tolist() == [[0x31, 0x42]]
+        assert pack_int4(torch.tensor([[1, 2, 3, 4]])).tolist() == [[0x31, 0x42]]
 
     @pytest.mark.parametrize(
         ("codes", "message"),
@@ -117,7 +123,7 @@ class TestPacking:
     )
     def test_what_does_not_fit_into_bytes_is_refused(self, codes, message):
         with pytest.raises(ValueError, match=message):
-            pack_four(codes)
+            pack_int4(codes)
 
     @pytest.mark.parametrize(
         ("packed", "message"),
@@ -128,21 +134,21 @@ class TestPacking:
     )
     def test_only_rows_of_bytes_are_unpacked(self, packed, message):
         with pytest.raises(ValueError, match=message):
-            unpack_four(packed)
+            unpack_int4(packed)
 
 
 class TestSums:
     @pytest.mark.parametrize("width", [1, 576, 1024, 1536, 2500])
     def test_they_are_exact(self, width):
-        levels, weights = whole(7, width), whole(5, width, seed=1)
-        exact = levels.long() @ weights.long().T
-        assert torch.equal(sums_in_float32(levels, weights).long(), exact)
-        assert torch.equal(whole_sums(levels, weights).long(), exact)
+        codes, weights = whole(7, width), whole(5, width, seed=1)
+        exact = codes.long() @ weights.long().T
+        assert torch.equal(int8_matmul_float32(codes, weights).long(), exact)
+        assert torch.equal(int8_matmul(codes, weights).long(), exact)
 
     def test_the_largest_are_exact_too(self):
         # Some are odd and above 2**24, which no float32 can hold.
         large = (127 - torch.arange(5 * 1536).view(5, 1536) % 27).to(torch.int8)
-        sums = sums_in_float32(large, large)
+        sums = int8_matmul_float32(large, large)
         assert torch.equal(sums, torch._int_mm(large, large.T))
         assert sums.max() > 2**24
 
@@ -152,32 +158,32 @@ class TestSums:
         monkeypatch.setattr(
             torch.backends.cpu, "get_cpu_capability", lambda: capability, raising=True
         )
-        levels, weights = whole(rows, 1100), whole(9, 1100, seed=1)
-        exact = levels.long() @ weights.long().T
-        assert torch.equal(whole_sums(levels, weights).long(), exact)
+        codes, weights = whole(rows, 1100), whole(9, 1100, seed=1)
+        exact = codes.long() @ weights.long().T
+        assert torch.equal(int8_matmul(codes, weights).long(), exact)
 
     def test_rows_of_different_lengths_are_refused(self):
         with pytest.raises(
             ValueError, match=r"weights has shape \(2, 6\): expected \(M, K\) with K = 5"
         ):
-            sums_in_float32(whole(2, 5), whole(2, 6))
+            int8_matmul_float32(whole(2, 5), whole(2, 6))
 
 
 def test_rounded_inputs_have_a_scale_for_each_position():
     x = numbers(3, 5, 64, scale=2.0)
     x[0, 0] = 0
-    levels, scales = rounded_inputs(x)
-    assert levels.dtype == torch.int8 and scales.shape == (3, 5, 1)
-    assert ((levels * scales - x).abs() <= 0.5001 * scales).all()
-    assert (levels.abs().amax(-1) == 127).sum() == 14 and not levels[0, 0].any()
+    codes, scales = quantize_inputs(x)
+    assert codes.dtype == torch.int8 and scales.shape == (3, 5, 1)
+    assert ((codes * scales - x).abs() <= 0.5001 * scales).all()
+    assert (codes.abs().amax(-1) == 127).sum() == 14 and not codes[0, 0].any()
 
 
 class TestInt8Linear:
     def test_it_is_the_product_of_what_its_levels_stand_for(self):
         weight, x = numbers(40, 64), numbers(3, 5, 64, seed=1, scale=2.0)
         layer = Int8Linear(weight)
-        levels, scales = rounded_inputs(x)
-        exact = (levels * scales).double() @ (layer.levels * layer.scales.T).double().T
+        codes, scales = quantize_inputs(x)
+        exact = (codes * scales).double() @ (layer.codes * layer.scales.T).double().T
         torch.testing.assert_close(layer(x).double(), exact, rtol=0, atol=1e-5)
         # Rounding moves a product by 0.007 at one deviation.
         torch.testing.assert_close(layer(x), x @ weight.T, rtol=0, atol=0.05)
@@ -218,8 +224,8 @@ class TestSixteenBits:
         """The least divisor, 1e-12, is 0 in float16."""
         x = torch.zeros(2, 4, dtype=dtype)
         x[1] = 3
-        levels, scales = rounded_inputs(x)
-        assert levels.tolist() == [[0] * 4, [127] * 4] and scales.isfinite().all()
+        codes, scales = quantize_inputs(x)
+        assert codes.tolist() == [[0] * 4, [127] * 4] and scales.isfinite().all()
 
     @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
     def test_a_layer_answers_in_the_dtype_of_its_input(self, dtype, kind):
@@ -232,7 +238,7 @@ class TestSixteenBits:
     @pytest.mark.usefixtures("no_gradients")
     @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
     def test_a_model_writes_with_a_cache(self, dtype, kind, tiny_llama, two_texts):
-        small = with_layers(tiny_llama(d_model=128, d_ff=96).to(dtype), kind)
+        small = quantize_model(tiny_llama(d_model=128, d_ff=96).to(dtype), kind)
         ids = two_texts[0]
         caches = small.new_caches(len(ids), 9)
         logits = [small(ids[:, :5], caches), small(ids[:, 5:], caches)]
@@ -244,10 +250,10 @@ class TestInt4Linear:
     def test_it_reads_back_what_absmax_rounds(self):
         weight, x = numbers(40, 64), numbers(5, 64, seed=1)
         layer = Int4Linear(weight)
-        levels, scales = absmax(weight, 4, 32)
-        value = (levels * scales.half().float()).view_as(weight)
-        assert torch.equal(layer.weight(), value)
-        assert bytes_of(layer) == 40 * 64 // 2 + 40 * 64 // 32 * 2
+        codes, scales = quantize_absmax(weight, 4, 32)
+        value = (codes * scales.half().float()).view_as(weight)
+        assert torch.equal(layer.dequantize(), value)
+        assert memory_footprint(layer) == 40 * 64 // 2 + 40 * 64 // 32 * 2
         torch.testing.assert_close(layer(x), x @ value.T)
 
     @pytest.mark.parametrize("shape", [(32,), (4, 48)])
@@ -261,7 +267,7 @@ class TestInt4Linear:
 
 def test_a_table_gives_the_rows_of_its_output_layer():
     output = Int8Linear(numbers(9, 4))
-    table, ids = Int8Table(output), torch.tensor([[0, 8, 3]])
+    table, ids = Int8Embedding(output), torch.tensor([[0, 8, 3]])
     assert table(ids).shape == (1, 3, 4)
     assert torch.equal(table(ids), table.weight[ids])
     torch.testing.assert_close(table.weight, numbers(9, 4), rtol=0, atol=0.0005)
@@ -270,10 +276,10 @@ def test_a_table_gives_the_rows_of_its_output_layer():
 def test_bytes_that_are_shared_count_once():
     layer = nn.Linear(4, 4, bias=False)
     both = nn.Sequential(layer, nn.Linear(4, 4, bias=False))
-    assert bytes_of(both) == 128
+    assert memory_footprint(both) == 128
     both[1].weight = nn.Parameter(layer.weight.detach())  # another one, of the same memory
     both.register_buffer("more", torch.zeros(3, dtype=torch.int8))
-    assert bytes_of(both) == 64 + 3
+    assert memory_footprint(both) == 64 + 3
 
 
 @pytest.mark.usefixtures("no_gradients")
@@ -294,11 +300,11 @@ class TestWithLayers:
     ):
         ids = two_texts[0]
         before, logits = copy.deepcopy(model.state_dict()), model(ids)
-        small = with_layers(model, kind)
-        assert bytes_of(small) < share * bytes_of(model)
+        small = quantize_model(model, kind)
+        assert memory_footprint(small) < share * memory_footprint(model)
         off = (small(ids) - logits).norm() / logits.norm()
         assert 0 < off < near
-        assert isinstance(small.token_embedding, Int8Table)
+        assert isinstance(small.token_embedding, Int8Embedding)
         rows = small.token_embedding(ids)
         assert torch.equal(rows, small.token_embedding.weight[ids])
         assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
@@ -310,47 +316,47 @@ class TestWithLayers:
             made.append(weight)
             return Int8Linear(weight)
 
-        small = with_layers(model, make_layer)
+        small = quantize_model(model, make_layer)
         paths = [(b, path) for b in range(len(model.blocks)) for path in MATRICES]
         assert len(made) == len(paths)
         for weight, (b, path) in zip(made, paths, strict=True):
             assert torch.equal(weight, model.blocks[b].get_submodule(path).weight)
             layer = small.blocks[b].get_submodule(path)
-            assert torch.equal(layer.levels, Int8Linear(weight).levels)
+            assert torch.equal(layer.codes, Int8Linear(weight).codes)
 
     def test_it_writes_with_a_cache_as_without(self, model, two_texts):
-        small, ids = with_layers(model, Int8Linear), two_texts[0]
+        small, ids = quantize_model(model, Int8Linear), two_texts[0]
         caches = small.new_caches(len(ids), 9)
         parts = [small(ids[:, :5], caches), small(ids[:, 5:], caches)]
         torch.testing.assert_close(torch.cat(parts, 1), small(ids), rtol=0, atol=1e-2)
 
     def test_new_caches_do_not_decode_the_table(self, model, monkeypatch):
         """For SmolLM2 it is as much work as several tokens."""
-        small = with_layers(model, Int8Linear)
+        small = quantize_model(model, Int8Linear)
 
         def decoded(_):
             raise AssertionError("the whole table was decoded")
 
-        monkeypatch.setattr(Int8Table, "weight", property(decoded))
+        monkeypatch.setattr(Int8Embedding, "weight", property(decoded))
         assert small.new_caches(1, 4)[0].keys.dtype == torch.float32
         small.to(torch.bfloat16)
         assert small.new_caches(1, 4)[0].keys.dtype == torch.bfloat16
 
     def test_an_output_layer_of_its_own_keeps_its_weights(self, tiny_llama, two_texts):
         model = tiny_llama(d_model=128, d_ff=96, tie_embeddings=False)
-        small = with_layers(model, Int8Linear)
-        assert torch.equal(small.output.levels, Int8Linear(model.output.weight).levels)
+        small = quantize_model(model, Int8Linear)
+        assert torch.equal(small.output.codes, Int8Linear(model.output.weight).codes)
         assert torch.equal(
-            small.token_embedding.output.levels,
-            Int8Linear(model.token_embedding.weight).levels,
+            small.token_embedding.output.codes,
+            Int8Linear(model.token_embedding.weight).codes,
         )
 
     def test_other_models_are_refused(self, model):
         shape = {"vocab_size": 9, "context_length": 4, "d_model": 8, "num_layers": 1}
         for other in (
             GPT(GPTConfig(**shape, num_heads=2)),
-            with_layers(model, Int8Linear),
+            quantize_model(model, Int8Linear),
             add_lora(copy.deepcopy(model), ["qkv"], rank=2, alpha=2),
         ):
             with pytest.raises(ValueError, match=f"model is a {type(other).__name__}"):
-                with_layers(other, Int8Linear)
+                quantize_model(other, Int8Linear)

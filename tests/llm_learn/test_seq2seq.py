@@ -101,7 +101,7 @@ def test_only_attention_sees_the_memory():
 def test_greedy_takes_the_likeliest_and_stops(kind):
     model = make(kind)
     source = pad_rows([[3, 4], [5, 6, 7, 3], [8]])
-    written = greedy_translation(model, source, longest=7)
+    written = greedy_translation(model, source, max_new_tokens=7)
     assert written.shape[0] == 3 and 1 <= written.shape[1] <= 7
     likeliest = model(
         source, F.pad(written, (1, 0), value=Vocabulary.bos_id)[:, :-1]
@@ -159,8 +159,10 @@ def test_errors_name_the_argument():
     model = make(Seq2Seq)
     with pytest.raises(ValueError, match=r"\(source != pad_id\).*is False: expected"):
         model.encode(torch.tensor([[3, 4], [0, 0]]))
-    with pytest.raises(ValueError, match="longest is 0: expected longest >= 1"):
-        greedy_translation(model, torch.tensor([[3]]), longest=0)
+    with pytest.raises(
+        ValueError, match="max_new_tokens is 0: expected max_new_tokens >= 1"
+    ):
+        greedy_translation(model, torch.tensor([[3]]), max_new_tokens=0)
     memory = torch.randn(1, 3, 4)
     with pytest.raises(ValueError, match=r"mask has .*torch\.int64: expected booleans"):
         attend(torch.randn(1, 2, 3), memory, torch.ones(1, 3, dtype=torch.long))

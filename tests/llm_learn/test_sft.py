@@ -13,9 +13,9 @@ from llm_learn.gguf import GGUF, tokenizer_from_gguf
 from llm_learn.llama import Llama, LlamaConfig
 from llm_learn.lora import add_lora, lora_state
 from llm_learn.reference.hugging_face import to_hugging_face
-from llm_learn.sft import answer_batch, encode_conversation, fine_tune
+from llm_learn.sft import collate_examples, encode_conversation, fine_tune
 from llm_learn.tokenizers import BPETokenizer, encode_chat
-from llm_learn.train import IGNORED, TrainConfig, train_step
+from llm_learn.train import IGNORE_INDEX, TrainConfig, train_step
 
 V = 23
 CHATML = BPETokenizer([], ["<|im_start|>", "<|im_end|>"])
@@ -50,18 +50,18 @@ def recipe(**changes) -> TrainConfig:
 def test_loss_and_gradients_equal_hugging_faces_with_masked_labels(examples):
     pytest.importorskip("transformers")
     ours = small_llama()
-    x, y = answer_batch(examples, pad_id=0)
+    x, y = collate_examples(examples, pad_id=0)
     loss = F.cross_entropy(ours(x).flatten(0, 1), y.flatten())
     loss.backward()
     theirs = to_hugging_face(small_llama()).requires_grad_(True)
     longest = max(len(ids) for ids, _ in examples)
     inputs, labels, mask = (
-        torch.full((len(examples), longest), v) for v in (0, IGNORED, 0)
+        torch.full((len(examples), longest), v) for v in (0, IGNORE_INDEX, 0)
     )
     for row, (ids, counts) in enumerate(examples):
         for place, (i, m) in enumerate(zip(ids, counts, strict=True)):
             inputs[row, place], mask[row, place] = i, 1
-            labels[row, place] = i if m else IGNORED
+            labels[row, place] = i if m else IGNORE_INDEX
     their_loss = theirs(inputs, labels=labels, attention_mask=mask).loss
     their_loss.backward()
     # Their class computes the softmax of its attention and its rotations in float32.
@@ -109,19 +109,19 @@ def test_a_prompt_is_what_stands_before_what_counts():
 
 @given(EXAMPLES)
 def test_targets_are_the_next_ids_that_count(examples):
-    x, y = answer_batch(examples, pad_id=V)
+    x, y = collate_examples(examples, pad_id=V)
     for row, (ids, mask) in enumerate(examples):
         n = len(ids) - 1
         assert x[row].tolist() == ids[:-1] + [V] * (x.shape[1] - n)
-        wanted = [i if m else IGNORED for i, m in zip(ids[1:], mask[1:], strict=True)]
-        assert y[row].tolist() == wanted + [IGNORED] * (y.shape[1] - n)
+        wanted = [i if m else IGNORE_INDEX for i, m in zip(ids[1:], mask[1:], strict=True)]
+        assert y[row].tolist() == wanted + [IGNORE_INDEX] * (y.shape[1] - n)
     assert x.shape[1] == max(len(ids) for ids, _ in examples) - 1
 
 
 @given(EXAMPLES.filter(lambda rows: any(any(mask[1:]) for _, mask in rows)), st.data())
 @settings(deadline=None, max_examples=25)
 def test_a_step_does_not_depend_on_how_targets_fall_into_micro_batches(examples, data):
-    x, y = answer_batch(examples, pad_id=0)
+    x, y = collate_examples(examples, pad_id=0)
     size = data.draw(st.integers(1, len(examples)))
     gradients, losses = [], []
     for parts in ([(x, y)], list(zip(x.split(size), y.split(size), strict=True))):
@@ -150,7 +150,7 @@ def test_what_fills_a_row_changes_nothing():
     model = small_llama()
     losses = []
     for pad_id in (0, 7):
-        x, y = answer_batch(examples, pad_id)
+        x, y = collate_examples(examples, pad_id)
         losses.append(F.cross_entropy(model(x).flatten(0, 1), y.flatten()))
     assert torch.equal(*losses)
 
@@ -203,9 +203,9 @@ def test_every_example_is_seen_once_before_any_is_seen_again(monkeypatch):
 
     def spy(batch, pad_id):
         seen.extend(ids[0] for ids, _ in batch)
-        return answer_batch(batch, pad_id)
+        return collate_examples(batch, pad_id)
 
-    monkeypatch.setattr("llm_learn.sft.answer_batch", spy)
+    monkeypatch.setattr("llm_learn.sft.collate_examples", spy)
     generator = torch.Generator().manual_seed(0)
     config = recipe(max_steps=7, batch_size=3)
     fine_tune(small_llama(), examples, config, pad_id=0, generator=generator)
@@ -224,7 +224,7 @@ def test_learns_the_answers():
     model = small_llama()
     losses = fine_tune(model, examples, config, pad_id=0, generator=generator)
     assert len(losses) == 200 and losses[-1] < 0.1 < 1 < losses[0]
-    x, y = answer_batch(examples, 0)
+    x, y = collate_examples(examples, 0)
     predicted = model(x).argmax(-1)
     assert (predicted == y)[:, -1].all()
     assert not (predicted[:, 1] == 2).all()  # easy to learn, but it does not count
@@ -280,7 +280,7 @@ def test_an_answer_must_not_melt_into_what_stands_before_it(content):
 )
 def test_batches_that_cannot_be_are_refused(examples, message):
     with pytest.raises(ValueError, match=message):
-        answer_batch(examples, 0)
+        collate_examples(examples, 0)
 
 
 def test_nothing_to_learn_is_refused():

@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_learn.generate import generate
-from llm_learn.speculative import SOFTMAX, accept, all_on_best, from_model, speculate
+from llm_learn.speculative import (
+    accept,
+    draft_from_model,
+    greedy_probs,
+    softmax_probs,
+    speculate,
+)
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 V = 6
@@ -27,31 +33,33 @@ def small(tiny_llama):
     return tiny_llama(**SHAPE | {"d_model": 8}, num_layers=1)
 
 
-def luck(seed: int = 0) -> torch.Generator:
+def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
 def distributions(count: int, seed: int) -> torch.Tensor:
     """(count, V), far from even."""
-    return (2 * torch.randn(count, V, generator=luck(seed))).softmax(-1)
+    return (2 * torch.randn(count, V, generator=seeded(seed))).softmax(-1)
 
 
 class TestAccept:
     @pytest.mark.parametrize("seed", range(4))
     def test_the_id_after_one_guess_is_distributed_as_the_model_says(self, seed):
         p, q = distributions(2, seed), distributions(1, seed + 10)
-        found, draw = np.zeros(V), luck(seed)
-        for guess in torch.multinomial(q[0], 2000, True, generator=draw).split(1):
-            stay, weights = accept(p, q, guess, draw)
+        found, generator = np.zeros(V), seeded(seed)
+        for guess in torch.multinomial(q[0], 2000, True, generator=generator).split(1):
+            stay, weights = accept(p, q, guess, generator=generator)
             found[int(stay if len(stay) else torch.multinomial(weights, 1))] += 1
         # The seeds are fixed, so this fails only when the code changes.
         expected = p[0].double() / p[0].double().sum() * 2000
         assert scipy.stats.chisquare(found, expected).pvalue > 1e-3
 
     def test_a_guess_stays_as_often_as_the_two_overlap(self):
-        p, q, draw = distributions(2, 0), distributions(1, 1), luck()
-        guesses = torch.multinomial(q[0], 4000, True, generator=draw).split(1)
-        share = np.mean([len(accept(p, q, guess, draw)[0]) for guess in guesses])
+        p, q, generator = distributions(2, 0), distributions(1, 1), seeded()
+        guesses = torch.multinomial(q[0], 4000, True, generator=generator).split(1)
+        share = np.mean(
+            [len(accept(p, q, guess, generator=generator)[0]) for guess in guesses]
+        )
         overlap = torch.minimum(p[0], q[0]).sum().item()
         assert share == pytest.approx(overlap, abs=4 * 0.5 / 4000**0.5)
 
@@ -60,7 +68,9 @@ class TestAccept:
         replaced = [
             weights
             for seed in range(30)
-            if not len((found := accept(p, q, torch.tensor([2]), luck(seed)))[0])
+            if not len(
+                (found := accept(p, q, torch.tensor([2]), generator=seeded(seed)))[0]
+            )
             for weights in [found[1]]
         ]
         assert replaced
@@ -69,12 +79,12 @@ class TestAccept:
 
     def test_nothing_stays_behind_the_first_that_does_not(self):
         p, q = torch.eye(3)[[0, 1, 2, 0]], torch.eye(3)[[0, 2, 2]]
-        stay, weights = accept(p, q, torch.tensor([0, 2, 2]), luck())
+        stay, weights = accept(p, q, torch.tensor([0, 2, 2]), generator=seeded())
         assert stay.tolist() == [0] and weights.tolist() == [0, 1, 0]
 
     def test_a_draft_that_agrees_stays_and_the_next_is_the_models(self):
         p = distributions(4, 0)
-        stay, weights = accept(p, p[:3], torch.tensor([1, 0, 5]), luck())
+        stay, weights = accept(p, p[:3], torch.tensor([1, 0, 5]), generator=seeded())
         assert stay.tolist() == [1, 0, 5] and torch.equal(weights, p[3])
 
     def test_rounding_leaves_something_to_draw_from(self):
@@ -82,7 +92,7 @@ class TestAccept:
         q = torch.tensor([[0.25, 0.75]])
         p = torch.cat([q * 0.9, q])
         for seed in range(50):
-            stay, weights = accept(p, q, torch.tensor([1]), luck(seed))
+            stay, weights = accept(p, q, torch.tensor([1]), generator=seeded(seed))
             assert weights.sum() > 0
             if not len(stay):
                 assert torch.equal(weights, p[0])
@@ -103,7 +113,7 @@ class TestAccept:
     def test_shapes_that_do_not_fit_are_refused(self, target, draft, drafted, message):
         ids = torch.zeros(drafted, dtype=torch.long)
         with pytest.raises(ValueError, match=message):
-            accept(torch.ones(target), torch.ones(draft), ids, luck())
+            accept(torch.ones(target), torch.ones(draft), ids, generator=seeded())
 
 
 class TestSpeculate:
@@ -113,8 +123,8 @@ class TestSpeculate:
         for seed in range(12):
             found = {}
             for eos_id in (None, 3):
-                options = {"probs": SOFTMAX, "generator": luck(seed)}
-                draft = from_model(small, 40, **options)
+                options = {"probs": softmax_probs, "generator": seeded(seed)}
+                draft = draft_from_model(small, 40, **options)
                 found[eos_id] = speculate(
                     model, [1, 2], 12, draft, k=k, eos_id=eos_id, **options
                 )
@@ -131,8 +141,8 @@ class TestSpeculate:
         same=st.booleans(),
     )
     def test_greedy_text_is_that_of_generate(self, model, small, prompt, new, k, same):
-        options = {"probs": all_on_best, "generator": luck()}
-        draft = from_model(model if same else small, 40, **options)
+        options = {"probs": greedy_probs, "generator": seeded()}
+        draft = draft_from_model(model if same else small, 40, **options)
         with torch.no_grad():
             ours, passes = speculate(model, prompt, new, draft, k=k, **options)
         plain = generate(model, torch.tensor([prompt]), new, temperature=0)[0].tolist()
@@ -150,9 +160,9 @@ class TestSpeculate:
         steps = model(whole)[:, 1:-1].log_softmax(-1).gather(2, texts[..., None])
         exact = steps.double().sum(1).exp()[:, 0].numpy()
         found, passes = np.zeros(27), 0
-        options = {"probs": SOFTMAX, "generator": luck()}
+        options = {"probs": softmax_probs, "generator": seeded()}
         for _ in range(1000):
-            draft = from_model(small, 5, **options)
+            draft = draft_from_model(small, 5, **options)
             ids, took = speculate(model, [0, 1], 3, draft, k=2, **options)
             found[int(np.dot(ids, [9, 3, 1]))] += 1
             passes += took
@@ -165,20 +175,20 @@ class TestSpeculate:
 
     def test_no_gradients_are_kept(self, model):
         with torch.enable_grad():
-            options = {"probs": SOFTMAX, "generator": luck()}
+            options = {"probs": softmax_probs, "generator": seeded()}
             watched = []
 
             def probs(logits: torch.Tensor) -> torch.Tensor:
                 watched.append(logits.requires_grad)
-                return SOFTMAX(logits)
+                return softmax_probs(logits)
 
-            draft = from_model(model, 9, **options)
-            speculate(model, [1], 5, draft, k=2, probs=probs, generator=luck())
+            draft = draft_from_model(model, 9, **options)
+            speculate(model, [1], 5, draft, k=2, probs=probs, generator=seeded())
         assert watched and not any(watched)
 
     def test_a_text_may_fill_the_context_and_one_more(self, small):
-        options = {"probs": all_on_best, "generator": luck()}
-        draft = from_model(small, 41, **options)
+        options = {"probs": greedy_probs, "generator": seeded()}
+        draft = draft_from_model(small, 41, **options)
         ids, _ = speculate(small, [1, 2], 39, draft, k=3, **options)
         assert len(ids) == 39
 
@@ -195,16 +205,18 @@ class TestSpeculate:
         ],
     )
     def test_what_cannot_be_written_is_refused(self, model, small, change, message):
-        options = {"probs": all_on_best, "generator": luck()}
+        options = {"probs": greedy_probs, "generator": seeded()}
         given = {"prompt": [1], "max_new_tokens": 3, "k": 2} | change
         with pytest.raises(ValueError, match=message):
-            speculate(model, draft=from_model(small, 40, **options), **options, **given)
+            speculate(
+                model, draft=draft_from_model(small, 40, **options), **options, **given
+            )
 
     def test_a_draft_that_gives_more_than_was_asked_for_is_refused(self, model):
         def draft(text: list[int], k: int) -> tuple[torch.Tensor, torch.Tensor]:
             return torch.zeros(k + 1, dtype=torch.long), torch.eye(V)[:1].expand(k + 1, -1)
 
-        options = {"probs": all_on_best, "generator": luck()}
+        options = {"probs": greedy_probs, "generator": seeded()}
         with pytest.raises(ValueError, match=r"len\(drafted\) is 3, asked is 2: expected"):
             speculate(model, [1], 5, draft, k=2, **options)
 
@@ -216,11 +228,11 @@ class TestDevices:
         target, draft = torch.ones(3, V, device="meta"), torch.ones(2, V, device="meta")
         drafted = torch.zeros(2, dtype=torch.long, device="meta")
         with pytest.raises(RuntimeError, match="meta tensors"):
-            accept(target, draft, drafted, luck())
+            accept(target, draft, drafted, generator=seeded())
 
     def test_models_read_where_they_are(self, tiny_llama, one_device, monkeypatch):
         monkeypatch.setattr("llm_learn.llama.check_ids", lambda *_: None)
-        monkeypatch.setattr("llm_learn.speculative.sample_id", lambda *_: 1)
+        monkeypatch.setattr("llm_learn.speculative.sample_id", lambda *_, **__: 1)
         given = []
 
         def pretend(target, draft, drafted, generator):
@@ -229,8 +241,8 @@ class TestDevices:
 
         monkeypatch.setattr("llm_learn.speculative.accept", pretend)
         model = tiny_llama(**SHAPE).to("meta")
-        options = {"probs": SOFTMAX, "generator": luck()}
-        ids, q = from_model(model, 20, **options)([1, 2, 3], 4)
+        options = {"probs": softmax_probs, "generator": seeded()}
+        ids, q = draft_from_model(model, 20, **options)([1, 2, 3], 4)
         assert ids.device.type == q.device.type == "meta" and q.shape == (4, V)
 
         def draft(text, k):  # as from a look-up, whose ids are on the CPU
@@ -242,16 +254,16 @@ class TestDevices:
 
     def test_half_precision_is_drafted_and_checked_in_float32(self, tiny_llama):
         model = tiny_llama(**SHAPE).to(torch.bfloat16)
-        options = {"probs": SOFTMAX, "generator": luck()}
-        draft = from_model(model, 20, **options)
+        options = {"probs": softmax_probs, "generator": seeded()}
+        draft = draft_from_model(model, 20, **options)
         assert draft([1, 2], 3)[1].dtype == torch.float32
         watched = []
 
         def probs(logits):
             watched.append(logits.dtype)
-            return all_on_best(logits)
+            return greedy_probs(logits)
 
-        options = {"probs": probs, "generator": luck()}
+        options = {"probs": probs, "generator": seeded()}
         ours, _ = speculate(model, [1, 2], 12, draft, k=2, **options)
         assert len(ours) == 12 and set(watched) == {torch.float32}
 
@@ -267,21 +279,21 @@ class TestFromModel:
     def test_it_drafts_as_without_a_cache_whatever_it_read_before(self, small, texts, k):
         """Texts of few different ids, so that many begin alike."""
         with torch.no_grad():
-            draft = from_model(small, 10, probs=SOFTMAX, generator=luck())
+            draft = draft_from_model(small, 10, probs=softmax_probs, generator=seeded())
             for text in texts:
                 ids, q = draft(text, k)
                 assert ids.shape == (k,) and q.shape == (k, V)
                 logits = small(torch.tensor([[*text, *ids.tolist()]]))[0]
-                expected = SOFTMAX(logits[len(text) - 1 : -1])
+                expected = softmax_probs(logits[len(text) - 1 : -1])
                 torch.testing.assert_close(q, expected, rtol=0, atol=1e-5)
 
     def test_ids_are_drawn_from_what_it_returns(self, small):
-        draft = from_model(small, 10, probs=all_on_best, generator=luck())
+        draft = draft_from_model(small, 10, probs=greedy_probs, generator=seeded())
         ids, q = draft([1, 2], 4)
         assert torch.equal(q.argmax(-1), ids) and (q.sum(-1) == 1).all()
 
     def test_a_text_beyond_its_capacity_is_refused(self, small):
-        draft = from_model(small, 5, probs=SOFTMAX, generator=luck())
+        draft = draft_from_model(small, 5, probs=softmax_probs, generator=seeded())
         with pytest.raises(
             ValueError, match=r"len\(text\) is 3, k is 3, capacity is 5: expected"
         ):
@@ -289,5 +301,5 @@ class TestFromModel:
 
 
 def test_all_on_best_is_the_limit_of_a_low_temperature():
-    logits = torch.randn(5, V, generator=luck())
-    torch.testing.assert_close(all_on_best(logits), SOFTMAX(logits / 1e-4))
+    logits = torch.randn(5, V, generator=seeded())
+    torch.testing.assert_close(greedy_probs(logits), softmax_probs(logits / 1e-4))

@@ -249,10 +249,10 @@ def test_the_heap_merges_like_the_replay_of_all_merges(corpus, text):
 
 @pytest.mark.parametrize("letters", ["ab", string.ascii_lowercase, "theandoring "])
 def test_long_chunks_merge_like_the_replay_of_all_merges(bpe, letters):
-    draw = random.Random(0)
+    rng = random.Random(0)
     ranks = {pair: rank for rank, pair in enumerate(bpe.merges)}
     for length in (0, 1, 2, 100, 3000):
-        text = "".join(draw.choices(letters, k=length))
+        text = "".join(rng.choices(letters, k=length))
         ids = [BYTE_ORDER.index(b) for b in text.encode()]
         assert apply_merges(ids, ranks) == naive_apply(ids, bpe.merges)
 

@@ -12,15 +12,15 @@ from torch.nn import functional as F
 from llm_learn.data import get_batch
 from llm_learn.feedforward import (
     MLP,
+    AddAuxiliaryLoss,
     MixtureOfExperts,
-    WithLoss,
-    balanced,
     loss_scale,
     softmax_gates,
+    with_aux_loss,
 )
 from llm_learn.gpt import GPT, GPTConfig
 from llm_learn.optim import AdamW
-from llm_learn.train import IGNORED, TrainConfig, evaluate_loss, train, train_step
+from llm_learn.train import IGNORE_INDEX, TrainConfig, evaluate_loss, train, train_step
 
 RECIPE = {"max_steps": 8, "batch_size": 2, "learning_rate": 1e-2}
 
@@ -133,7 +133,7 @@ def test_a_step_does_not_depend_on_how_its_batch_is_cut(batch_size, data):
 def test_targets_that_do_not_count_are_no_part_of_a_step():
     x, y = torch.randint(11, (2, 4, 8))
     counts = torch.rand(4, 8) < torch.tensor([1.0, 0.5, 0.2, 0.0])[:, None]
-    y = y.where(counts, IGNORED)
+    y = y.where(counts, IGNORE_INDEX)
     model = tiny_gpt().double()
     F.cross_entropy(model(x)[counts], y[counts]).backward()
     parts = list(zip(x, y, strict=True))
@@ -151,13 +151,16 @@ class WithZLoss(nn.Module):
 
     def forward(self, ids):
         logits = self.model(ids)
-        return WithLoss.apply(logits, 0.7 * logits.logsumexp(-1).square().mean())
+        return AddAuxiliaryLoss.apply(logits, 0.7 * logits.logsumexp(-1).square().mean())
 
 
 @pytest.mark.parametrize("sizes", [[4, 4], [1, 2, 5], [1] * 8])
 def test_a_second_loss_that_is_a_mean_does_not_depend_on_how_the_batch_is_cut(sizes):
     x, y = torch.randint(11, (2, 8, 8))
-    y[3, 2:], y[4] = IGNORED, IGNORED  # some positions, and a whole window, are no targets
+    y[3, 2:], y[4] = (
+        IGNORE_INDEX,
+        IGNORE_INDEX,
+    )  # some positions, and a whole window, are no targets
     model = tiny_gpt().double()
     logits = model(x)
     (
@@ -179,7 +182,7 @@ def router_gradients(num_parts: int, num_windows: int, weight: float) -> torch.T
     for block in model.blocks:
         block.mlp = MixtureOfExperts(
             d_model=16, num_experts=4, top_k=1,
-            make_expert=lambda: MLP(d_model=16, d_ff=16), gates=balanced(softmax_gates, weight),
+            make_expert=lambda: MLP(d_model=16, d_ff=16), gates=with_aux_loss(softmax_gates, weight),
         )  # fmt: skip
     model.double()
     size = num_windows // num_parts
@@ -198,7 +201,7 @@ def test_a_balancing_loss_is_averaged_over_micro_batches(num_parts):
         model = tiny_gpt()
         model.blocks[0].mlp = MixtureOfExperts(
             d_model=16, num_experts=4, top_k=1,
-            make_expert=lambda: MLP(d_model=16, d_ff=16), gates=balanced(softmax_gates, 1.0),
+            make_expert=lambda: MLP(d_model=16, d_ff=16), gates=with_aux_loss(softmax_gates, 1.0),
         )  # fmt: skip
         batches = list(zip(x.split(8 // parts), y.split(8 // parts), strict=True))
         _ = gradients_after(model.double(), batches)
@@ -238,8 +241,8 @@ def test_a_steps_factor_is_on_the_first_learning_rate_of_every_group():
     batch = tuple(torch.randint(11, (2, 3, 8)))
     for factor in (0.5, 0.25, 1.0):
         train_step(model, optimizers, [batch], factor=factor)
-        rates = [group["lr"] for o in optimizers for group in o.param_groups]
-        assert rates == pytest.approx([0.5 * factor, 0.1 * factor, 0.2 * factor])
+        learning_rates = [group["lr"] for o in optimizers for group in o.param_groups]
+        assert learning_rates == pytest.approx([0.5 * factor, 0.1 * factor, 0.2 * factor])
 
 
 def test_a_step_clips_the_gradient_of_the_whole_model():
@@ -530,4 +533,4 @@ def test_a_step_without_any_target_is_refused():
     x, y = torch.zeros(2, 1, 4, dtype=torch.long)
     model = tiny_gpt()
     with pytest.raises(ValueError, match="batches has no target"):
-        train_step(model, [AdamW(model.parameters(), lr=0.1)], [(x, y + IGNORED)])
+        train_step(model, [AdamW(model.parameters(), lr=0.1)], [(x, y + IGNORE_INDEX)])

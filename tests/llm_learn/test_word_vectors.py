@@ -126,12 +126,12 @@ class TestTraining:
 
     def test_learning_words_of_one_topic_get_one_direction(self):
         """Two topics of six words that never meet."""
-        draw = seeded()
-        topic = torch.randint(2, (12_000,), generator=draw)
+        generator = seeded()
+        topic = torch.randint(2, (12_000,), generator=generator)
         words, contexts = (
-            6 * topic + torch.randint(6, (12_000,), generator=draw) for _ in range(2)
+            6 * topic + torch.randint(6, (12_000,), generator=generator) for _ in range(2)
         )
-        noise = torch.randint(12, (10_000,), generator=draw)
+        noise = torch.randint(12, (10_000,), generator=generator)
         v, _ = train_skip_gram(
             words, contexts, noise, num_words=12, dim=6, learning_rate=0.05, batch_size=64
         )

@@ -28,7 +28,7 @@ from llm_learn.apps.serving_engine import LOGGER, Engine, Request
 from llm_learn.argument_checks import expect
 
 
-class Refusal(Exception):
+class RequestError(Exception):
     """A request that is answered by an error.
 
     Args:
@@ -73,78 +73,78 @@ class Service:
     def __init__(self, engine: Engine, model: ServedModel, max_waiting: int = 64):
         expect("max_waiting >= 1", max_waiting=max_waiting)
         self.engine, self.model, self.max_waiting = engine, model, max_waiting
-        self.mail: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.closed = self.stopped = False
         # Nothing comes between a look at `closed` and the mail.
-        self.door = threading.Lock()
-        self.thread = threading.Thread(target=self.work, daemon=True, name="engine")
+        self.lock = threading.Lock()
+        self.thread = threading.Thread(target=self.run_loop, daemon=True, name="engine")
         self.thread.start()
 
-    def work(self) -> None:
+    def run_loop(self) -> None:
         """Reads the mail, then makes a pass, until it is stopped."""
         while not self.stopped:
             idle = not self.engine.waiting and not self.engine.running
             try:
                 with suppress(queue.Empty):
                     while not self.stopped:
-                        self.mail.get(block=idle)()
+                        self.inbox.get(block=idle)()
                         idle = False
                 if not self.stopped:
                     _ = self.engine.step()
             except Exception:
                 LOGGER.exception("a pass failed")
-                self.end_all("failed")
+                self.abort_all("failed")
 
-    def end_all(self, reason: str) -> None:
+    def abort_all(self, finish_reason: str) -> None:
         """Ends every text; in the engine's thread."""
         for request in [*self.engine.running, *self.engine.waiting]:
-            self.engine.take_out(request, reason)
+            self.engine.abort(request, finish_reason)
 
     def stop(self) -> None:
         """Ends the thread; what has not ended is cancelled, and nothing new is taken."""
 
         def last() -> None:
             self.stopped = True
-            self.end_all("cancelled")
+            self.abort_all("cancelled")
 
-        with self.door:
+        with self.lock:
             self.closed = True
-            self.mail.put(last)
+            self.inbox.put(last)
         self.thread.join()
 
-    def submit(self, request: Request) -> None:
+    def add_request(self, request: Request) -> None:
         """Puts a text into the mailbox, which the engine reads between two passes.
 
         Raises:
             ValueError: the engine could never finish it; its own thread is no place to find out.
-            Refusal: too many wait, or the service is closed.
+            RequestError: too many wait, or the service is closed.
         """
         self.engine.check(request)
-        with self.door:
+        with self.lock:
             if self.closed:
-                raise Refusal(503, "the server is closing")
+                raise RequestError(503, "the server is closing")
             # What is in the mail waits too; a cancellation among it counts as one more.
-            if len(self.engine.waiting) + self.mail.qsize() >= self.max_waiting:
-                raise Refusal(
+            if len(self.engine.waiting) + self.inbox.qsize() >= self.max_waiting:
+                raise RequestError(
                     503, f"{self.max_waiting} requests are waiting: try again later"
                 )
-            self.mail.put(lambda: self.engine.submit(request))
+            self.inbox.put(lambda: self.engine.add_request(request))
 
-    def cancel(self, request: Request) -> None:
+    def abort(self, request: Request) -> None:
         """The text is wanted no more."""
-        self.mail.put(lambda: self.engine.take_out(request, "cancelled"))
+        self.inbox.put(lambda: self.engine.abort(request, "cancelled"))
 
 
-KNOWN = {
+SUPPORTED_FIELDS = {
     *("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p"),
     *("seed", "stream", "stream_options", "n", "user", "store", "metadata"),
 }
 # Some clients send what they do not use.
-NEUTRAL = {
+NEUTRAL_DEFAULTS = {
     **{"frequency_penalty": 0, "presence_penalty": 0, "logprobs": False, "top_logprobs": 0},
     **{"stop": [], "tools": [], "logit_bias": {}, "response_format": {"type": "text"}},
 }
-MOST_BYTES = 1_000_000  # of a body
+MAX_BODY_BYTES = 1_000_000  # of a body
 
 
 def number(
@@ -156,31 +156,31 @@ def number(
         return default
     if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
         what = "a whole number" if kind == (int,) else "a number"
-        raise Refusal(
+        raise RequestError(
             400, f"{name} is {value!r}: expected {what} from {low} to {high}", name
         )
     return value
 
 
-def text_in(content: object) -> str:
+def message_text(content: object) -> str:
     """The text of a message, which may come in parts."""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list) or not all(
         isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str)
         for p in parts
     ):
-        raise Refusal(
+        raise RequestError(
             400, "messages holds a content that is no text: only text is read", "messages"
         )
     return "".join(part["text"] for part in parts)
 
 
-def as_known(role: object) -> object:
+def normalize_role(role: object) -> object:
     """OpenAI's newer name of the system is "developer"."""
     return "system" if role == "developer" else role
 
 
-def request_from(body: object, engine: Engine, model: ServedModel) -> Request:
+def parse_request(body: object, engine: Engine, model: ServedModel) -> Request:
     """The text that a client asks for.
 
     Args:
@@ -189,29 +189,31 @@ def request_from(body: object, engine: Engine, model: ServedModel) -> Request:
         model: what the engine runs.
 
     Raises:
-        Refusal: the body asks for what does not exist or has another form.
+        RequestError: the body asks for what does not exist or has another form.
     """
     if not isinstance(body, dict):
-        raise Refusal(400, f"the body is a {type(body).__name__}: expected an object")
+        raise RequestError(400, f"the body is a {type(body).__name__}: expected an object")
     for name, value in body.items():
-        unused = value is None or (name in NEUTRAL and value == NEUTRAL[name])
-        if name not in KNOWN and not unused:
-            raise Refusal(
+        unused = value is None or (
+            name in NEUTRAL_DEFAULTS and value == NEUTRAL_DEFAULTS[name]
+        )
+        if name not in SUPPORTED_FIELDS and not unused:
+            raise RequestError(
                 400, f"{name!a} is not supported: leave it out", ascii(name)[1:-1]
             )
     if body.get("model") != model.name:
-        raise Refusal(
+        raise RequestError(
             404, f"model is {body.get('model')!r}: there is {model.name!r}", "model"
         )
     if not isinstance(body.get("stream"), bool | None):
-        raise Refusal(
+        raise RequestError(
             400, f"stream is {body['stream']!r}: expected true or false", "stream"
         )
     if not isinstance(body.get("stream_options"), dict | None):
-        raise Refusal(400, "stream_options is no object", "stream_options")
+        raise RequestError(400, "stream_options is no object", "stream_options")
     n = body.get("n")
     if n is not None and (type(n) is not int or n != 1):
-        raise Refusal(400, f"n is {n!r}: one answer is written", "n")
+        raise RequestError(400, f"n is {n!r}: one answer is written", "n")
     temperature = number(body, "temperature", (int, float), 0, 2, 1.0)
     if body.get("top_p") == 0:  # the likeliest id only
         temperature = 0
@@ -229,26 +231,29 @@ def request_from(body: object, engine: Engine, model: ServedModel) -> Request:
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
             raise ValueError("messages is no list of objects with role and content")
         plain = [
-            {"role": as_known(m.get("role")), "content": text_in(m.get("content"))}
+            {
+                "role": normalize_role(m.get("role")),
+                "content": message_text(m.get("content")),
+            }
             for m in messages
         ]
         # Before the text is cut into tokens, which takes time.
         size = sum(len(m["content"].encode(errors="replace")) for m in plain)
-        most = model.longest_token * engine.room_after(1)
+        most = model.longest_token * engine.max_output_tokens(1)
         if size > most:
             raise ValueError(
                 f"messages holds {size:,} bytes of text: no prompt of more than {most:,} fits"
             )
         prompt = model.prompt_ids(plain)
-        usual = max(1, min(256, engine.room_after(len(prompt))))
+        usual = max(1, min(256, engine.max_output_tokens(len(prompt))))
         request = Request(prompt, limit or usual, options=options)
         engine.check(request)
     except ValueError as error:
-        raise Refusal(400, str(error), "messages") from error
+        raise RequestError(400, str(error), "messages") from error
     return request
 
 
-async def text_pieces(
+async def stream_text(
     http: HTTPRequest, service: Service, request: Request
 ) -> AsyncGenerator[tuple[str, str]]:
     """Pieces of text with an empty reason, then an empty piece with the reason; stops where the client has gone."""
@@ -258,23 +263,23 @@ async def text_pieces(
         with suppress(RuntimeError):  # the loop is closed: nobody listens any more
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-    request.on_id = lambda i: tell(service.model.token_bytes[i], "")
-    request.on_end = lambda reason: tell(b"", reason)
+    request.on_token = lambda i: tell(service.model.token_bytes[i], "")
+    request.on_finish = lambda finish_reason: tell(b"", finish_reason)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     try:
-        service.submit(request)
-        reason = ""
-        while not reason:
+        service.add_request(request)
+        finish_reason = ""
+        while not finish_reason:
             try:
-                piece, reason = await asyncio.wait_for(events.get(), 0.1)
+                piece, finish_reason = await asyncio.wait_for(events.get(), 0.1)
             except TimeoutError:
                 piece = b""
             if await http.is_disconnected():
                 return
-            if (text := decoder.decode(piece, final=bool(reason))) or reason:
-                yield text, reason
+            if (text := decoder.decode(piece, final=bool(finish_reason))) or finish_reason:
+                yield text, finish_reason
     finally:
-        service.cancel(request)
+        service.abort(request)
 
 
 def head(name: str) -> dict:
@@ -283,7 +288,7 @@ def head(name: str) -> dict:
     return {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": created, "model": name}
 
 
-def wire(head: dict, kind: str, choice: dict | None, **more: object) -> dict:
+def response_body(head: dict, kind: str, choice: dict | None, **more: object) -> dict:
     """An answer, or a part of one."""
     choices = [] if choice is None else [{"index": 0} | choice]
     return head | {"object": kind, "choices": choices} | more
@@ -308,42 +313,48 @@ def app(service: Service) -> Starlette:
         content = bytearray()
         async for part in http.stream():
             content += part
-            if len(content) > MOST_BYTES:
-                raise Refusal(413, f"the body is longer than {MOST_BYTES:,} bytes")
+            if len(content) > MAX_BODY_BYTES:
+                raise RequestError(413, f"the body is longer than {MAX_BODY_BYTES:,} bytes")
         try:
             body = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise Refusal(400, f"the body is no JSON: {error}") from error
+            raise RequestError(400, f"the body is no JSON: {error}") from error
         # In another thread, because tokenization takes time: meanwhile others are answered.
-        request = await run_in_threadpool(request_from, body, service.engine, service.model)
-        common, pieces = head(name), text_pieces(http, service, request)
+        request = await run_in_threadpool(
+            parse_request, body, service.engine, service.model
+        )
+        common, pieces = head(name), stream_text(http, service, request)
         if not body.get("stream"):
             found = [piece async for piece in pieces]
             if not found or found[-1][1] not in ("stop", "length"):
-                raise Refusal(500, failed)
+                raise RequestError(500, failed)
             message = {"role": "assistant", "content": "".join(text for text, _ in found)}
             choice = {"message": message, "finish_reason": found[-1][1]}
-            return JSONResponse(wire(common, "chat.completion", choice, **usage(request)))
+            return JSONResponse(
+                response_body(common, "chat.completion", choice, **usage(request))
+            )
         # What can be refused is refused before the first event, when the status has not been sent.
         first = await anext(pieces, None)
         if first is None or first[1] not in ("", "stop", "length"):
-            raise Refusal(500, failed)
+            raise RequestError(500, failed)
 
         async def events() -> AsyncIterator[dict]:
             kind = "chat.completion.chunk"
             delta = {"role": "assistant", "content": ""}
-            yield wire(common, kind, {"delta": delta, "finish_reason": None})
+            yield response_body(common, kind, {"delta": delta, "finish_reason": None})
             item = first
             while item is not None:
-                text, reason = item
-                if reason not in ("", "stop", "length"):
+                text, finish_reason = item
+                if finish_reason not in ("", "stop", "length"):
                     yield {"error": {"message": failed, "type": "server_error"}}
                     return
                 delta = {"content": text} if text else {}
-                yield wire(common, kind, {"delta": delta, "finish_reason": reason or None})
+                yield response_body(
+                    common, kind, {"delta": delta, "finish_reason": finish_reason or None}
+                )
                 item = await anext(pieces, None)
             if (body.get("stream_options") or {}).get("include_usage"):
-                yield wire(common, kind, None, **usage(request))
+                yield response_body(common, kind, None, **usage(request))
 
         async def lines() -> AsyncIterator[str]:
             try:
@@ -355,18 +366,18 @@ def app(service: Service) -> Starlette:
 
         return StreamingResponse(lines(), media_type="text/event-stream")
 
-    async def refuse(http: HTTPRequest, error: Refusal) -> Response:
+    async def error_response(http: HTTPRequest, error: RequestError) -> Response:
         kind = "invalid_request_error" if error.status < 500 else "server_error"
         said = {"message": str(error), "type": kind, "param": error.param, "code": None}
         return JSONResponse({"error": said}, error.status)
 
     async def unknown(http: HTTPRequest, error: HTTPException) -> Response:
         said = f"{http.url.path}: {error.detail}"
-        return await refuse(http, Refusal(error.status_code, said))
+        return await error_response(http, RequestError(error.status_code, said))
 
     routes = [
         Route("/v1/models", models),
         Route("/v1/chat/completions", completions, methods=["POST"]),
     ]
-    handlers: dict[Any, Any] = {Refusal: refuse, HTTPException: unknown}
+    handlers: dict[Any, Any] = {RequestError: error_response, HTTPException: unknown}
     return Starlette(routes=routes, exception_handlers=handlers)

@@ -15,20 +15,20 @@ from llm_learn.apps import run_folder
 from llm_learn.apps.pipeline_stages import (
     Plan,
     Round,
-    as_teacher,
+    distillation_batches,
     example_batches,
     flops,
-    learn_from,
-    lessons,
-    next_id_loss,
-    own_share,
+    local_batch_size,
+    next_token_loss,
     reinforce,
+    teacher_loss,
     text_batches,
+    train_on,
 )
 from llm_learn.atomic_files import replacing, write_json
-from llm_learn.distributed import Ranks
+from llm_learn.distributed import DistributedContext
 from llm_learn.llama import Llama
-from llm_learn.sft import answer_batch
+from llm_learn.sft import collate_examples
 from llm_learn.tasks.shakespeare_conversations import (
     REPLY_KINDS,
     TalkTask,
@@ -47,17 +47,17 @@ GPU_PLAN = Plan(
     num_layers=8,
     num_heads=6,
     pretrain_steps=1000,
-    windows=64,
-    tune_steps=300,
-    examples=96,
-    rounds=200,
-    prompts=32,
-    samples=16,
-    reinforce_rate=0.0005,
+    pretrain_batch_size=64,
+    sft_steps=300,
+    sft_batch_size=96,
+    rl_rounds=200,
+    num_prompts=32,
+    num_samples=16,
+    rl_learning_rate=0.0005,
     student_d_model=192,
-    student_layers=2,
-    written=6144,
-    distil_steps=600,
+    student_num_layers=2,
+    num_distill_samples=6144,
+    distill_steps=600,
 )
 SAID = ("How now! what news?", "Where is the king?", "I love thee.", "Good night.")
 
@@ -91,9 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder, device = given.pop("out"), given.pop("device", "cpu")
     seed, large = given.pop("seed", 0), given.pop("large", False)
 
-    def work(ranks: Ranks) -> int:
+    def work(dist_context: DistributedContext) -> int:
         plan = replace(GPU_PLAN if large else Plan(), **given)
-        PipelineRun(folder, plan, seed, ranks).go()
+        PipelineRun(folder, plan, seed, dist_context).go()
         return 0
 
     return run_folder.exit_status(work, device)
@@ -106,17 +106,24 @@ class PipelineRun:
         folder: where the models go.
         plan: of all stages; a folder that was begun with another is refused.
         seed: decides all that is drawn.
-        ranks: the processes that share the work; each makes one.
+        dist_context: the processes that share the work; each makes one.
     """
 
-    def __init__(self, folder: Path, plan: Plan, seed: int, ranks: Ranks):
-        self.folder, self.plan, self.seed, self.ranks = folder, plan, seed, ranks
+    def __init__(
+        self, folder: Path, plan: Plan, seed: int, dist_context: DistributedContext
+    ):
+        self.folder, self.plan, self.seed, self.dist_context = (
+            folder,
+            plan,
+            seed,
+            dist_context,
+        )
         self.settings = asdict(plan) | {"seed": seed}
         # What cannot work is refused before anything is written.
-        for name in ("windows", "examples", "prompts"):
-            _ = own_share(name, getattr(plan, name), ranks)
+        for name in ("pretrain_batch_size", "sft_batch_size", "num_prompts"):
+            _ = local_batch_size(name, getattr(plan, name), dist_context)
         _ = flops(plan, prompt=1)
-        begun = ranks.from_first(self.is_begun)
+        begun = dist_context.run_on_main(self.is_begun)
         if begun:
             self.say("reading the plays and the tokenizer")
             tokenizer = BPETokenizer.load(folder / "tokenizer.json")
@@ -126,7 +133,7 @@ class PipelineRun:
             self.task = make_task(plan.num_words, plan.vocab_size)
         encode, talk = self.task.tokenizer.encode, self.task.talk
         self.ids, self.held_out = (
-            torch.tensor(encode(text)).to(ranks.device)
+            torch.tensor(encode(text)).to(dist_context.device)
             for text in (talk.text, talk.held_out_text)
         )
         self.examples = self.task.examples(talk.turns)
@@ -134,7 +141,7 @@ class PipelineRun:
         self.predicted = flops(plan, sum(lengths) / len(lengths))
         self.rows: list[dict] = []
         if not begun:
-            ranks.from_first(self.begin)
+            dist_context.run_on_main(self.begin)
 
     def is_begun(self) -> bool:
         """Whether the folder holds a run, which must have been begun with the same plan."""
@@ -151,38 +158,48 @@ class PipelineRun:
             self.task.tokenizer.save(temporary / "tokenizer.json")
 
     def say(self, text: str) -> None:
-        if self.ranks.is_first:
+        if self.dist_context.is_main_process:
             print(text, flush=True)
 
     def go(self) -> None:
         """Runs the stages that are not done, and writes the report."""
-        plan, task, seed, ranks = self.plan, self.task, self.seed, self.ranks
+        plan, task, seed, dist_context = self.plan, self.task, self.seed, self.dist_context
         for name, number in self.predicted.items():
             self.say(f"{name:<14} {number:9.2e} floating-point operations predicted")
         torch.manual_seed(seed)
         model, student = plan.models()
-        text = text_batches(self.ids, plan.windows, plan.context_length, seed, ranks)
-        turns = example_batches(self.examples, plan.examples, task.end_id, seed, ranks)
-        learn = partial(learn_from, ranks=ranks)
+        text = text_batches(
+            self.ids, plan.pretrain_batch_size, plan.context_length, seed, dist_context
+        )
+        turns = example_batches(
+            self.examples, plan.sft_batch_size, task.eos_id, seed, dist_context
+        )
+        learn = partial(train_on, dist_context=dist_context)
 
         def pretrain() -> None:
-            learn(model, next_id_loss, text, plan.pretrain_steps, rate=0.01)
+            learn(model, next_token_loss, text, plan.pretrain_steps, learning_rate=0.01)
 
         def tune() -> None:
-            learn(model, next_id_loss, turns, plan.tune_steps, rate=0.005)
+            learn(model, next_token_loss, turns, plan.sft_steps, learning_rate=0.005)
 
         def follow_manners() -> None:
-            self.follow(reinforce(model, task, plan, seed, ranks))
+            self.follow(reinforce(model, task, plan, seed, dist_context))
 
         def distil() -> None:
-            replies = lessons(model, task, plan, seed, ranks)
-            learn(student, as_teacher(model), replies, plan.distil_steps, rate=0.01)
+            replies = distillation_batches(model, task, plan, seed, dist_context)
+            learn(
+                student,
+                teacher_loss(model),
+                replies,
+                plan.distill_steps,
+                learning_rate=0.01,
+            )
 
         self.run_stage("pre-training", model, pretrain)
         self.run_stage("tuning", model, tune)
         self.run_stage("reinforcement", model, follow_manners)
         self.run_stage("distillation", student, distil)
-        ranks.from_first(lambda: write_json(self.folder / "report.json", self.rows))
+        dist_context.run_on_main(lambda: write_json(self.folder / "report.json", self.rows))
         for said in SAID:
             for kind in REPLY_KINDS:
                 self.say(f"({kind}) {said} — {self.reply(model, kind, said)}")
@@ -190,18 +207,20 @@ class PipelineRun:
     def run_stage(self, name: str, model: Llama, stage: Callable[[], None]) -> None:
         """Runs a stage and saves its model, or loads it; then measures."""
         path, predicted = self.folder / f"{name}.safetensors", self.predicted[name]
-        model.to(self.ranks.device)
+        model.to(self.dist_context.device)
         seconds, took = None, ""
-        if self.ranks.from_first(path.is_file):
-            model.load_state_dict(load_file(path, device=self.ranks.device))
+        if self.dist_context.run_on_main(path.is_file):
+            model.load_state_dict(load_file(path, device=self.dist_context.device))
         else:
             begun = time.perf_counter()
             stage()
             seconds = time.perf_counter() - begun
             took = f", {predicted / seconds:.1e} a second"
             if not all(p.isfinite().all() for p in model.parameters()):
-                raise ValueError(f"{name} left weights that are no numbers: lower its rate")
-            self.ranks.from_first(lambda: save(model, path))
+                raise ValueError(
+                    f"{name} left weights that are no numbers: lower its learning rate"
+                )
+            self.dist_context.run_on_main(lambda: save(model, path))
         row = {"stage": name, "weights": sum(p.numel() for p in model.parameters())}
         row |= {"flops": predicted, "seconds": seconds} | self.measured(model)
         self.rows.append(row)
@@ -221,28 +240,31 @@ class PipelineRun:
     @torch.no_grad()
     def measured(self, model: Llama) -> dict[str, float]:
         """What the book's page measures, on the plays that were held out."""
-        talk, end_id = self.task.talk, self.task.end_id
+        talk, eos_id = self.task.talk, self.task.eos_id
         num_bytes = len(talk.held_out_text.encode()) / len(self.held_out)  # of an id
-        x, y = answer_batch(self.task.examples(talk.held_out_turns), end_id)
-        batch = x.to(self.ranks.device), y.to(self.ranks.device)
+        x, y = collate_examples(self.task.examples(talk.held_out_turns), eos_id)
+        batch = x.to(self.dist_context.device), y.to(self.dist_context.device)
         asked = [
             (kind, turn.said) for turn in talk.held_out_turns[:100] for kind in REPLY_KINDS
         ]
-        generator = torch.Generator(self.ranks.device).manual_seed(0)
+        generator = torch.Generator(self.dist_context.device).manual_seed(0)
         kept = self.task.kept(
-            asked, draw_replies(model, self.task.prompts(asked), end_id, generator)
+            asked,
+            draw_replies(model, self.task.prompts(asked), eos_id, generator=generator),
         )
         return {
             "bits_per_byte": evaluate_loss(model, self.held_out) / num_bytes / math.log(2),
-            "reply_loss": float(next_id_loss(model, batch)),
+            "reply_loss": float(next_token_loss(model, batch)),
             "all_kept": float(kept.all(1).float().mean()),
         }
 
     def reply(self, model: Llama, kind: str, said: str) -> str:
         """The likeliest reply."""
         prompts = self.task.prompts([(kind, said)])
-        generator = torch.Generator(self.ranks.device)
-        written = draw_replies(model, prompts, self.task.end_id, generator, temperature=0.0)
+        generator = torch.Generator(self.dist_context.device)
+        written = draw_replies(
+            model, prompts, self.task.eos_id, generator=generator, temperature=0.0
+        )
         return self.task.texts(written)[0]
 
 

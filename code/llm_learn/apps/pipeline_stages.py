@@ -13,17 +13,22 @@ from tqdm import tqdm
 
 from llm_learn.argument_checks import expect
 from llm_learn.data import get_batch
-from llm_learn.distributed import Ranks
-from llm_learn.gpt import draw_by_fan_in
+from llm_learn.distributed import DistributedContext
+from llm_learn.gpt import init_weights_fan_in
 from llm_learn.llama import Llama, LlamaConfig
 from llm_learn.losses import distillation_loss, group_advantages, ppo_clip_loss
 from llm_learn.optim import AdamW, muon_and_adamw, wsd_schedule
-from llm_learn.sft import Example, answer_batch
-from llm_learn.tasks.shakespeare_conversations import REPLY, TalkTask, Written, draw_replies
-from llm_learn.train import IGNORED, summed_loss
+from llm_learn.sft import Example, collate_examples
+from llm_learn.tasks.shakespeare_conversations import (
+    REPLY,
+    Completions,
+    TalkTask,
+    draw_replies,
+)
+from llm_learn.train import IGNORE_INDEX, summed_loss
 
 Batch = tuple[Tensor, Tensor]  # ids (B, T), and for each the next, or IGNORED
-ALONE = Ranks()
+SINGLE_PROCESS = DistributedContext()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,34 +42,38 @@ class Plan:
     num_layers: int = 3
     num_heads: int = 4
     pretrain_steps: int = 400
-    windows: int = 8  # of the text, in an update
-    tune_steps: int = 100
-    examples: int = 48  # conversations, in an update
-    rounds: int = 30  # of reinforcement learning
-    prompts: int = 16  # in a round
-    samples: int = 8  # replies to each
-    reinforce_rate: float = 0.002
+    pretrain_batch_size: int = 8  # of the text, in an update
+    sft_steps: int = 100
+    sft_batch_size: int = 48  # conversations, in an update
+    rl_rounds: int = 30  # of reinforcement learning
+    num_prompts: int = 16  # in a round
+    num_samples: int = 8  # replies to each
+    rl_learning_rate: float = 0.002
     beta: float = 0.05  # rewards a nat of distance from the tuned model costs
     student_d_model: int = 64
-    student_layers: int = 1
-    written: int = 1536  # replies of the teacher, for the student
-    distil_steps: int = 120
+    student_num_layers: int = 1
+    num_distill_samples: int = 1536  # replies of the teacher, for the student
+    distill_steps: int = 120
 
     def __post_init__(self):
         for name, kind in type(self).__annotations__.items():
             expect(f"{name} >= {1 if kind is int else 0}", **vars(self))
-        expect("samples >= 2", samples=self.samples)  # a group needs two replies
+        expect(
+            "num_samples >= 2", num_samples=self.num_samples
+        )  # a group needs two replies
 
     def models(self) -> tuple[Llama, Llama]:
         """The model that is trained, and its student."""
         sizes = self.vocab_size, self.context_length
         return (
-            llama_of(*sizes, self.d_model, self.num_layers, self.num_heads),
-            llama_of(*sizes, self.student_d_model, self.student_layers, self.num_heads),
+            make_llama(*sizes, self.d_model, self.num_layers, self.num_heads),
+            make_llama(
+                *sizes, self.student_d_model, self.student_num_layers, self.num_heads
+            ),
         )
 
 
-def llama_of(
+def make_llama(
     vocab_size: int, context_length: int, d_model: int, num_layers: int, num_heads: int
 ) -> Llama:
     """A Llama with random weights, in which two heads share their keys and values."""
@@ -78,32 +87,32 @@ def llama_of(
         num_kv_heads=max(1, num_heads // 2),
     )
     model = Llama(config)
-    draw_by_fan_in(model, num_layers)
+    init_weights_fan_in(model, num_layers)
     # The output layer reads the same weights: at the width's scale its first logits are about 1.
     nn.init.normal_(model.token_embedding.weight, std=d_model**-0.5)
     return model
 
 
-def shared(model: Llama, ranks: Ranks) -> nn.Module:
+def wrap_ddp(model: Llama, dist_context: DistributedContext) -> nn.Module:
     """The model as it is trained: several processes average their gradients."""
-    model.to(ranks.device)
-    return model if ranks.world_size == 1 else DistributedDataParallel(model)
+    model.to(dist_context.device)
+    return model if dist_context.world_size == 1 else DistributedDataParallel(model)
 
 
-def own_share(name: str, number: int, ranks: Ranks) -> int:
+def local_batch_size(name: str, number: int, dist_context: DistributedContext) -> int:
     """How many of a batch this process takes."""
-    expect(f"{name} % processes == 0", **{name: number}, processes=ranks.world_size)
-    return number // ranks.world_size
+    expect(f"{name} % processes == 0", **{name: number}, processes=dist_context.world_size)
+    return number // dist_context.world_size
 
 
-def learn_from(
+def train_on(
     model: Llama,
     loss: Callable[..., Tensor],
     batches: Iterator,
-    num_steps: int,
+    max_steps: int,
     *,
-    rate: float,
-    ranks: Ranks = ALONE,
+    learning_rate: float,
+    dist_context: DistributedContext = SINGLE_PROCESS,
 ) -> list[float]:
     """Trains with Muon and AdamW; the rate rises for ten updates, and falls over the last third.
 
@@ -111,26 +120,28 @@ def learn_from(
         model: changed in place.
         loss: of the model on a batch.
         batches: those of this process.
-        num_steps: updates.
-        rate: AdamW's; Muon's is twice as high.
-        ranks: the processes that share the work; each has the mean over its own targets.
+        max_steps: updates.
+        learning_rate: AdamW's; Muon's is twice as high.
+        dist_context: the processes that share the work; each has the mean over its own targets.
 
     Returns:
         The loss before each update, on this process's batch.
     """
-    trained = shared(model, ranks)
-    optimizers = muon_and_adamw(model, muon_rate=2 * rate, adamw_rate=rate)
+    trained = wrap_ddp(model, dist_context)
+    optimizers = muon_and_adamw(
+        model, muon_learning_rate=2 * learning_rate, adamw_learning_rate=learning_rate
+    )
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    highest = [group["lr"] for group in groups]
-    decay, warmup = -(-num_steps // 3), min(10, num_steps // 3)
+    peaks = [group["lr"] for group in groups]
+    decay, warmup = -(-max_steps // 3), min(10, max_steps // 3)
     losses = []
-    hidden = None if ranks.is_first else True
-    for step in tqdm(range(num_steps), leave=False, disable=hidden):
+    hidden = None if dist_context.is_main_process else True
+    for step in tqdm(range(max_steps), leave=False, disable=hidden):
         factor = wsd_schedule(
-            step, max_steps=num_steps, decay_steps=decay, warmup_steps=warmup
+            step, max_steps=max_steps, decay_steps=decay, warmup_steps=warmup
         )
-        for group, lr in zip(groups, highest, strict=True):
-            group["lr"] = lr * factor
+        for group, peak in zip(groups, peaks, strict=True):
+            group["lr"] = peak * factor
         value = loss(trained, next(batches))
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -142,35 +153,45 @@ def learn_from(
     return losses
 
 
-def next_id_loss(model: nn.Module, batch: Batch) -> Tensor:
+def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy in nats per target."""
     x, y = batch
-    return summed_loss(model(x), y) / (y != IGNORED).sum()
+    return summed_loss(model(x), y) / (y != IGNORE_INDEX).sum()
 
 
 def text_batches(
-    ids: Tensor, windows: int, context_length: int, seed: int, ranks: Ranks = ALONE
+    ids: Tensor,
+    batch_size: int,
+    context_length: int,
+    seed: int,
+    dist_context: DistributedContext = SINGLE_PROCESS,
 ) -> Iterator[Batch]:
     """Random windows of a text, without end."""
-    generator = torch.Generator().manual_seed(seed * ranks.world_size + ranks.rank)
-    share = own_share("windows", windows, ranks)
+    generator = torch.Generator().manual_seed(
+        seed * dist_context.world_size + dist_context.rank
+    )
+    share = local_batch_size("pretrain_batch_size", batch_size, dist_context)
     while True:
         x, y = get_batch(ids, share, context_length, generator=generator)
-        yield x.to(ranks.device), y.to(ranks.device)
+        yield x.to(dist_context.device), y.to(dist_context.device)
 
 
 def example_batches(
-    examples: Sequence[Example], number: int, end_id: int, seed: int, ranks: Ranks = ALONE
+    examples: Sequence[Example],
+    batch_size: int,
+    eos_id: int,
+    seed: int,
+    dist_context: DistributedContext = SINGLE_PROCESS,
 ) -> Iterator[Batch]:
     """Examples in a random order, again and again."""
     generator = torch.Generator().manual_seed(seed)  # one order for all processes
-    share, order = own_share("examples", number, ranks), []
+    share, order = local_batch_size("sft_batch_size", batch_size, dist_context), []
     while True:
-        while len(order) < number:
+        while len(order) < batch_size:
             order += torch.randperm(len(examples), generator=generator).tolist()
-        own, order = order[ranks.rank * share :][:share], order[number:]
-        x, y = answer_batch([examples[i] for i in own], end_id)
-        yield x.to(ranks.device), y.to(ranks.device)
+        own, order = order[dist_context.rank * share :][:share], order[batch_size:]
+        x, y = collate_examples([examples[i] for i in own], eos_id)
+        yield x.to(dist_context.device), y.to(dist_context.device)
 
 
 @dataclass(frozen=True)
@@ -183,7 +204,11 @@ class Round:
 
 
 def reinforce(
-    model: Llama, task: TalkTask, plan: Plan, seed: int, ranks: Ranks = ALONE
+    model: Llama,
+    task: TalkTask,
+    plan: Plan,
+    seed: int,
+    dist_context: DistributedContext = SINGLE_PROCESS,
 ) -> Iterator[Round]:
     """GRPO with the share of rules kept as the reward, less `plan.beta` a nat of distance from the first model.
 
@@ -193,16 +218,18 @@ def reinforce(
         plan: how many rounds, of how many replies.
         seed: decides the prompts and the replies.
     """
-    reference = copy.deepcopy(model).to(ranks.device)
-    trained = shared(model, ranks)
-    optimizer = AdamW(model.parameters(), lr=plan.reinforce_rate, weight_decay=0.0)
-    own_seed = seed * ranks.world_size + ranks.rank
-    draw = random.Random(own_seed)
-    generator = torch.Generator(ranks.device).manual_seed(own_seed)
-    share = own_share("prompts", plan.prompts, ranks)
-    for _ in range(plan.rounds):
-        groups = [ask for ask in task.ask(share, draw) for _ in range(plan.samples)]
-        written = draw_replies(model, task.prompts(groups), task.end_id, generator)
+    reference = copy.deepcopy(model).to(dist_context.device)
+    trained = wrap_ddp(model, dist_context)
+    optimizer = AdamW(model.parameters(), lr=plan.rl_learning_rate, weight_decay=0.0)
+    own_seed = seed * dist_context.world_size + dist_context.rank
+    rng = random.Random(own_seed)
+    generator = torch.Generator(dist_context.device).manual_seed(own_seed)
+    share = local_batch_size("num_prompts", plan.num_prompts, dist_context)
+    for _ in range(plan.rl_rounds):
+        groups = [ask for ask in task.ask(share, rng) for _ in range(plan.num_samples)]
+        written = draw_replies(
+            model, task.prompts(groups), task.eos_id, generator=generator
+        )
         kept = task.kept(groups, written)  # (B, 4)
         with torch.no_grad():
             reference_logps = written.logps_by(reference)
@@ -210,7 +237,7 @@ def reinforce(
         old_logps, mask = logps.detach(), written.mask
         kl = ((old_logps - reference_logps) * mask).sum(1)  # (B,)
         rewards = kept.mean(1).to(kl.device) - plan.beta * kl
-        advantages = group_advantages(rewards.view(share, plan.samples)).view(-1, 1)
+        advantages = group_advantages(rewards.view(share, plan.num_samples)).view(-1, 1)
         # With one update a round the ratio is 1, and the clip does not act.
         losses = ppo_clip_loss(logps, old_logps, advantages.expand_as(logps), clip=0.2)
         optimizer.zero_grad()
@@ -219,14 +246,14 @@ def reinforce(
         optimizer.step()
         all_kept = float(kept.all(1).float().mean())
         found = [*kept.mean(0).tolist(), all_kept, float(kl.mean())]
-        *each, everything, distance = ranks.mean(found)
+        *each, everything, distance = dist_context.mean(found)
         yield Round(each, everything, distance)
 
 
-def as_teacher(teacher: Llama) -> Callable[[nn.Module, Written], Tensor]:
+def teacher_loss(teacher: Llama) -> Callable[[nn.Module, Completions], Tensor]:
     """How far a student is from its teacher at each id of the teacher's replies, in nats."""
 
-    def loss(student: nn.Module, lesson: Written) -> Tensor:
+    def loss(student: nn.Module, lesson: Completions) -> Tensor:
         with torch.no_grad():
             expected = lesson.logits_by(teacher)
         kl = distillation_loss(lesson.logits_by(student), expected, temperature=1.0)
@@ -235,17 +262,23 @@ def as_teacher(teacher: Llama) -> Callable[[nn.Module, Written], Tensor]:
     return loss
 
 
-def lessons(
-    teacher: Llama, task: TalkTask, plan: Plan, seed: int, ranks: Ranks = ALONE
-) -> Iterator[Written]:
+def distillation_batches(
+    teacher: Llama,
+    task: TalkTask,
+    plan: Plan,
+    seed: int,
+    dist_context: DistributedContext = SINGLE_PROCESS,
+) -> Iterator[Completions]:
     """Replies that a teacher writes, in batches for its student, which come again and again."""
-    own_seed = seed * ranks.world_size + ranks.rank
-    draw = random.Random(own_seed)
-    generator = torch.Generator(ranks.device).manual_seed(own_seed)
-    share = own_share("examples", plan.examples, ranks)
+    own_seed = seed * dist_context.world_size + dist_context.rank
+    rng = random.Random(own_seed)
+    generator = torch.Generator(dist_context.device).manual_seed(own_seed)
+    share = local_batch_size("sft_batch_size", plan.sft_batch_size, dist_context)
     written = [
-        draw_replies(teacher, task.prompts(task.ask(share, draw)), task.end_id, generator)
-        for _ in range(-(-plan.written // plan.examples))
+        draw_replies(
+            teacher, task.prompts(task.ask(share, rng)), task.eos_id, generator=generator
+        )
+        for _ in range(-(-plan.num_distill_samples // plan.sft_batch_size))
     ]
     return itertools.cycle(written)
 
@@ -265,10 +298,19 @@ def flops(plan: Plan, prompt: float) -> dict[str, float]:
     n, student = (sum(p.numel() for p in m.parameters() if p.ndim == 2) for m in models)
     talk = prompt + REPLY
     return {
-        "pre-training": 6 * n * plan.pretrain_steps * plan.windows * plan.context_length,
-        "tuning": 6 * n * plan.tune_steps * plan.examples * talk,
+        "pre-training": 6
+        * n
+        * plan.pretrain_steps
+        * plan.pretrain_batch_size
+        * plan.context_length,
+        "tuning": 6 * n * plan.sft_steps * plan.sft_batch_size * talk,
         # Written, read by the reference, learned from.
-        "reinforcement": (2 + 2 + 6) * n * plan.rounds * plan.prompts * plan.samples * talk,
-        "distillation": 2 * n * plan.written * talk
-        + (2 * n + 6 * student) * plan.distil_steps * plan.examples * talk,
+        "reinforcement": (2 + 2 + 6)
+        * n
+        * plan.rl_rounds
+        * plan.num_prompts
+        * plan.num_samples
+        * talk,
+        "distillation": 2 * n * plan.num_distill_samples * talk
+        + (2 * n + 6 * student) * plan.distill_steps * plan.sft_batch_size * talk,
     }

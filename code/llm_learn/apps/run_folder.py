@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_learn.assets import AssetError
 from llm_learn.atomic_files import new_folder, write_json
-from llm_learn.distributed import Ranks, joined
+from llm_learn.distributed import DistributedContext, init_distributed
 
 
 def command_parser(name: str, **texts: Any) -> argparse.ArgumentParser:
@@ -24,15 +24,15 @@ def command_parser(name: str, **texts: Any) -> argparse.ArgumentParser:
     return made
 
 
-def exit_status(work: Callable[[Ranks], int], device: str) -> int:
+def exit_status(work: Callable[[DistributedContext], int], device: str) -> int:
     """What `work` returns for this process, or 2 after an error; of several processes the first one tells of it."""
-    ranks = Ranks()
+    dist_context = DistributedContext()
     with ExitStack() as stack:
         try:
-            ranks = stack.enter_context(joined(device))
-            return work(ranks)
+            dist_context = stack.enter_context(init_distributed(device))
+            return work(dist_context)
         except (ValueError, OSError, AssetError) as error:
-            if ranks.is_first:
+            if dist_context.is_main_process:
                 print(f"error: {error}", file=sys.stderr)
             return 2
 

@@ -17,11 +17,11 @@ from llm_learn.argument_checks import expect
 from llm_learn.llama import Llama, LlamaBlock, LlamaConfig
 
 
-class NoBlock(Exception):
+class NoFreeBlocks(Exception):
     """Every block is in use."""
 
 
-class BlockPool:
+class BlockAllocator:
     """Who uses which block, and what stands in it.
 
     Args:
@@ -34,31 +34,31 @@ class BlockPool:
             "num_blocks >= 1, block_size >= 1", num_blocks=num_blocks, block_size=block_size
         )
         self.block_size = block_size
-        self.users = [0] * num_blocks
-        self.free = OrderedDict.fromkeys(range(num_blocks))  # the longest free first
+        self.ref_counts = [0] * num_blocks
+        self.free_blocks = OrderedDict.fromkeys(range(num_blocks))  # the longest free first
         self.hash_of: dict[int, bytes] = {}
         self.block_of: dict[bytes, int] = {}
 
-    def blocks_for(self, num_positions: int) -> int:
+    def num_blocks_for(self, num_positions: int) -> int:
         """How many blocks so many positions need."""
         return -(-num_positions // self.block_size)
 
-    def take(self) -> int:
-        """A block for new text. Raises NoBlock."""
-        if not self.free:
-            raise NoBlock
-        block, _ = self.free.popitem(last=False)
+    def allocate(self) -> int:
+        """A block for new text. Raises NoFreeBlocks."""
+        if not self.free_blocks:
+            raise NoFreeBlocks
+        block, _ = self.free_blocks.popitem(last=False)
         if (found := self.hash_of.pop(block, None)) is not None:
             del self.block_of[found]
-        self.users[block] = 1
+        self.ref_counts[block] = 1
         return block
 
-    def give_back(self, blocks: Sequence[int]) -> None:
+    def free(self, blocks: Sequence[int]) -> None:
         """One user less for each; the last ones become free first, since beginnings are wanted more often."""
         for block in reversed(blocks):
-            self.users[block] -= 1
-            if self.users[block] == 0:
-                self.free[block] = None
+            self.ref_counts[block] -= 1
+            if self.ref_counts[block] == 0:
+                self.free_blocks[block] = None
 
     def hashes(self, ids: Sequence[int], hashes: list[bytes] | None = None) -> list[bytes]:
         """One for each block that these ids fill, of its own ids and the hash before, so of all ids up to its end.
@@ -74,7 +74,7 @@ class BlockPool:
                 hashes.append(sha256(b"".join([*hashes[-1:], own])).digest())
         return hashes
 
-    def remember(
+    def insert(
         self,
         ids: Sequence[int],
         blocks: Sequence[int],
@@ -87,7 +87,7 @@ class BlockPool:
             if blocks[i] not in self.hash_of and hashes[i] not in self.block_of:
                 self.hash_of[blocks[i]], self.block_of[hashes[i]] = hashes[i], blocks[i]
 
-    def known(self, ids: Sequence[int], hashes: list[bytes] | None = None) -> list[int]:
+    def lookup(self, ids: Sequence[int], hashes: list[bytes] | None = None) -> list[int]:
         """The blocks that hold the beginning of these ids; not of the last, which has to be read for its logits."""
         found: list[int] = []
         for prefix in self.hashes(ids, hashes)[: (len(ids) - 1) // self.block_size]:
@@ -97,15 +97,15 @@ class BlockPool:
             found.append(block)
         return found
 
-    def share(self, blocks: Sequence[int]) -> None:
+    def touch(self, blocks: Sequence[int]) -> None:
         """One user more for each."""
         for block in blocks:
-            self.free.pop(block, None)
-            self.users[block] += 1
+            self.free_blocks.pop(block, None)
+            self.ref_counts[block] += 1
 
 
 @dataclass(frozen=True)
-class Row:
+class SequenceChunk:
     """What a text gives to a pass."""
 
     ids: Sequence[int]  # new ones, at least one
@@ -116,12 +116,12 @@ class Row:
         expect("len(ids) >= 1, start >= 0", ids=self.ids, start=self.start)
 
 
-class Pages:
+class PagedKVCache:
     """The keys and values of a model, in blocks.
 
     Args:
         config: of the model.
-        num_blocks, block_size: those of the pool.
+        num_blocks, block_size: those of the allocator.
         dtype, device: those of the model's weights.
 
     Attributes:
@@ -140,55 +140,62 @@ class Pages:
         expect(
             "num_blocks >= 1, block_size >= 1", num_blocks=num_blocks, block_size=block_size
         )
-        slots = num_blocks * block_size
-        shape = (2, config.num_layers, slots, config.num_kv_heads, config.head_dim)
+        num_slots = num_blocks * block_size
+        shape = (2, config.num_layers, num_slots, config.num_kv_heads, config.head_dim)
         self.keys, self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.block_size = block_size
 
-    def slots(self, row: Row) -> Tensor:
+    def slot_mapping(self, chunk: SequenceChunk) -> Tensor:
         """Where the positions of a row lie, from the first of its text to the last of its new ids: (S,)"""
-        size, length = self.block_size, row.start + len(row.ids)
+        size, length = self.block_size, chunk.start + len(chunk.ids)
         expect(
             "len(blocks) * block_size >= length",
-            blocks=row.blocks,
+            blocks=chunk.blocks,
             block_size=size,
             length=length,
         )
         positions = torch.arange(length, device=self.keys.device)
-        table = torch.tensor(row.blocks, device=self.keys.device)
+        table = torch.tensor(chunk.blocks, device=self.keys.device)
         return table[positions // size] * size + positions % size
 
 
 @torch.no_grad()  # each thread has its own switch, and an engine may run in any
-def read_rows(model: Llama, pages: Pages, rows: Sequence[Row]) -> Tensor:
-    """One pass: writes keys and values of all new ids into the pages.
+def paged_forward(
+    model: Llama, kv_cache: PagedKVCache, chunks: Sequence[SequenceChunk]
+) -> Tensor:
+    """One pass: writes keys and values of all new ids into the cache.
 
     Args:
         model: reads.
-        pages: of that model, with its dtype and device; changed.
-        rows: texts, at least one, each once.
+        kv_cache: of that model, with its dtype and device; changed.
+        chunks: texts, at least one, each once.
 
     Returns:
-        (rows, V) logits for the id after each row's last, float32 and on the CPU, where ids are chosen
+        (chunks, V) logits for the id after each chunk's last, float32 and on the CPU, where ids are chosen
     """
     # Of a norm, as in `Llama.new_caches`: where weights are stored in fewer bits, a norm's are not.
     weight = model.norm.weight
     expect(
-        "len(rows) >= 1, longest_row <= context_length, "
-        "pages.keys.dtype == weight.dtype, pages.keys.device == weight.device",
-        rows=rows,
-        longest_row=max((row.start + len(row.ids) for row in rows), default=0),
+        "len(chunks) >= 1, longest_chunk <= context_length, "
+        "kv_cache.keys.dtype == weight.dtype, kv_cache.keys.device == weight.device",
+        chunks=chunks,
+        longest_chunk=max((chunk.start + len(chunk.ids) for chunk in chunks), default=0),
         context_length=model.config.context_length,
-        pages=pages,
+        kv_cache=kv_cache,
         weight=weight,
     )
-    ids = [i for row in rows for i in row.ids]
-    positions = [row.start + n for row in rows for n in range(len(row.ids))]
+    ids = [i for chunk in chunks for i in chunk.ids]
+    positions = [chunk.start + n for chunk in chunks for n in range(len(chunk.ids))]
     ids, positions = torch.tensor([ids, positions], device=weight.device)  # (N,) each
-    slots = [pages.slots(row) for row in rows]
-    new = torch.cat([s[row.start :] for s, row in zip(slots, rows, strict=True)])  # (N,)
-    ends = list(accumulate(len(row.ids) for row in rows))
-    groups = [*single_ids(rows, slots, ends), *longer(rows, slots, ends)]
+    slot_mappings = [kv_cache.slot_mapping(chunk) for chunk in chunks]
+    new = torch.cat(
+        [s[chunk.start :] for s, chunk in zip(slot_mappings, chunks, strict=True)]
+    )  # (N,)
+    ends = list(accumulate(len(chunk.ids) for chunk in chunks))
+    groups = [
+        *decode_batches(chunks, slot_mappings, ends),
+        *prefill_batches(chunks, slot_mappings, ends),
+    ]
     x = model.token_embedding(ids).unsqueeze(0)  # (1, N, C)
     cosines, sines = model.rope(positions)
     rope = cosines.to(x.dtype), sines.to(x.dtype)
@@ -198,19 +205,19 @@ def read_rows(model: Llama, pages: Pages, rows: Sequence[Row]) -> Tensor:
             t.squeeze(0).transpose(0, 1)
             for t in layer.attention.heads(layer.norm_1(x), rope)
         )
-        pages.keys[i, new], pages.values[i, new] = k, v  # (N, K, D)
+        kv_cache.keys[i, new], kv_cache.values[i, new] = k, v  # (N, K, D)
         heads = torch.empty_like(q)  # (N, H, D)
         for where, table, mask in groups:
-            heads[where] = read_slots(
-                q[where], pages.keys[i, table], pages.values[i, table], mask
+            heads[where] = paged_attention(
+                q[where], kv_cache.keys[i, table], kv_cache.values[i, table], mask
             )
         x = x + layer.attention.out(heads.flatten(1).unsqueeze(0))
         x = x + layer.mlp(layer.norm_2(x))
-    last = torch.tensor(ends, device=x.device) - 1  # (rows,)
+    last = torch.tensor(ends, device=x.device) - 1  # (chunks,)
     return model.logits(model.norm(x[0, last])).float().cpu()
 
 
-def read_slots(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def paged_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Attention of R texts with T new ids each over S slots each.
 
     Args:
@@ -227,29 +234,33 @@ def read_slots(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     ).transpose(1, 2)
 
 
-def single_ids(
-    rows: Sequence[Row], slots: Sequence[Tensor], ends: Sequence[int]
+def decode_batches(
+    chunks: Sequence[SequenceChunk], slot_mappings: Sequence[Tensor], ends: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """All texts with one new id, as one batch: where (R, 1), table (R, S) and mask (R, 1, 1, S)."""
-    short = [i for i, row in enumerate(rows) if len(row.ids) == 1]
+    short = [i for i, chunk in enumerate(chunks) if len(chunk.ids) == 1]
     if short:
-        table = torch.nn.utils.rnn.pad_sequence([slots[i] for i in short], batch_first=True)
+        table = torch.nn.utils.rnn.pad_sequence(
+            [slot_mappings[i] for i in short], batch_first=True
+        )
         where = torch.tensor([[ends[i] - 1] for i in short], device=table.device)
-        lengths = torch.tensor([[len(slots[i])] for i in short], device=table.device)
+        lengths = torch.tensor(
+            [[len(slot_mappings[i])] for i in short], device=table.device
+        )
         mask = torch.arange(table.shape[1], device=table.device) < lengths
         yield where, table, mask[:, None, None]
 
 
-def longer(
-    rows: Sequence[Row], slots: Sequence[Tensor], ends: Sequence[int]
+def prefill_batches(
+    chunks: Sequence[SequenceChunk], slot_mappings: Sequence[Tensor], ends: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Each text with several new ids by itself: where (1, T), table (1, S) and mask (1, 1, T, S)."""
-    for row, slot, end in zip(rows, slots, ends, strict=True):
-        if len(row.ids) > 1:
-            where = torch.arange(end - len(row.ids), end, device=slot.device)
-            positions = torch.arange(len(slot), device=slot.device)
-            mask = positions <= positions[row.start :, None]
-            yield where[None], slot[None], mask[None, None]
+    for chunk, slot_mapping, end in zip(chunks, slot_mappings, ends, strict=True):
+        if len(chunk.ids) > 1:
+            where = torch.arange(end - len(chunk.ids), end, device=slot_mapping.device)
+            positions = torch.arange(len(slot_mapping), device=slot_mapping.device)
+            mask = positions <= positions[chunk.start :, None]
+            yield where[None], slot_mapping[None], mask[None, None]
 
 
 LOGGER = logging.getLogger("llm_learn.apps.serving_engine")
@@ -261,189 +272,219 @@ class Request:
 
     Attributes:
         ids: the prompt, and what was written.
-        hashes: of the blocks that its ids fill, as far as the pool has computed them.
-        num_read: positions whose keys and values lie in `blocks`.
-        reason: why it ended: "stop" for its own end, "length" for the limit, or what `take_out` was told; empty while it has not.
+        hashes: of the blocks that its ids fill, as far as the allocator has computed them.
+        num_computed_tokens: positions whose keys and values lie in `blocks`.
+        finish_reason: why it ended: "stop" for its own end, "length" for the limit, or what `abort` was told; empty while it has not.
     """
 
     prompt: Sequence[int]
-    max_new: int
-    on_id: Callable[[int], None] = lambda _: None  # is called with each id
-    on_end: Callable[[str], None] = lambda _: None  # and once with the reason
+    max_new_tokens: int
+    on_token: Callable[[int], None] = lambda _: None  # is called with each id
+    on_finish: Callable[[str], None] = lambda _: None  # and once with the reason
     options: dict = field(default_factory=dict)
     ids: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
-    num_read: int = 0
-    reason: str = ""
+    num_computed_tokens: int = 0
+    finish_reason: str = ""
 
     def __post_init__(self):
         self.ids = list(self.prompt)
 
-    def num_unread(self) -> int:
+    def num_uncomputed_tokens(self) -> int:
         """How many of its ids have not been read."""
-        return len(self.ids) - self.num_read
+        return len(self.ids) - self.num_computed_tokens
 
 
 @dataclass(eq=False)
 class Engine:
     """Continues many texts at once."""
 
-    read_rows: Callable[[list[Row]], Sequence]  # something for each row
-    choose: Callable[[Request, object], int]  # the next id, given that something
-    pool: BlockPool  # the blocks
+    execute_model: Callable[[list[SequenceChunk]], Sequence]  # something for each row
+    sample: Callable[[Request, object], int]  # the next id, given that something
+    allocator: BlockAllocator  # the blocks
     _: KW_ONLY
-    end_id: int  # ends a text, and is not part of it
-    max_rows: int = 16  # texts that run at the same time, at most
-    max_tokens: int = 128  # tokens in a pass, at most
-    max_chunk: int = 64  # tokens of one text in a pass, at most
+    eos_id: int  # ends a text, and is not part of it
+    max_num_seqs: int = 16  # texts that run at the same time, at most
+    max_num_batched_tokens: int = 128  # tokens in a pass, at most
+    max_chunk_size: int = 64  # tokens of one text in a pass, at most
     context_length: int = 2048  # positions that the model can read
 
     def __post_init__(self):
         expect(
-            "max_rows >= 1, max_tokens >= 1, max_chunk >= 1, context_length >= 1",
+            "max_num_seqs >= 1, max_num_batched_tokens >= 1, max_chunk_size >= 1, context_length >= 1",
             **vars(self),
         )
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in the order of arrival
-        self.preemptions = self.tokens_read = self.tokens_shared = 0
+        self.num_preemptions = self.num_processed_tokens = self.num_cached_tokens = 0
 
-    def room_after(self, num_ids: int) -> int:
+    def max_output_tokens(self, num_ids: int) -> int:
         """How many ids an answer to so many may have, if it is alone."""
         # The last id is written and never read.
-        positions = len(self.pool.users) * self.pool.block_size + 1
+        positions = len(self.allocator.ref_counts) * self.allocator.block_size + 1
         return min(self.context_length, positions) - num_ids
 
     def check(self, request: Request) -> None:
         """Raises ValueError for a text that is empty, or could not be finished even if it were alone."""
         expect(
-            "len(prompt) >= 1, max_new >= 1, len(prompt) + max_new <= limit",
+            "len(prompt) >= 1, max_new_tokens >= 1, len(prompt) + max_new_tokens <= limit",
             prompt=request.prompt,
-            max_new=request.max_new,
-            limit=self.room_after(0),
+            max_new_tokens=request.max_new_tokens,
+            limit=self.max_output_tokens(0),
         )
 
-    def submit(self, request: Request) -> None:
+    def add_request(self, request: Request) -> None:
         """Puts a text into the queue; see `check`."""
         self.check(request)
         self.waiting.append(request)
 
-    def take_out(self, request: Request, reason: str) -> None:
+    def abort(self, request: Request, finish_reason: str) -> None:
         """Ends a text, whatever it is doing; nothing happens if it has ended."""
-        if request.reason:
+        if request.finish_reason:
             return
         with suppress(ValueError):
             self.waiting.remove(request)
-        self.end(request, reason)
+        self.finish(request, finish_reason)
 
-    def end(self, request: Request, reason: str) -> None:
+    def finish(self, request: Request, finish_reason: str) -> None:
         """The text has ended: its blocks go back."""
         if request in self.running:
             self.running.remove(request)
-        self.pool.give_back(request.blocks)
-        request.blocks, request.reason = [], reason
+        self.allocator.free(request.blocks)
+        request.blocks, request.finish_reason = [], finish_reason
         try:
-            request.on_end(reason)
+            request.on_finish(finish_reason)
         except Exception:
             LOGGER.exception("nobody could be told of an end")
 
     def preempt(self, request: Request) -> None:
         """The text gives up its blocks, and waits at the head of the queue."""
         self.running.remove(request)
-        self.pool.give_back(request.blocks)
-        request.blocks, request.num_read = [], 0
+        self.allocator.free(request.blocks)
+        request.blocks, request.num_computed_tokens = [], 0
         self.waiting.appendleft(request)
-        self.preemptions += 1
+        self.num_preemptions += 1
 
-    def make_room(self, request: Request, num_positions: int) -> bool:
+    def allocate_slots(self, request: Request, num_positions: int) -> bool:
         """Blocks for so many positions; texts that came later may lose theirs. False if the text lost its own."""
-        while len(request.blocks) < self.pool.blocks_for(num_positions):
+        while len(request.blocks) < self.allocator.num_blocks_for(num_positions):
             try:
-                request.blocks.append(self.pool.take())
-            except NoBlock:
+                request.blocks.append(self.allocator.allocate())
+            except NoFreeBlocks:
                 last = self.running[-1]
                 self.preempt(last)
                 if last is request:
                     return False
         return True
 
-    def may_join(self) -> bool:
+    def can_admit(self) -> bool:
         """Whether texts that wait may join this pass."""
         return True
 
-    def positions_for(self, request: Request, tokens: int) -> int:
+    def num_slots_for(self, request: Request, tokens: int) -> int:
         """For how many positions a text needs blocks, if it gives so many tokens to a pass."""
-        return request.num_read + tokens
+        return request.num_computed_tokens + tokens
 
-    def join(self, request: Request, room: int) -> int:
+    def admit(self, request: Request, token_budget: int) -> int:
         """Lets a waiting text run, if there are blocks; returns how many of its tokens the pass takes, or 0."""
-        blocks = self.pool.known(request.ids, request.hashes)
-        request.num_read = len(blocks) * self.pool.block_size
-        tokens = min(len(request.ids) - request.num_read, self.max_chunk, room)
-        needed = self.pool.blocks_for(self.positions_for(request, tokens)) - len(blocks)
+        blocks = self.allocator.lookup(request.ids, request.hashes)
+        request.num_computed_tokens = len(blocks) * self.allocator.block_size
+        tokens = min(
+            len(request.ids) - request.num_computed_tokens,
+            self.max_chunk_size,
+            token_budget,
+        )
+        needed = self.allocator.num_blocks_for(self.num_slots_for(request, tokens)) - len(
+            blocks
+        )
         # A block that it shares and that is free now will not be free to be taken.
-        if needed > len(self.pool.free) - sum(block in self.pool.free for block in blocks):
-            request.num_read = 0
+        if needed > len(self.allocator.free_blocks) - sum(
+            block in self.allocator.free_blocks for block in blocks
+        ):
+            request.num_computed_tokens = 0
             return 0
         self.waiting.popleft()
         self.running.append(request)
-        self.pool.share(blocks)
+        self.allocator.touch(blocks)
         request.blocks = blocks
-        self.tokens_shared += request.num_read
+        self.num_cached_tokens += request.num_computed_tokens
         return tokens
 
     def step(self) -> int:
         """One pass; returns how many tokens it had."""
-        room, joining, before = self.max_tokens, self.may_join(), self.preemptions
-        parts = {}
-        for request in sorted(self.running, key=Request.num_unread):
-            parts[request] = min(request.num_unread(), self.max_chunk, room)
-            room -= parts[request]
-        rows = []
-        for request in list(self.running):
-            tokens = parts[request]
-            positions = self.positions_for(request, tokens)
-            # It may have lost its place to one that came earlier.
-            if request in self.running and tokens and self.make_room(request, positions):
-                rows.append((request, tokens))
-        # After a preemption nobody joins: whoever gave way is the first in line, and would take its blocks back.
-        joining = joining and self.preemptions == before
-        while joining and room and self.waiting and len(self.running) < self.max_rows:
-            request = self.waiting[0]
-            if not (tokens := self.join(request, room)):
-                break
-            _ = self.make_room(request, self.positions_for(request, tokens))
-            rows.append((request, tokens))
-            room -= tokens
-        if not rows:
-            return 0
-        found = self.read_rows(
-            [Row(r.ids[r.num_read : r.num_read + n], r.num_read, r.blocks) for r, n in rows]
+        token_budget, admitting, before = (
+            self.max_num_batched_tokens,
+            self.can_admit(),
+            self.num_preemptions,
         )
-        for (request, tokens), logits in zip(rows, found, strict=True):
-            filled = request.num_read // self.pool.block_size
-            request.num_read += tokens
-            read = request.ids[: request.num_read]
-            self.pool.remember(read, request.blocks, filled, request.hashes)
-            if not request.num_unread():
+        num_scheduled_tokens = {}
+        for request in sorted(self.running, key=Request.num_uncomputed_tokens):
+            num_scheduled_tokens[request] = min(
+                request.num_uncomputed_tokens(), self.max_chunk_size, token_budget
+            )
+            token_budget -= num_scheduled_tokens[request]
+        scheduled = []
+        for request in list(self.running):
+            tokens = num_scheduled_tokens[request]
+            positions = self.num_slots_for(request, tokens)
+            # It may have lost its place to one that came earlier.
+            if (
+                request in self.running
+                and tokens
+                and self.allocate_slots(request, positions)
+            ):
+                scheduled.append((request, tokens))
+        # After a preemption nobody joins: whoever gave way is the first in line, and would take its blocks back.
+        admitting = admitting and self.num_preemptions == before
+        while (
+            admitting
+            and token_budget
+            and self.waiting
+            and len(self.running) < self.max_num_seqs
+        ):
+            request = self.waiting[0]
+            if not (tokens := self.admit(request, token_budget)):
+                break
+            _ = self.allocate_slots(request, self.num_slots_for(request, tokens))
+            scheduled.append((request, tokens))
+            token_budget -= tokens
+        if not scheduled:
+            return 0
+        outputs = self.execute_model(
+            [
+                SequenceChunk(
+                    r.ids[r.num_computed_tokens : r.num_computed_tokens + n],
+                    r.num_computed_tokens,
+                    r.blocks,
+                )
+                for r, n in scheduled
+            ]
+        )
+        for (request, tokens), logits in zip(scheduled, outputs, strict=True):
+            filled = request.num_computed_tokens // self.allocator.block_size
+            request.num_computed_tokens += tokens
+            read = request.ids[: request.num_computed_tokens]
+            self.allocator.insert(read, request.blocks, filled, request.hashes)
+            if not request.num_uncomputed_tokens():
                 try:
-                    self.write(request, self.choose(request, logits))
+                    self.append_token(request, self.sample(request, logits))
                 except Exception:  # one text must not take the others down with it
                     LOGGER.exception("a text could not go on")
-                    self.take_out(request, "failed")
-        tokens = sum(tokens for _, tokens in rows)
-        self.tokens_read += tokens
+                    self.abort(request, "failed")
+        tokens = sum(tokens for _, tokens in scheduled)
+        self.num_processed_tokens += tokens
         return tokens
 
-    def write(self, request: Request, new: int) -> None:
+    def append_token(self, request: Request, new: int) -> None:
         """The text goes on with this id, or ends."""
-        if new == self.end_id:
-            self.end(request, "stop")
+        if new == self.eos_id:
+            self.finish(request, "stop")
             return
         request.ids.append(new)
-        request.on_id(new)
-        if len(request.ids) - len(request.prompt) == request.max_new:
-            self.end(request, "length")
+        request.on_token(new)
+        if len(request.ids) - len(request.prompt) == request.max_new_tokens:
+            self.finish(request, "length")
 
     def run(self) -> None:
         """Until nobody waits or runs."""

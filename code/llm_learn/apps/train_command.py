@@ -13,7 +13,7 @@ from llm_learn.apps.training_run import TrainingRun, make_model, train_config
 from llm_learn.argument_checks import expect
 from llm_learn.atomic_files import write_json
 from llm_learn.data import save_tokens, shakespeare
-from llm_learn.distributed import Ranks
+from llm_learn.distributed import DistributedContext
 from llm_learn.tokenizers import BPETokenizer, CharTokenizer
 
 # Name: default and what it means.
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on with the run in that folder"
     )
     made.add_argument(
-        "--sharing",
+        "--parallel",
         choices=["ddp", "fsdp"],
         help="under torchrun: ddp, each process holds the whole model (default); fsdp, each holds a part of it",
     )
@@ -78,13 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     given = vars(parser().parse_args(arguments))
     folder, resume = given.pop("out"), given.pop("resume", False)
-    sharing, device = given.pop("sharing", "ddp"), given.pop("device", "cpu")
+    parallel, device = given.pop("parallel", "ddp"), given.pop("device", "cpu")
 
-    def work(ranks: Ranks) -> int:
-        settings = ranks.from_first(lambda: opened(folder, given, resume, ranks))
-        if ranks.is_first:
+    def work(dist_context: DistributedContext) -> int:
+        settings = dist_context.run_on_main(
+            lambda: opened(folder, given, resume, dist_context)
+        )
+        if dist_context.is_main_process:
             print(json.dumps(settings, indent=1))
-        return TrainingRun(folder, settings, ranks, sharing).go()
+        return TrainingRun(folder, settings, dist_context, parallel).go()
 
     try:
         return run_folder.exit_status(work, device)
@@ -93,14 +95,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def opened(folder: Path, given: dict, resume: bool, ranks: Ranks) -> dict:
+def opened(
+    folder: Path, given: dict, resume: bool, dist_context: DistributedContext
+) -> dict:
     """The settings of the run in that folder, which is made if there is nothing to resume."""
     if resume:
         settings = saved_settings(folder, given)
     else:
         defaults = {name: default for name, (default, _) in OPTIONS.items()}
         settings = {"text": []} | defaults | given
-    size, number = settings["batch_size"], ranks.world_size
+    size, number = settings["batch_size"], dist_context.world_size
     expect("batch_size % processes == 0", batch_size=size, processes=number)
     if not resume:
         begin(folder, settings)

@@ -21,7 +21,12 @@ from tqdm import tqdm
 from llm_learn.atomic_files import replacing
 from llm_learn.checkpoint import UnreadableCheckpoint, load_checkpoint, save_checkpoint
 from llm_learn.data import TokenLoader, load_tokens
-from llm_learn.distributed import Gathered, Ranks, lost_contact, shard
+from llm_learn.distributed import (
+    DistributedContext,
+    FullStateDict,
+    apply_fsdp,
+    is_connection_error,
+)
 from llm_learn.generate import generate
 from llm_learn.gpt import GPT, GPTConfig
 from llm_learn.llama import Llama, LlamaConfig
@@ -65,18 +70,22 @@ class TrainingRun:
     Args:
         folder: as `begin` left it.
         settings: of its config.json.
-        ranks: the processes that share the run; each opens it.
-        sharing: what they share, "ddp" (each holds the whole model) or "fsdp" (each holds a part of it).
+        dist_context: the processes that share the run; each opens it.
+        parallel: what they share, "ddp" (each holds the whole model) or "fsdp" (each holds a part of it).
     """
 
     def __init__(
-        self, folder: Path, settings: dict, ranks: Ranks | None = None, sharing: str = "ddp"
+        self,
+        folder: Path,
+        settings: dict,
+        dist_context: DistributedContext | None = None,
+        parallel: str = "ddp",
     ):
-        self.ranks = ranks = ranks or Ranks()
+        self.dist_context = dist_context = dist_context or DistributedContext()
         self.folder, self.settings = folder, settings
         self.config = train_config(settings)
         self.tokenizer = load_tokenizer(folder / "tokenizer.json")
-        self.model = make_model(settings, self.tokenizer.vocab_size).to(ranks.device)
+        self.model = make_model(settings, self.tokenizer.vocab_size).to(dist_context.device)
         self.optimizer = AdamW(
             decay_groups(self.model.named_parameters(), self.config.weight_decay),
             lr=self.config.learning_rate,
@@ -87,23 +96,23 @@ class TrainingRun:
             batch_size=self.config.batch_size,
             context_length=settings["context_length"],
             seed=settings["seed"],
-            rank=ranks.rank,
-            world_size=ranks.world_size,
+            rank=dist_context.rank,
+            world_size=dist_context.world_size,
         )
         val_ids = load_tokens(folder / "val.npy")[: settings["eval_ids"]]
-        self.val_ids = torch.from_numpy(val_ids.astype("int64")).to(ranks.device)
+        self.val_ids = torch.from_numpy(val_ids.astype("int64")).to(dist_context.device)
         self.history = History()
         self.complete = (0, 0)  # rows of losses.csv that cannot change, and their bytes
         self.csv_bytes = None  # size of losses.csv, once this process has written it
-        ranks.from_first(self.remove_unfinished)
+        dist_context.run_on_main(self.remove_unfinished)
         if checkpoints := self.checkpoints():
             progress = self.load(checkpoints)
             self.loader.load_state_dict(progress["loader"])
             self.history = self.read_history(progress)
         self.trained = self.model
-        if ranks.world_size > 1 and sharing == "fsdp":
-            shard(self.model, self.optimizer)
-        elif ranks.world_size > 1:
+        if dist_context.world_size > 1 and parallel == "fsdp":
+            apply_fsdp(self.model, self.optimizer)
+        elif dist_context.world_size > 1:
             self.trained = DistributedDataParallel(self.model)
 
     def remove_unfinished(self) -> None:
@@ -155,10 +164,10 @@ class TrainingRun:
 
     def go(self) -> int:
         """Trains to the end, or until it is told to stop; returns the exit status."""
-        say = print if self.ranks.is_first else lambda *_: None
+        say = print if self.dist_context.is_main_process else lambda *_: None
         if self.step:
             say(f"resuming after update {self.step}")
-        hidden: dict = {} if self.ranks.is_first else {"disable": True}
+        hidden: dict = {} if self.dist_context.is_main_process else {"disable": True}
         progress = tqdm(
             total=self.config.max_steps, initial=self.step, desc="training", **hidden
         )
@@ -166,7 +175,7 @@ class TrainingRun:
             try:
                 self.advance(caught, progress)
             except RuntimeError as error:
-                if not lost_contact(error):
+                if not is_connection_error(error):
                     raise
                 print(f"error: {self.broken_off(error)}", file=sys.stderr, flush=True)
                 return 1
@@ -188,7 +197,7 @@ class TrainingRun:
             if self.step % self.config.eval_every == 0:
                 self.evaluate()
             # One of the processes may have been told to stop: all of them stop after the same update.
-            loss, stopping = self.ranks.mean([self.update(), float(bool(caught))])
+            loss, stopping = self.dist_context.mean([self.update(), float(bool(caught))])
             if not math.isfinite(loss):
                 raise self.diverged(f"the loss is {loss}")
             self.history.losses.append(loss)
@@ -204,7 +213,7 @@ class TrainingRun:
 
     def update(self) -> float:
         """One update; the loss of this process's windows before it, nats a token."""
-        x, y = (ids.to(self.ranks.device) for ids in next(self.loader))
+        x, y = (ids.to(self.dist_context.device) for ids in next(self.loader))
         return train_step(
             self.trained,
             [self.optimizer],
@@ -215,8 +224,8 @@ class TrainingRun:
 
     def diverged(self, what: str) -> ValueError:
         """What to raise when training has broken down; the losses that led there are saved."""
-        self.ranks.from_first(self.write_losses)
-        self.ranks.from_first(self.draw_losses)
+        self.dist_context.run_on_main(self.write_losses)
+        self.dist_context.run_on_main(self.draw_losses)
         latest = self.checkpoints()[-1:]
         return ValueError(
             f"{what} after update {self.step}: learning_rate {self.config.learning_rate} may be too high; begin "
@@ -229,7 +238,7 @@ class TrainingRun:
         latest = self.checkpoints()[-1:]
         kept = f"{latest[0]} is complete" if latest else "there is no checkpoint yet"
         return (
-            f"process {self.ranks.rank} of {self.ranks.world_size} cannot reach another one any more, which has "
+            f"process {self.dist_context.rank} of {self.dist_context.world_size} cannot reach another one any more, which has "
             f"probably ended, after update {self.step}; {kept}: go on with --out {self.folder} --resume "
             f"({str(error).split('. ')[0]})"
         )
@@ -240,10 +249,10 @@ class TrainingRun:
         The last windows, fewer than there are processes, are computed by all: with FSDP, all need the same number of
         forward passes.
         """
-        size, length = self.ranks.world_size, self.settings["context_length"]
+        size, length = self.dist_context.world_size, self.settings["context_length"]
         windows = (len(self.val_ids) - 1) // length
         each, rest = divmod(windows, size)
-        own = self.val_ids[self.ranks.rank * each * length :][: each * length + 1]
+        own = self.val_ids[self.dist_context.rank * each * length :][: each * length + 1]
         last = self.val_ids[size * each * length :]
         at_once = self.config.micro_batch_size or self.config.batch_size // size
         loss = sum(
@@ -252,15 +261,15 @@ class TrainingRun:
             if count
         )
         self.history.eval_steps.append(self.step)
-        self.history.eval_losses += self.ranks.mean([loss])
+        self.history.eval_losses += self.dist_context.mean([loss])
 
     def save(self) -> None:
         """Writes the losses and a checkpoint, and removes what `keep` has no room for."""
         # First, since the checkpoint relies on them.
-        self.ranks.from_first(self.write_losses)
+        self.dist_context.run_on_main(self.write_losses)
         folder = self.folder / f"step-{self.step:08}"
-        if not self.ranks.from_first(folder.exists):
-            model, optimizer = Gathered(self.model), Gathered(self.optimizer)
+        if not self.dist_context.run_on_main(folder.exists):
+            model, optimizer = FullStateDict(self.model), FullStateDict(self.optimizer)
             # A loss tells of the weights before its update: these may be broken already.
             if not all(p.isfinite().all() for p in model.whole.values()):
                 raise self.diverged("weights are no numbers")
@@ -268,8 +277,8 @@ class TrainingRun:
             (latest,) = self.rows(self.step)
             progress = {"loader": self.loader.state_dict(), "latest": latest}
             parts = folder, model, [optimizer], progress
-            self.ranks.from_first(lambda: save_checkpoint(*parts))  # pyrefly: ignore[bad-argument-type]
-        self.ranks.from_first(self.tidy)
+            self.dist_context.run_on_main(lambda: save_checkpoint(*parts))  # pyrefly: ignore[bad-argument-type]
+        self.dist_context.run_on_main(self.tidy)
 
     def tidy(self) -> None:
         """Removes what `keep` has no room for, and draws the losses."""
@@ -324,7 +333,9 @@ class TrainingRun:
     def sample(self) -> str:
         """Text that the model writes, from the first id of the validation text on."""
         model, first = self.model.eval(), self.val_ids[None, :1]
-        generator = torch.Generator(self.ranks.device).manual_seed(self.settings["seed"])
+        generator = torch.Generator(self.dist_context.device).manual_seed(
+            self.settings["seed"]
+        )
         ids = generate(model, first, SAMPLE_IDS, use_cache=False, generator=generator)
         return self.tokenizer.decode(ids[0].tolist())
 

@@ -31,7 +31,7 @@ def to_hugging_face(model: Llama) -> "LlamaForCausalLM":
         num_key_value_heads=c.num_kv_heads,
         max_position_embeddings=c.context_length,
         rms_norm_eps=c.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": c.rope_base},
+        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
         tie_word_embeddings=c.tie_embeddings,
         bos_token_id=None,
         # Hugging Face's default, 2, is an ordinary token of another vocabulary.

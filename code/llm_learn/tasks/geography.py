@@ -150,7 +150,7 @@ def draw_questions(places: Sequence[tuple[str, str, str]], seed: int) -> list[Qu
         places: continent, city and country; a continent needs four countries.
         seed: decides the wrong countries and the order.
     """
-    chance, questions = random.Random(seed), []
+    rng, questions = random.Random(seed), []
     countries = {
         c: sorted({land for where, _, land in places if where == c}) for c in CONTINENTS
     }
@@ -161,7 +161,7 @@ def draw_questions(places: Sequence[tuple[str, str, str]], seed: int) -> list[Qu
             )
     for continent, city, country in places:
         others = [other for other in countries[continent] if other != country]
-        choices = [*chance.sample(others, 3), country]
-        chance.shuffle(choices)
+        choices = [*rng.sample(others, 3), country]
+        rng.shuffle(choices)
         questions.append(Question(city, tuple(choices), choices.index(country)))
     return questions

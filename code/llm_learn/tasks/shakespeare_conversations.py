@@ -183,7 +183,7 @@ def manners(kind: str, reply: str, words: Collection[str]) -> list[bool]:
 
 
 @dataclass(frozen=True)
-class Written:
+class Completions:
     """Replies to prompts, as they were drawn."""
 
     prompts: Tensor  # (B, P), filled on the left
@@ -205,27 +205,28 @@ class Written:
 def draw_replies(
     model: Llama,
     prompts: Sequence[Sequence[int]],
-    end_id: int,
+    eos_id: int,
+    *,
     generator: torch.Generator,
     temperature: float = 1.0,
-) -> Written:
+) -> Completions:
     """Draws a reply to each prompt."""
-    ids, padding = (t.to(generator.device) for t in pad_left(prompts, end_id))
+    ids, padding = (t.to(generator.device) for t in pad_left(prompts, eos_id))
     found = generate(
         model,
         ids,
         REPLY,
         temperature=temperature,
-        eos_id=end_id,
+        eos_id=eos_id,
         padding=padding,
         generator=generator,
     )
     replies = F.pad(
-        found[:, ids.shape[1] :], (0, ids.shape[1] + REPLY - found.shape[1]), value=end_id
+        found[:, ids.shape[1] :], (0, ids.shape[1] + REPLY - found.shape[1]), value=eos_id
     )
-    ends = replies == end_id
+    ends = replies == eos_id
     # An id counts if no end stands before it.
-    return Written(ids, padding, replies, ends.cumsum(1) - ends.long() == 0)
+    return Completions(ids, padding, replies, ends.cumsum(1) - ends.long() == 0)
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ class TalkTask:
     tokenizer: BPETokenizer
 
     @property
-    def end_id(self) -> int:
+    def eos_id(self) -> int:
         return self.tokenizer.special_ids[REPLY_END]
 
     def examples(self, turns: Sequence[Turn]) -> list[Example]:
@@ -245,25 +246,25 @@ class TalkTask:
     def prompts(self, asked: Sequence[Asked]) -> list[list[int]]:
         return [prompt_ids(self.tokenizer, *each) for each in asked]
 
-    def texts(self, written: Written) -> list[str]:
+    def texts(self, written: Completions) -> list[str]:
         """The replies as text; one without its end is empty."""
         texts = []
         for ids in written.replies.tolist():
-            ids = ids[: ids.index(self.end_id)] if self.end_id in ids else []
+            ids = ids[: ids.index(self.eos_id)] if self.eos_id in ids else []
             texts.append(self.tokenizer.decode(ids))
         return texts
 
-    def kept(self, asked: Sequence[Asked], written: Written) -> Tensor:
+    def kept(self, asked: Sequence[Asked], written: Completions) -> Tensor:
         """Which of MANNERS each reply keeps, (B, 4), 1 or 0."""
         replies = zip(asked, self.texts(written), strict=True)
         return torch.tensor(
             [manners(kind, reply, self.talk.words) for (kind, _), reply in replies]
         ).float()
 
-    def ask(self, number: int, draw: random.Random) -> list[Asked]:
+    def ask(self, number: int, rng: random.Random) -> list[Asked]:
         """Kinds of replies by lot, to lines of the plays that are not held out."""
-        said = draw.choices(self.talk.turns, k=number)
-        return [(draw.choice([*REPLY_KINDS]), turn.said) for turn in said]
+        said = rng.choices(self.talk.turns, k=number)
+        return [(rng.choice([*REPLY_KINDS]), turn.said) for turn in said]
 
 
 def make_task(num_words: int, vocab_size: int) -> TalkTask:

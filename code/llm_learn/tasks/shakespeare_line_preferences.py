@@ -23,7 +23,7 @@ LONGEST_LINE = 11  # words and marks of a line
 PROMPT = 2  # of them are given
 # The ids of an answer at most, with the one that ends it.
 ANSWER = LONGEST_LINE - PROMPT + 1
-LINE_END = 1000  # comes after the ids of all words and marks
+EOS_ID = 1000  # comes after the ids of all words and marks
 
 
 @cache
@@ -35,7 +35,7 @@ def words_and_lines() -> tuple[list[str], list[tuple[int, ...]]]:
         if line.strip() and line.strip()[0] not in "*#_["  # names, headings, directions
     ]
     counts = Counter(itertools.chain(*all_lines))
-    ids = {word: i for i, (word, _) in enumerate(counts.most_common(LINE_END))}
+    ids = {word: i for i, (word, _) in enumerate(counts.most_common(EOS_ID))}
     known = {
         tuple(ids[word] for word in line)
         for line in all_lines
@@ -47,7 +47,7 @@ def words_and_lines() -> tuple[list[str], list[tuple[int, ...]]]:
 def line_text(ids: Sequence[int]) -> str:
     """Words and marks as one text; it stops at the end of the line."""
     vocabulary, ids = words_and_lines()[0], [int(i) for i in ids]
-    words = [vocabulary[i] for i in ids[: ids.index(LINE_END) if LINE_END in ids else None]]
+    words = [vocabulary[i] for i in ids[: ids.index(EOS_ID) if EOS_ID in ids else None]]
     return re.sub(r" ([.,;:!?])", r"\1", " ".join(words))
 
 
@@ -62,7 +62,7 @@ def model_of_lines(seed: int) -> Llama:
     torch.manual_seed(seed)
     model = Llama(
         LlamaConfig(
-            vocab_size=LINE_END + 1,
+            vocab_size=EOS_ID + 1,
             context_length=PROMPT + ANSWER,
             d_model=64,
             d_ff=168,
@@ -73,23 +73,23 @@ def model_of_lines(seed: int) -> Llama:
     )
     config = TrainConfig(max_steps=300, batch_size=64, learning_rate=0.004, warmup_steps=30)
     examples = [
-        ((*line, LINE_END), [False] + [True] * len(line)) for line in train_and_test()[0]
+        ((*line, EOS_ID), [False] + [True] * len(line)) for line in train_and_test()[0]
     ]
-    order = torch.Generator().manual_seed(seed)
-    _ = fine_tune(model, examples, config, pad_id=LINE_END, generator=order)
+    generator = torch.Generator().manual_seed(seed)
+    _ = fine_tune(model, examples, config, pad_id=EOS_ID, generator=generator)
     return model
 
 
-def until_end(answers: Tensor) -> Tensor:
-    """(B, T) -> (B, T), True for every id up to the first LINE_END, and for that one."""
-    is_end = answers == LINE_END
+def completion_mask(answers: Tensor) -> Tensor:
+    """(B, T) -> (B, T), True for every id up to the first EOS_ID, and for that one."""
+    is_end = answers == EOS_ID
     return is_end.cumsum(1) - is_end.long() == 0
 
 
-def sample_answers(model: Llama, prompts: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws an answer to each prompt: (B, 2) -> (B, T), filled up with LINE_END."""
-    ids = generate(model, prompts, ANSWER, eos_id=LINE_END, generator=generator)
-    return F.pad(ids, (0, PROMPT + ANSWER - ids.shape[1]), value=LINE_END)[:, PROMPT:]
+def sample_answers(model: Llama, prompts: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Draws an answer to each prompt: (B, 2) -> (B, T), filled up with EOS_ID."""
+    ids = generate(model, prompts, ANSWER, eos_id=EOS_ID, generator=generator)
+    return F.pad(ids, (0, PROMPT + ANSWER - ids.shape[1]), value=EOS_ID)[:, PROMPT:]
 
 
 @cache
@@ -103,7 +103,7 @@ def marks_and_long_words() -> tuple[frozenset[int], frozenset[int]]:
 def points(answer: Sequence[int]) -> int:
     """The judge's hidden taste: different long words, minus words that come again."""
     marks, long_words = marks_and_long_words()
-    words = [i for i in answer if i != LINE_END and i not in marks]
+    words = [i for i in answer if i != EOS_ID and i not in marks]
     return len(long_words.intersection(words)) - (len(words) - len(set(words)))
 
 
@@ -128,7 +128,7 @@ class Pairs:
 
 
 def judge(
-    prompts: Tensor, first: Tensor, second: Tensor, generator: torch.Generator
+    prompts: Tensor, first: Tensor, second: Tensor, *, generator: torch.Generator
 ) -> Pairs:
     """Lets the judge choose between two answers to each prompt, (B, T) each."""
     rule = "prompts (B, P), first (B, T), second (B, T)"
@@ -139,7 +139,7 @@ def judge(
     return Pairs(prompts, chosen, torch.where(wins[:, None], second, first))
 
 
-def draw_prompts(number: int, generator: torch.Generator) -> Tensor:
+def draw_prompts(number: int, *, generator: torch.Generator) -> Tensor:
     """Beginnings of lines at random, (B, 2)."""
     lines = train_and_test()[0]
     some = torch.randint(len(lines), (number,), generator=generator).tolist()
@@ -149,9 +149,11 @@ def draw_prompts(number: int, generator: torch.Generator) -> Tensor:
 def judged_pairs(first: Llama, second: Llama, number: int, seed: int) -> Pairs:
     """Pairs of an answer by one model and one by another, judged."""
     generator = torch.Generator().manual_seed(seed)
-    prompts = draw_prompts(number, generator)
-    one, other = (sample_answers(model, prompts, generator) for model in (first, second))
-    return judge(prompts, one, other, generator)
+    prompts = draw_prompts(number, generator=generator)
+    one, other = (
+        sample_answers(model, prompts, generator=generator) for model in (first, second)
+    )
+    return judge(prompts, one, other, generator=generator)
 
 
 def answer_logits(model: Llama, prompts: Tensor, answers: Tensor) -> Tensor:
@@ -160,7 +162,9 @@ def answer_logits(model: Llama, prompts: Tensor, answers: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def kl_at_each(policy: Llama, reference: Llama, prompts: Tensor, answers: Tensor) -> Tensor:
+def kl_per_token(
+    policy: Llama, reference: Llama, prompts: Tensor, answers: Tensor
+) -> Tensor:
     """The KL divergence of what two models expect at each id of the answers, (B, T), in nats."""
     logps, reference_logps = (
         answer_logits(model, prompts, answers).log_softmax(-1)

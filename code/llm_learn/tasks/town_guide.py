@@ -36,13 +36,13 @@ def guide(seed: int, num_notes: int = 30) -> list[Note]:
         num_notes: at most 144, since each building of a town has one.
     """
     expect("0 <= num_notes <= 144", num_notes=num_notes)
-    draw = random.Random(seed)
-    towns = draw.sample([first + last for first in FIRST for last in LAST], 12)
-    pairs = draw.sample([(kind, town) for kind in BUILDINGS for town in towns], num_notes)
+    rng = random.Random(seed)
+    towns = rng.sample([first + last for first in FIRST for last in LAST], 12)
+    pairs = rng.sample([(kind, town) for kind in BUILDINGS for town in towns], num_notes)
     notes = []
     for kind, town in pairs:
-        year, visitors = draw.randrange(1500, 1990), draw.randrange(100, 999)
-        material, colour = draw.choice(MATERIALS), draw.choice(COLOURS)
+        year, visitors = rng.randrange(1500, 1990), rng.randrange(100, 999)
+        material, colour = rng.choice(MATERIALS), rng.choice(COLOURS)
         it = f"the {kind} in {town}"
         facts = [
             (f"It was built in {year}.", f"In which year was {it} built?", str(year)),
@@ -54,7 +54,7 @@ def guide(seed: int, num_notes: int = 30) -> list[Note]:
                 str(visitors),
             ),
         ]
-        told = draw.sample(facts, 2)
+        told = rng.sample(facts, 2)
         text = f"The {kind} in {town}: {told[0][0]} {told[1][0]}"
         notes.append(Note(kind, town, text, tuple(fact[1:] for fact in told)))
     return notes

@@ -16,7 +16,7 @@ from llm_learn.feedforward import loss_scale
 from llm_learn.optim import AdamW, cosine_schedule, decay_groups
 
 # The target that cross-entropy leaves out of its mean, in PyTorch and in Hugging Face's models.
-IGNORED = -100
+IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,9 @@ def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
     logits = logits.flatten(0, 1)
     # A sum of many terms in bfloat16 or float16 would lose most of their digits.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(
+        logits, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+    )
 
 
 def mean_over_processes(model: nn.Module, counts: Sequence[int]) -> list[float]:
@@ -133,7 +135,7 @@ def train_step(
     """One update of a language model, with the gradient of the mean loss over all targets of its batches.
 
     Several processes that average their gradients, by DistributedDataParallel or `fully_shard`, take the mean over
-    the targets of all processes. A second loss, added by `WithLoss`, is averaged over batches by their positions.
+    the targets of all processes. A second loss, added by `AddAuxiliaryLoss`, is averaged over batches by their positions.
 
     Args:
         model: maps ids (B, T) to logits (B, T, V).
@@ -152,11 +154,11 @@ def train_step(
         optimizer.zero_grad()
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-    counts = [sum(int((y != IGNORED).sum()) for _, y in batches)]
+    counts = [sum(int((y != IGNORE_INDEX).sum()) for _, y in batches)]
     counts += [sum(y.numel() for _, y in batches)]
     num_targets, num_positions = mean_over_processes(model, counts)
     if not num_targets:
-        raise ValueError(f"batches has no target: every one is {IGNORED}")
+        raise ValueError(f"batches has no target: every one is {IGNORE_INDEX}")
     total = 0.0
     for x, y in batches:
         # Gradients add up. Dividing by the targets of all batches makes their sum that of one large batch.

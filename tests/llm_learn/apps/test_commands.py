@@ -24,7 +24,7 @@ def note():
     modules = {id(module): module for module in sys.modules.values()}  # one may have two names
     files = [getattr(module, "__file__", None) or "" for module in modules.values()]
     files = sorted(f for f in files if f.startswith(os.environ["PROBED_PACKAGE"]))
-    names = ("Plan", "Ranks", "TrainConfig", "TrainingRun")
+    names = ("Plan", "DistributedContext", "TrainConfig", "TrainingRun")
     classes = [c.__name__ for c in gc.get_objects() if isinstance(c, type)]
     found = {"files": files, "classes": sorted(c for c in classes if c in names)}
     if files:
@@ -83,13 +83,13 @@ def test_training_runs_and_loads_each_module_once(tmp_path, launch, processes):
     for process in found:
         assert str(PACKAGE / "train" / "__main__.py") in process["files"]
         assert len({*process["files"]}) == len(process["files"])
-        assert process["classes"] == ["Ranks", "TrainConfig", "TrainingRun"]
+        assert process["classes"] == ["DistributedContext", "TrainConfig", "TrainingRun"]
 
 
 @pytest.mark.slow
 def test_the_pipeline_runs_and_loads_each_module_once(tmp_path):
     (found,) = answers(tmp_path, (), "llm_learn.pipeline", PIPELINE)
     assert (tmp_path / "run" / "report.json").is_file()
-    assert str(PACKAGE / "pipeline.py") in found["files"]
+    assert str(PACKAGE / "pipeline" / "__main__.py") in found["files"]
     assert len({*found["files"]}) == len(found["files"])
-    assert found["classes"] == ["Plan", "Ranks", "TrainConfig"]
+    assert found["classes"] == ["DistributedContext", "Plan", "TrainConfig"]

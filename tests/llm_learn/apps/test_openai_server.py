@@ -19,17 +19,17 @@ from starlette.testclient import TestClient
 
 import llm_learn
 from llm_learn.apps.openai_server import (
-    MOST_BYTES,
-    Refusal,
+    MAX_BODY_BYTES,
+    RequestError,
     ServedModel,
     Service,
     app,
+    message_text,
     number,
-    request_from,
-    text_in,
-    text_pieces,
+    parse_request,
+    stream_text,
 )
-from llm_learn.apps.serving_engine import BlockPool, Engine, Request
+from llm_learn.apps.serving_engine import BlockAllocator, Engine, Request
 from llm_learn.assets import asset_path
 from llm_learn.generate import sample_next
 from llm_learn.gguf import GGUF, tokenizer_from_gguf
@@ -57,8 +57,8 @@ MODEL = ServedModel(
 
 def make_engine(**changes) -> Engine:
     """An engine that writes id 7 for ever, and has memory for 200 positions."""
-    given = {"read_rows": lambda rows: rows, "choose": lambda *_: 7}
-    given |= {"pool": BlockPool(50, 4), "end_id": 0}
+    given = {"execute_model": lambda chunks: chunks, "sample": lambda *_: 7}
+    given |= {"allocator": BlockAllocator(50, 4), "eos_id": 0}
     return Engine(**given | changes)
 
 
@@ -67,14 +67,16 @@ def server():
     """Calls the app without a network; the engine writes the bytes of a text with an umlaut."""
     said = "Grüße!".encode()
 
-    def choose(request, _):
+    def sample(request, _):
         written = len(request.ids) - len(request.prompt)
         if request.prompt[0] == ord("!"):
             raise RuntimeError("planted")
         return said[written] if written < len(said) else 0
 
-    pool = BlockPool(10, 4)
-    engine = make_engine(choose=choose, pool=pool, context_length=64, max_rows=2)
+    allocator = BlockAllocator(10, 4)
+    engine = make_engine(
+        sample=sample, allocator=allocator, context_length=64, max_num_seqs=2
+    )
     service = Service(engine, MODEL, max_waiting=2)
     with TestClient(app(service)) as client:
         yield SimpleNamespace(client=client, service=service, engine=engine)
@@ -245,7 +247,9 @@ class TestServer:
             answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
         )
         assert server.client.post(self.url, json=body()).status_code == 200
-        assert len(server.engine.pool.free) == len(server.engine.pool.users)
+        assert len(server.engine.allocator.free_blocks) == len(
+            server.engine.allocator.ref_counts
+        )
 
     def test_the_model_is_listed(self, server):
         (model,) = server.client.get("/v1/models").json()["data"]
@@ -268,8 +272,8 @@ class TestOthersMeanwhile:
             name="bytes", prompt_ids=slow_ids, token_bytes=MODEL.token_bytes
         )
         service = Service(make_engine(), model)
-        with TestClient(app(service)) as client, ThreadPoolExecutor() as pool:
-            slow = pool.submit(client.post, TestServer.url, json=body(max_tokens=1))
+        with TestClient(app(service)) as client, ThreadPoolExecutor() as executor:
+            slow = executor.submit(client.post, TestServer.url, json=body(max_tokens=1))
             assert within.wait(10)
             assert client.get("/v1/models").status_code == 200
             answered.set()
@@ -287,9 +291,9 @@ class TestOthersMeanwhile:
             prompt_ids=lambda messages: encode_chat(tokenizer, messages),
             token_bytes=tokenizer.token_bytes,
         )
-        service = Service(make_engine(pool=BlockPool(500, 16)), model)
+        service = Service(make_engine(allocator=BlockAllocator(500, 16)), model)
         asked = body(messages=[{"role": "user", "content": word}])
-        with TestClient(app(service)) as client, ThreadPoolExecutor() as pool:
+        with TestClient(app(service)) as client, ThreadPoolExecutor() as executor:
 
             def seconds() -> float:
                 before = time.perf_counter()
@@ -299,7 +303,7 @@ class TestOthersMeanwhile:
             alone = statistics.median(seconds() for _ in range(10))
             slowest = []
             for _ in range(3):  # another process may take the processor for a moment
-                long = pool.submit(client.post, TestServer.url, json=asked)
+                long = executor.submit(client.post, TestServer.url, json=asked)
                 beside = [seconds()]
                 while not long.done():
                     beside.append(seconds())
@@ -308,13 +312,14 @@ class TestOthersMeanwhile:
         service.stop()
         assert answer.status_code == 400
         assert (
-            "expected len(prompt) + max_new <= limit" in answer.json()["error"]["message"]
+            "expected len(prompt) + max_new_tokens <= limit"
+            in answer.json()["error"]["message"]
         )
         assert min(slowest) < alone + 0.2
 
     def test_a_body_in_many_parts_is_not_copied_for_each(self, server):
         part = b" " * 20
-        sent, parts = [], MOST_BYTES // len(part) + 1
+        sent, parts = [], MAX_BODY_BYTES // len(part) + 1
 
         async def receive() -> dict:
             return {"type": "http.request", "body": part, "more_body": True}
@@ -333,7 +338,7 @@ class TestOthersMeanwhile:
 
 class TestDepartures:
     def test_who_is_gone_is_taken_out(self):
-        engine = make_engine(read_rows=lambda rows: time.sleep(0.02) or rows)
+        engine = make_engine(execute_model=lambda chunks: time.sleep(0.02) or chunks)
         service = Service(engine, MODEL)
         request = Request([1, 2], 100)
         asked = iter([False, False, True])
@@ -343,27 +348,27 @@ class TestDepartures:
 
         async def listen() -> list:
             http = SimpleNamespace(is_disconnected=is_disconnected)
-            return [piece async for piece in text_pieces(http, service, request)]
+            return [piece async for piece in stream_text(http, service, request)]
 
         assert len(asyncio.run(listen())) == 2
-        wait_for(lambda: request.reason)
-        assert len(engine.pool.free) == len(engine.pool.users)
-        assert request.reason == "cancelled"
+        wait_for(lambda: request.finish_reason)
+        assert len(engine.allocator.free_blocks) == len(engine.allocator.ref_counts)
+        assert request.finish_reason == "cancelled"
         service.stop()
 
     def slow(self, max_waiting: int):
         """A service whose passes wait for a gate, in the middle of its first one."""
         gate, within = threading.Event(), threading.Event()
 
-        def read_rows(rows):
+        def execute_model(chunks):
             within.set()
             gate.wait(10)
-            return rows
+            return chunks
 
-        engine = make_engine(read_rows=read_rows, max_rows=1)
+        engine = make_engine(execute_model=execute_model, max_num_seqs=1)
         service = Service(engine, MODEL, max_waiting=max_waiting)
         first = Request([1], 2)
-        service.submit(first)
+        service.add_request(first)
         assert within.wait(10)
         return gate, service, first
 
@@ -373,55 +378,61 @@ class TestDepartures:
         refused = 0
         for request in requests:
             try:
-                service.submit(request)
-            except Refusal as error:
+                service.add_request(request)
+            except RequestError as error:
                 assert error.status == 503
                 refused += 1
         gate.set()
         service.stop()
-        assert refused == 7 and first.reason and all(r.reason for r in requests[:3])
+        assert (
+            refused == 7
+            and first.finish_reason
+            and all(r.finish_reason for r in requests[:3])
+        )
 
     def test_what_lies_in_the_mail_is_told_when_the_service_stops(self):
         gate, service, first = self.slow(30)
         ends = []
-        requests = [Request([i], 2, on_end=ends.append) for i in range(2, 22)]
+        requests = [Request([i], 2, on_finish=ends.append) for i in range(2, 22)]
         for request in requests:
-            service.submit(request)
+            service.add_request(request)
         threading.Timer(0.1, gate.set).start()
         service.stop()
-        assert len(ends) == 20 and first.reason
-        with pytest.raises(Refusal, match="closing"):
-            service.submit(Request([1], 1))
-        assert len(service.engine.pool.free) == len(service.engine.pool.users)
+        assert len(ends) == 20 and first.finish_reason
+        with pytest.raises(RequestError, match="closing"):
+            service.add_request(Request([1], 1))
+        assert len(service.engine.allocator.free_blocks) == len(
+            service.engine.allocator.ref_counts
+        )
 
     def test_a_pass_that_fails_ends_its_texts_and_the_thread_goes_on(self):
-        def read_rows(rows):
-            if any(1 in row.ids for row in rows):
+        def execute_model(chunks):
+            if any(1 in row.ids for row in chunks):
                 raise RuntimeError("planted")
-            return rows
+            return chunks
 
-        service = Service(make_engine(read_rows=read_rows), MODEL)
-        for prompt, reason in (([1], "failed"), ([2], "length")):
+        service = Service(make_engine(execute_model=execute_model), MODEL)
+        for prompt, finish_reason in (([1], "failed"), ([2], "length")):
             request = Request(prompt, 3)
-            service.submit(request)
-            wait_for(lambda request=request: request.reason)
-            assert request.reason == reason
+            service.add_request(request)
+            wait_for(lambda request=request: request.finish_reason)
+            assert request.finish_reason == finish_reason
         service.stop()
-        assert len(service.engine.pool.free) == 50
+        assert len(service.engine.allocator.free_blocks) == 50
 
-    @pytest.mark.parametrize("callback", ["on_id", "on_end"])
+    @pytest.mark.parametrize("callback", ["on_token", "on_finish"])
     def test_the_thread_survives_callbacks_that_fail(self, callback):
         service = Service(make_engine(), MODEL)
 
         def closed(_):
             raise RuntimeError("Event loop is closed")
 
-        service.submit(Request([1], 3, **{callback: closed}))
+        service.add_request(Request([1], 3, **{callback: closed}))
         last = Request([2], 3)
-        service.submit(last)
-        wait_for(lambda: last.reason)
+        service.add_request(last)
+        wait_for(lambda: last.finish_reason)
         service.stop()
-        assert last.reason == "length"
+        assert last.finish_reason == "length"
 
     def test_a_request_that_comes_while_the_service_stops_is_ended(self):
         """The service stops when the request has been let in, and its mail is not there yet."""
@@ -438,34 +449,39 @@ class TestDepartures:
                 return super().__len__()
 
         service.engine.waiting = Waiting()
-        request = Request([1], 100, on_end=ends.append)
-        service.submit(request)
+        request = Request([1], 100, on_finish=ends.append)
+        service.add_request(request)
         stopper.join(10)
         assert not stopper.is_alive() and not service.thread.is_alive()
-        assert ends == [request.reason] and request.reason in ("cancelled", "length")
+        assert ends == [request.finish_reason] and request.finish_reason in (
+            "cancelled",
+            "length",
+        )
 
     def test_what_could_never_end_harms_nobody(self):
-        service = Service(make_engine(pool=BlockPool(5, 4)), MODEL)
+        service = Service(make_engine(allocator=BlockAllocator(5, 4)), MODEL)
         good = Request([2], 15)
-        service.submit(good)
-        with pytest.raises(ValueError, match=r"max_new is 1000, limit is 21: expected"):
-            service.submit(Request([1], 1000))
-        wait_for(lambda: good.reason)
+        service.add_request(good)
+        with pytest.raises(
+            ValueError, match=r"max_new_tokens is 1000, limit is 21: expected"
+        ):
+            service.add_request(Request([1], 1000))
+        wait_for(lambda: good.finish_reason)
         service.stop()
-        assert good.reason == "length"
+        assert good.finish_reason == "length"
 
     def test_what_has_not_ended_is_cancelled_when_the_service_stops(self):
-        engine = make_engine(pool=BlockPool(500, 4), max_rows=1)
+        engine = make_engine(allocator=BlockAllocator(500, 4), max_num_seqs=1)
         service = Service(engine, MODEL)
         ends = []
-        requests = [Request([i], 1500, on_end=ends.append) for i in range(1, 4)]
+        requests = [Request([i], 1500, on_finish=ends.append) for i in range(1, 4)]
         for request in requests:
-            service.submit(request)
+            service.add_request(request)
         while not engine.running:
             pass
         service.stop()
         assert len(ends) == 3 and not service.thread.is_alive()
-        assert len(engine.pool.free) == len(engine.pool.users)
+        assert len(engine.allocator.free_blocks) == len(engine.allocator.ref_counts)
 
     def test_an_empty_queue_is_refused(self):
         with pytest.raises(ValueError, match="max_waiting is 0: expected max_waiting >= 1"):
@@ -475,29 +491,29 @@ class TestDepartures:
 class TestRequests:
     @pytest.mark.parametrize("temperature", [0, 1e-38, 1e-3, 1.0])
     def test_every_temperature_can_be_drawn_with(self, temperature):
-        request = request_from(body(temperature=temperature), make_engine(), MODEL)
+        request = parse_request(body(temperature=temperature), make_engine(), MODEL)
         logits = torch.tensor([[30.0, -30.0, 0.0]])
         assert sample_next(logits, **request.options).item() == 0
 
     @pytest.mark.parametrize(("top_p", "drawn"), [(0, 1), (1, 3), (0.5, 2)])
     def test_top_p_decides_how_many_ids_can_be_drawn(self, top_p, drawn):
-        request = request_from(body(top_p=top_p, seed=0), make_engine(), MODEL)
+        request = parse_request(body(top_p=top_p, seed=0), make_engine(), MODEL)
         logits = torch.tensor([[0.4, 0.35, 0.25]]).log()
         ids = {sample_next(logits, **request.options).item() for _ in range(60)}
         assert ids == set(range(drawn))
 
     @pytest.mark.parametrize("seed", [-(1 << 63), (1 << 63) - 1])
     def test_seeds_have_64_bits(self, seed):
-        request = request_from(body(seed=seed), make_engine(), MODEL)
+        request = parse_request(body(seed=seed), make_engine(), MODEL)
         assert "generator" in request.options
         beyond = seed - 1 if seed < 0 else seed + 1
-        with pytest.raises(Refusal, match="seed is"):
-            request_from(body(seed=beyond), make_engine(), MODEL)
+        with pytest.raises(RequestError, match="seed is"):
+            parse_request(body(seed=beyond), make_engine(), MODEL)
 
     def test_a_seed_decides_the_draws(self):
         draws = []
         for seed in (3, 3, 4):
-            request = request_from(body(seed=seed), make_engine(), MODEL)
+            request = parse_request(body(seed=seed), make_engine(), MODEL)
             logits = torch.zeros(1, 10_000)
             draws.append([sample_next(logits, **request.options).item() for _ in range(4)])
         assert draws[0] == draws[1] != draws[2]
@@ -510,34 +526,39 @@ class TestRequests:
             token_bytes=[b"x"],
         )
         developer = {"role": "developer", "content": "x"}
-        request_from(body(messages=[developer]), make_engine(), model)
+        parse_request(body(messages=[developer]), make_engine(), model)
         assert heard == [[{"role": "system", "content": "x"}]]
 
     def test_what_the_model_cannot_read_is_refused_in_its_words(self):
         nobody = {"role": None, "content": "x"}
-        with pytest.raises(Refusal, match="expected a role") as caught:
-            request_from(body(messages=[nobody]), make_engine(), MODEL)
+        with pytest.raises(RequestError, match="expected a role") as caught:
+            parse_request(body(messages=[nobody]), make_engine(), MODEL)
         assert (caught.value.status, caught.value.param) == (400, "messages")
 
     def test_an_answer_is_as_long_as_memory_allows_where_nothing_is_said(self):
-        engine = make_engine(pool=BlockPool(10, 4))
-        assert request_from(body(), engine, MODEL).max_new == 41 - len("hi")
+        engine = make_engine(allocator=BlockAllocator(10, 4))
+        assert parse_request(body(), engine, MODEL).max_new_tokens == 41 - len("hi")
         assert (
-            request_from(body(), make_engine(pool=BlockPool(999, 4)), MODEL).max_new == 256
+            parse_request(
+                body(), make_engine(allocator=BlockAllocator(999, 4)), MODEL
+            ).max_new_tokens
+            == 256
         )
 
     def test_both_limits_are_known_and_the_newer_one_counts(self):
         limits = {"max_tokens": 5, "max_completion_tokens": 3}
-        assert request_from(body(**limits), make_engine(), MODEL).max_new == 3
+        assert parse_request(body(**limits), make_engine(), MODEL).max_new_tokens == 3
 
     def test_numbers_and_texts_by_themselves(self):
         assert number({"a": 2}, "a", (int,), 1, 3, None) == 2
         assert number({}, "a", (int,), 1, 3, 7) == 7
-        with pytest.raises(Refusal, match="a is 4: expected a whole number from 1 to 3"):
+        with pytest.raises(
+            RequestError, match="a is 4: expected a whole number from 1 to 3"
+        ):
             number({"a": 4}, "a", (int,), 1, 3, None)
-        assert text_in("x") == text_in([{"type": "text", "text": "x"}]) == "x"
-        with pytest.raises(Refusal, match="no text"):
-            text_in([{"type": "text"}])
+        assert message_text("x") == message_text([{"type": "text", "text": "x"}]) == "x"
+        with pytest.raises(RequestError, match="no text"):
+            message_text([{"type": "text"}])
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -570,16 +591,16 @@ class TestRequests:
         def asked(text):
             return body(messages=[{"role": "user", "content": text}])
 
-        assert len(request_from(asked("é" * 13 + "x"), engine, model).prompt) == 9
+        assert len(parse_request(asked("é" * 13 + "x"), engine, model).prompt) == 9
         assert len(cut) == 1
         for text in ("é" * 14, "\ud800" * 28):
             with pytest.raises(
-                Refusal, match=r"28 bytes of text: no prompt of more than 27"
+                RequestError, match=r"28 bytes of text: no prompt of more than 27"
             ):
-                request_from(asked(text), engine, model)
+                parse_request(asked(text), engine, model)
         both = [{"role": "user", "content": "x" * 14}] * 2
-        with pytest.raises(Refusal, match="28 bytes"):
-            request_from(body(messages=both), engine, model)
+        with pytest.raises(RequestError, match="28 bytes"):
+            parse_request(body(messages=both), engine, model)
         assert len(cut) == 1
 
 

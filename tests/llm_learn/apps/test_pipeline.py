@@ -20,19 +20,19 @@ from llm_learn.apps.pipeline_command import GPU_PLAN, PipelineRun, main, parser
 from llm_learn.apps.pipeline_stages import (
     Plan,
     Round,
-    as_teacher,
+    distillation_batches,
     example_batches,
     flops,
-    learn_from,
-    lessons,
-    llama_of,
-    next_id_loss,
-    own_share,
+    local_batch_size,
+    make_llama,
+    next_token_loss,
     reinforce,
+    teacher_loss,
     text_batches,
+    train_on,
 )
 from llm_learn.assets import AssetError
-from llm_learn.distributed import Ranks, in_processes
+from llm_learn.distributed import DistributedContext, launch_processes
 from llm_learn.tasks.shakespeare_conversations import (
     MANNERS,
     REPLY_END,
@@ -43,7 +43,7 @@ from llm_learn.tasks.shakespeare_conversations import (
     read_talk,
 )
 from llm_learn.tokenizers import BPETokenizer
-from llm_learn.train import IGNORED
+from llm_learn.train import IGNORE_INDEX
 
 TINY = Plan(
     num_words=300,
@@ -52,16 +52,16 @@ TINY = Plan(
     num_layers=1,
     num_heads=2,
     pretrain_steps=3,
-    windows=2,
-    tune_steps=3,
-    examples=4,
-    rounds=2,
-    prompts=2,
-    samples=4,
+    pretrain_batch_size=2,
+    sft_steps=3,
+    sft_batch_size=4,
+    rl_rounds=2,
+    num_prompts=2,
+    num_samples=4,
     student_d_model=32,
-    student_layers=1,
-    written=8,
-    distil_steps=3,
+    student_num_layers=1,
+    num_distill_samples=8,
+    distill_steps=3,
 )
 
 
@@ -72,20 +72,20 @@ def task() -> TalkTask:
 
 def small(task, d_model=32, num_layers=1):
     torch.manual_seed(0)
-    return llama_of(task.tokenizer.vocab_size, 64, d_model, num_layers, 2)
+    return make_llama(task.tokenizer.vocab_size, 64, d_model, num_layers, 2)
 
 
 class TestPlan:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"rounds": 0}, "rounds is 0: expected rounds >= 1"),
+            ({"rl_rounds": 0}, "rl_rounds is 0: expected rl_rounds >= 1"),
             ({"beta": -0.1}, "beta is -0.1: expected beta >= 0"),
             (
-                {"reinforce_rate": float("nan")},
-                "reinforce_rate is nan: expected reinforce_rate >= 0",
+                {"rl_learning_rate": float("nan")},
+                "rl_learning_rate is nan: expected rl_learning_rate >= 0",
             ),
-            ({"samples": 1}, "samples is 1: expected samples >= 2"),
+            ({"num_samples": 1}, "num_samples is 1: expected num_samples >= 2"),
         ],
     )
     def test_what_cannot_work_is_refused(self, change, message):
@@ -95,12 +95,12 @@ class TestPlan:
     def test_a_model_begins_as_uncertain_as_a_uniform_choice(self, task):
         model = small(task, d_model=96, num_layers=3)
         ids = torch.randint(400, (4, 64))
-        loss = next_id_loss(model, (ids[:, :-1], ids[:, 1:])).item()
+        loss = next_token_loss(model, (ids[:, :-1], ids[:, 1:])).item()
         assert abs(loss - torch.tensor(400.0).log().item()) < 1
 
     def test_widths_fit_groups_of_32(self):
         for width in (64, 96, 192, 384):
-            assert llama_of(300, 64, width, 1, 4).config.d_ff % 32 == 0
+            assert make_llama(300, 64, width, 1, 4).config.d_ff % 32 == 0
 
 
 class TestLearning:
@@ -109,7 +109,9 @@ class TestLearning:
         before = copy.deepcopy(model)
         x = torch.randint(400, (4, 16))
         batch = (x[:, :-1], x[:, 1:])
-        losses = learn_from(model, next_id_loss, iter([batch] * 12), 12, rate=0.01)
+        losses = train_on(
+            model, next_token_loss, iter([batch] * 12), 12, learning_rate=0.01
+        )
         assert losses[-1] < losses[0] - 1
         for old, new in zip(before.parameters(), model.parameters(), strict=True):
             assert not torch.equal(old, new)
@@ -118,16 +120,16 @@ class TestLearning:
         model = small(task)
         x = torch.randint(400, (2, 6))
         y = x.clone()
-        y[:, :3] = IGNORED
+        y[:, :3] = IGNORE_INDEX
         logps = model(x).log_softmax(-1)[:, 3:]
         expected = -logps.gather(2, x[:, 3:, None]).mean()
-        torch.testing.assert_close(next_id_loss(model, (x, y)), expected)
+        torch.testing.assert_close(next_token_loss(model, (x, y)), expected)
 
     def test_a_loss_in_few_bits_is_summed_in_float32(self, task):
         model = small(task).bfloat16()
         x, y = torch.randint(400, (2, 8, 16))
         expected = F.cross_entropy(model(x).float().flatten(0, 1), y.flatten())
-        loss = next_id_loss(model, (x, y))
+        loss = next_token_loss(model, (x, y))
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
@@ -136,7 +138,7 @@ class TestLearning:
         for make in (
             lambda seed: text_batches(ids, 4, 8, seed),
             lambda seed: example_batches(
-                task.examples(task.talk.turns[:9]), 4, task.end_id, seed
+                task.examples(task.talk.turns[:9]), 4, task.eos_id, seed
             ),
         ):
             first, again, other = (next(make(seed))[0] for seed in (1, 1, 2))
@@ -147,29 +149,32 @@ class TestLearning:
         examples = task.examples(task.talk.turns[:8])
         seen = []
         for rank in range(2):
-            batches = example_batches(examples, 4, task.end_id, 0, Ranks(rank, 2))
+            batches = example_batches(
+                examples, 4, task.eos_id, 0, DistributedContext(rank, 2)
+            )
             for _ in range(2):
                 x, _ = next(batches)
                 assert len(x) == 2
-                seen += [tuple(i for i in row if i != task.end_id) for row in x.tolist()]
-        expected = [tuple(i for i in ids[:-1] if i != task.end_id) for ids, _ in examples]
+                seen += [tuple(i for i in row if i != task.eos_id) for row in x.tolist()]
+        expected = [tuple(i for i in ids[:-1] if i != task.eos_id) for ids, _ in examples]
         assert sorted(seen) == sorted(expected)
 
     def test_what_cannot_be_shared_is_refused(self):
-        message = "windows is 3, processes is 2: expected windows % processes == 0"
+        message = "pretrain_batch_size is 3, processes is 2: expected pretrain_batch_size % processes == 0"
         with pytest.raises(ValueError, match=message):
-            own_share("windows", 3, Ranks(0, 2))
+            local_batch_size("pretrain_batch_size", 3, DistributedContext(0, 2))
 
     @pytest.mark.parametrize(
-        ("stage", "name"), [(reinforce, "prompts"), (lessons, "examples")]
+        ("stage", "name"),
+        [(reinforce, "num_prompts"), (distillation_batches, "sft_batch_size")],
     )
     def test_a_stage_says_what_it_cannot_share(self, task, monkeypatch, stage, name):
-        monkeypatch.setattr(pipeline_stages, "shared", lambda model, ranks: model)
+        monkeypatch.setattr(pipeline_stages, "wrap_ddp", lambda model, dist_context: model)
         plan = replace(TINY, **{name: 3})
         with pytest.raises(
             ValueError, match=f"^{name} is 3, processes is 2: expected {name} %"
         ):
-            _ = next(stage(small(task), task, plan, 0, Ranks(0, 2)))
+            _ = next(stage(small(task), task, plan, 0, DistributedContext(0, 2)))
 
 
 class TestReinforcement:
@@ -185,7 +190,14 @@ class TestReinforcement:
             return share[:, None].expand(-1, 4)
 
         monkeypatch.setattr(TalkTask, "kept", kept)
-        plan = replace(TINY, rounds=25, prompts=4, samples=8, beta=0.0, reinforce_rate=0.02)
+        plan = replace(
+            TINY,
+            rl_rounds=25,
+            num_prompts=4,
+            num_samples=8,
+            beta=0.0,
+            rl_learning_rate=0.02,
+        )
         rounds = list(reinforce(small(task), task, plan, seed=0))
         assert rounds[0].kept[0] < 0.1 and rounds[-1].kept[0] > 0.8
 
@@ -202,7 +214,12 @@ class TestReinforcement:
         distances = {}
         for beta in (0.0, 1.0):
             plan = replace(
-                TINY, rounds=15, prompts=4, samples=8, beta=beta, reinforce_rate=0.02
+                TINY,
+                rl_rounds=15,
+                num_prompts=4,
+                num_samples=8,
+                beta=beta,
+                rl_learning_rate=0.02,
             )
             distances[beta] = list(reinforce(small(task), task, plan, seed=0))[-1].kl
         assert distances[1.0] < distances[0.0] / 4
@@ -210,17 +227,19 @@ class TestReinforcement:
     def test_a_round_is_grpo_with_the_share_of_rules(self, task):
         """The first update's gradient, from its definition: advantages times the gradient of log-probabilities."""
         model = small(task)
-        plan = replace(TINY, rounds=1, beta=0.0, reinforce_rate=1e-9)
+        plan = replace(TINY, rl_rounds=1, beta=0.0, rl_learning_rate=1e-9)
         trained = copy.deepcopy(model)
         (found,) = reinforce(trained, task, plan, seed=3)
-        draw, generator = random.Random(3), torch.Generator().manual_seed(3)
-        asked = [a for a in task.ask(plan.prompts, draw) for _ in range(plan.samples)]
-        written = draw_replies(model, task.prompts(asked), task.end_id, generator)
+        rng, generator = random.Random(3), torch.Generator().manual_seed(3)
+        asked = [
+            a for a in task.ask(plan.num_prompts, rng) for _ in range(plan.num_samples)
+        ]
+        written = draw_replies(model, task.prompts(asked), task.eos_id, generator=generator)
         kept = task.kept(asked, written)
         assert found.kept == pytest.approx(kept.mean(0).tolist())
         assert found.all_kept == pytest.approx(float(kept.all(1).float().mean()))
         assert len(found.kept) == len(MANNERS) and found.kl == 0
-        rewards = kept.mean(1).view(plan.prompts, plan.samples)
+        rewards = kept.mean(1).view(plan.num_prompts, plan.num_samples)
         deviations = rewards.std(1, keepdim=True) + 1e-4
         advantages = ((rewards - rewards.mean(1, keepdim=True)) / deviations).view(-1)
         logps = written.logps_by(model)
@@ -235,32 +254,32 @@ class TestReinforcement:
 class TestDistillation:
     def test_the_loss_is_zero_for_the_teacher_itself_and_falls_for_a_student(self, task):
         teacher, student = small(task), small(task, num_layers=2)
-        written = lessons(teacher, task, TINY, seed=0)
-        assert as_teacher(teacher)(teacher, next(written)).item() == pytest.approx(
+        written = distillation_batches(teacher, task, TINY, seed=0)
+        assert teacher_loss(teacher)(teacher, next(written)).item() == pytest.approx(
             0, abs=1e-5
         )
-        plan = replace(TINY, distil_steps=20)
-        again = lessons(teacher, task, plan, seed=0)
-        losses = learn_from(
-            student, as_teacher(teacher), again, plan.distil_steps, rate=0.02
+        plan = replace(TINY, distill_steps=20)
+        again = distillation_batches(teacher, task, plan, seed=0)
+        losses = train_on(
+            student, teacher_loss(teacher), again, plan.distill_steps, learning_rate=0.02
         )
         assert losses[-1] < losses[0] / 2
 
     def test_what_stands_behind_the_end_does_not_count(self, task):
         teacher, student = small(task), small(task, num_layers=2)
-        lesson = next(lessons(teacher, task, TINY, seed=0))
-        before = as_teacher(teacher)(student, lesson)
+        lesson = next(distillation_batches(teacher, task, TINY, seed=0))
+        before = teacher_loss(teacher)(student, lesson)
         mask = lesson.mask.clone()
         mask[:, 2:] = False
-        fewer = as_teacher(teacher)(student, replace(lesson, mask=mask))
+        fewer = teacher_loss(teacher)(student, replace(lesson, mask=mask))
         assert not torch.isclose(before, fewer)
         lesson.replies[~lesson.mask] = 0
-        torch.testing.assert_close(as_teacher(teacher)(student, lesson), before)
+        torch.testing.assert_close(teacher_loss(teacher)(student, lesson), before)
 
 
 def test_flops_count_six_operations_a_weight_learned_from_and_two_read():
-    plan = replace(TINY, pretrain_steps=5, windows=3)
-    model = llama_of(400, 64, 32, 1, 2)
+    plan = replace(TINY, pretrain_steps=5, pretrain_batch_size=3)
+    model = make_llama(400, 64, 32, 1, 2)
     weights = sum(p.numel() for p in model.parameters() if p.ndim == 2)
     found = flops(plan, prompt=4)
     assert found["pre-training"] == 6 * weights * 5 * 3 * 64
@@ -331,7 +350,7 @@ class TestCommand:
         assert "error: [Errno 28] No space left" in capsys.readouterr().err
         assert not list(tmp_path.iterdir())
         out.mkdir()  # empty: it can be begun
-        PipelineRun(out, TINY, 0, Ranks())
+        PipelineRun(out, TINY, 0, DistributedContext())
         assert {path.name for path in out.iterdir()} == {"tokenizer.json", "plan.json"}
 
     def test_the_data_that_cannot_be_had_is_an_error_and_no_traceback(
@@ -352,10 +371,12 @@ class TestCommand:
         out = tmp_path / "run"
         assert main(["--out", str(out), *flags(TINY)]) == 0
         torch.manual_seed(0)
-        model = llama_of(TINY.vocab_size, TINY.context_length, 32, 1, 2)
+        model = make_llama(TINY.vocab_size, TINY.context_length, 32, 1, 2)
         ids = torch.tensor(task.tokenizer.encode(task.talk.text))
-        batches = text_batches(ids, TINY.windows, TINY.context_length, 0)
-        _ = learn_from(model, next_id_loss, batches, TINY.pretrain_steps, rate=0.01)
+        batches = text_batches(ids, TINY.pretrain_batch_size, TINY.context_length, 0)
+        _ = train_on(
+            model, next_token_loss, batches, TINY.pretrain_steps, learning_rate=0.01
+        )
         saved = load_file(out / "pre-training.safetensors")
         for name, p in model.state_dict().items():
             assert torch.equal(p, saved[name])
@@ -370,15 +391,15 @@ class TestCommand:
         model = small(task)
         prompts = task.prompts([("ask", "Good night.")])
         likeliest = draw_replies(
-            model, prompts, task.end_id, torch.Generator(), temperature=0.0
+            model, prompts, task.eos_id, generator=torch.Generator(), temperature=0.0
         )
         # A model that has learned nothing seldom ends, and a reply without its end is no text.
         as_ids = SimpleNamespace(
             prompts=task.prompts,
-            end_id=task.end_id,
+            eos_id=task.eos_id,
             texts=lambda written: written.replies.tolist(),
         )
-        run = SimpleNamespace(task=as_ids, ranks=Ranks(0, 1))
+        run = SimpleNamespace(task=as_ids, dist_context=DistributedContext(0, 1))
         assert PipelineRun.reply(run, model, "ask", "Good night.") == (
             likeliest.replies[0].tolist()
         )
@@ -387,17 +408,19 @@ class TestCommand:
         begun = []
 
         class Recorder:
-            def __init__(self, folder, plan, seed, ranks):
+            def __init__(self, folder, plan, seed, dist_context):
                 begun.append((folder, plan, seed))
 
             def go(self):
                 pass
 
         monkeypatch.setattr(pipeline_command, "PipelineRun", Recorder)
-        assert main(["--out", "x"]) == main(["--out", "x", "--large", "--rounds", "7"]) == 0
+        assert (
+            main(["--out", "x"]) == main(["--out", "x", "--large", "--rl-rounds", "7"]) == 0
+        )
         assert begun == [
             (Path("x"), Plan(), 0),
-            (Path("x"), replace(GPU_PLAN, rounds=7), 0),
+            (Path("x"), replace(GPU_PLAN, rl_rounds=7), 0),
         ]
 
     def test_every_tenth_round_is_told(self):
@@ -431,7 +454,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            (["--rounds", "0"], "rounds is 0: expected rounds >= 1"),
+            (["--rl-rounds", "0"], "rl_rounds is 0: expected rl_rounds >= 1"),
             (["--num-heads", "3"], "d_model is 32"),
             (["--vocab-size", "100"], "vocab_size is 100"),
         ],
@@ -495,25 +518,25 @@ def test_two_processes_average_their_gradients(task):
     ids = torch.tensor(task.tokenizer.encode(task.talk.text))
 
     def work() -> list[float]:
-        ranks = Ranks(torch.distributed.get_rank(), 2)
+        dist_context = DistributedContext(torch.distributed.get_rank(), 2)
         model = small(task)
-        _ = learn_from(
+        _ = train_on(
             model,
-            next_id_loss,
-            text_batches(ids, 4, 16, 0, ranks),
+            next_token_loss,
+            text_batches(ids, 4, 16, 0, dist_context),
             2,
-            rate=0.01,
-            ranks=ranks,
+            learning_rate=0.01,
+            dist_context=dist_context,
         )
         return [p.sum().item() for p in model.parameters()]
 
-    first, second = in_processes(work)
+    first, second = launch_processes(work)
     assert first == second
-    shares = [text_batches(ids, 4, 16, 0, Ranks(rank, 2)) for rank in range(2)]
+    shares = [text_batches(ids, 4, 16, 0, DistributedContext(rank, 2)) for rank in range(2)]
     both = (
         tuple(torch.cat(parts) for parts in zip(*pair, strict=True))
         for pair in zip(*shares, strict=True)
     )
     model = small(task)
-    _ = learn_from(model, next_id_loss, both, 2, rate=0.01)
+    _ = train_on(model, next_token_loss, both, 2, learning_rate=0.01)
     assert first == pytest.approx([p.sum().item() for p in model.parameters()], abs=1e-3)

@@ -23,7 +23,7 @@ from llm_learn.apps.train_command import main, parser
 from llm_learn.apps.training_run import TrainingRun
 from llm_learn.assets import AssetError
 from llm_learn.checkpoint import save_checkpoint
-from llm_learn.distributed import Ranks, in_processes
+from llm_learn.distributed import DistributedContext, launch_processes
 from llm_learn.optim import cosine_schedule
 from llm_learn.train import evaluate_loss
 
@@ -295,10 +295,13 @@ def test_the_rate_follows_its_schedule_and_gradients_their_norm(
     out = tmp_path / "run"
     flags = arguments(out, text, warmup_steps=4, floor=0.25, max_grad_norm=0.5)
     assert main(flags) == 0
-    rates = [
+    learning_rates = [
         cosine_schedule(n, max_steps=12, warmup_steps=4, floor=0.25) for n in range(12)
     ]
-    assert taken == [(rate, 0.5) for rate in rates] and len(set(rates)) > 6
+    assert (
+        taken == [(learning_rate, 0.5) for learning_rate in learning_rates]
+        and len(set(learning_rates)) > 6
+    )
 
 
 @pytest.mark.slow
@@ -325,40 +328,42 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path, text):
 
 
 def go_on(
-    out: Path, world_size: int, sharing: str, monkeypatch, stop_after: int = 0
+    out: Path, world_size: int, parallel: str, monkeypatch, stop_after: int = 0
 ) -> list:
     """Trains the run in that folder by several processes; one of them may be told to stop after some updates."""
     update, done = TrainingRun.update, []
 
     def update_and_stop(run):
         done.append(run.step)
-        if len(done) == stop_after and run.ranks.rank == world_size - 1:
+        if len(done) == stop_after and run.dist_context.rank == world_size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return update(run)
 
     def work():
-        ranks = Ranks(dist.get_rank(), world_size)
-        run = TrainingRun(out, train_command.saved_settings(out, {}), ranks, sharing)
+        dist_context = DistributedContext(dist.get_rank(), world_size)
+        run = TrainingRun(
+            out, train_command.saved_settings(out, {}), dist_context, parallel
+        )
         return run.go()
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingRun, "update", update_and_stop)
-        return in_processes(work, world_size)
+        return launch_processes(work, world_size)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharing", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_several_processes_train_as_one_and_may_take_turns_with_it(
-    tmp_path, text, monkeypatch, sharing, world_size
+    tmp_path, text, monkeypatch, parallel, world_size
 ):
     alone, out = tmp_path / "alone", tmp_path / "together"
     assert main(arguments(alone, text, micro_batch_size=1)) == 0
     # Two processes begin, others go on, and one alone ends what they began.
     train_command.begin(out, train_command.saved_settings(alone, {}))
     status = 128 + signal.SIGTERM
-    assert go_on(out, 2, sharing, monkeypatch, stop_after=3) == [status] * 2
-    found = go_on(out, world_size, sharing, monkeypatch, stop_after=6)
+    assert go_on(out, 2, parallel, monkeypatch, stop_after=3) == [status] * 2
+    found = go_on(out, world_size, parallel, monkeypatch, stop_after=6)
     assert found == [status] * world_size
     assert [row[0] for row in rows(out)[1:]] == [str(step) for step in range(10)]
     assert main(["--out", str(out), "--resume"]) == 0
@@ -373,7 +378,7 @@ def test_several_processes_train_as_one_and_may_take_turns_with_it(
         torch.testing.assert_close(a[name], b[name], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("sharing", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize(
     ("changes", "sizes"),
     [
@@ -385,7 +390,7 @@ def test_several_processes_train_as_one_and_may_take_turns_with_it(
     ],
 )
 def test_processes_share_an_evaluation_in_parts_of_a_micro_batch(
-    tmp_path, text, sharing, changes, sizes
+    tmp_path, text, parallel, changes, sizes
 ):
     out = tmp_path / "run"
     defaults = {name: default for name, (default, _) in train_command.OPTIONS.items()}
@@ -394,7 +399,7 @@ def test_processes_share_an_evaluation_in_parts_of_a_micro_batch(
     train_command.begin(out, settings)
 
     def work():
-        run = TrainingRun(out, settings, Ranks(dist.get_rank(), 3), sharing)
+        run = TrainingRun(out, settings, DistributedContext(dist.get_rank(), 3), parallel)
         sizes = []
         run.model.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
         run.evaluate()
@@ -402,7 +407,7 @@ def test_processes_share_an_evaluation_in_parts_of_a_micro_batch(
 
     run = TrainingRun(out, settings)
     wanted = evaluate_loss(run.model, run.val_ids)
-    for found, losses in in_processes(work, 3):
+    for found, losses in launch_processes(work, 3):
         assert found == sizes
         assert losses == [pytest.approx(wanted, abs=1e-6)]
 
@@ -417,13 +422,13 @@ def test_an_error_of_the_first_process_ends_all(tmp_path, text, monkeypatch):
 
     def work():
         monkeypatch.setattr(training_run, "save_checkpoint", fail)
-        ranks = Ranks(dist.get_rank(), 2)
-        run = TrainingRun(out, train_command.saved_settings(out, {}), ranks)
+        dist_context = DistributedContext(dist.get_rank(), 2)
+        run = TrainingRun(out, train_command.saved_settings(out, {}), dist_context)
         with pytest.raises(OSError, match="No space left"):
             run.go()
         return run.step
 
-    assert in_processes(work) == [4, 4]
+    assert launch_processes(work) == [4, 4]
     assert not list(out.glob("step-*"))
 
 
@@ -440,14 +445,14 @@ def torchrun(out: Path, *flags: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharing", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_killing_one_of_two_processes_ends_the_run_with_a_checkpoint_that_resumes(
-    tmp_path, text, sharing
+    tmp_path, text, parallel
 ):
     out = tmp_path / "run"
     changes = {"max_steps": 100_000, "checkpoint_every": 20, "eval_every": 50_000}
     _, _, *flags = arguments(out, text, **changes)
-    process = torchrun(out, "--sharing", sharing, *flags)
+    process = torchrun(out, "--parallel", parallel, *flags)
     deadline = time.monotonic() + 120
     while not list(out.glob("step-00000???")) and time.monotonic() < deadline:
         assert process.poll() is None

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llm_learn.distributed import in_processes
+from llm_learn.distributed import launch_processes
 from llm_learn.notebook import exercises
 from llm_learn.notebook.exercises import check, exercise
 
@@ -54,7 +54,7 @@ def test_start_is_not_an_answer_in_processes_either(capsys):
 
     @exercise("double-apart")
     def checker(answer):
-        yield in_processes(lambda: answer(2)) == [4, 4], "it must double"
+        yield launch_processes(lambda: answer(2)) == [4, 4], "it must double"
 
     assert check("double-apart", double) is False
     assert capsys.readouterr().out.startswith("Not yet: replace the `raise` line")

@@ -17,7 +17,7 @@ def tiny_llama(**changes) -> Llama:
         num_layers=2,
         num_heads=6,
         num_kv_heads=2,
-        rope_base=500.0,
+        rope_theta=500.0,
         norm_eps=1e-3,
         **changes,
     )

@@ -118,7 +118,7 @@ class TestPrompts:
             assert ids[: len(prompt)] == prompt and not any(loss_mask[: len(prompt)])
             assert all(loss_mask[len(prompt) :])
             *reply, end = ids[len(prompt) :]
-            assert task.tokenizer.decode(reply) == turn.reply and end == task.end_id
+            assert task.tokenizer.decode(reply) == turn.reply and end == task.eos_id
 
     @given(st.text(max_size=30))
     def test_what_a_user_types_makes_no_role(self, task, text):
@@ -175,18 +175,18 @@ class TestWriting:
         model = tiny_llama(vocab_size=task.tokenizer.vocab_size, context_length=80)
         prompts = task.prompts(task.ask(12, random.Random(0)))
         written = draw_replies(
-            model, prompts, task.end_id, torch.Generator().manual_seed(0)
+            model, prompts, task.eos_id, generator=torch.Generator().manual_seed(0)
         )
         assert written.replies.shape == written.mask.shape == (12, REPLY)
         for ids, mask in zip(written.replies.tolist(), written.mask.tolist(), strict=True):
-            length = ids.index(task.end_id) + 1 if task.end_id in ids else REPLY
+            length = ids.index(task.eos_id) + 1 if task.eos_id in ids else REPLY
             assert mask == [True] * length + [False] * (REPLY - length)
 
     def test_log_probabilities_are_those_of_each_conversation_alone(self, task, tiny_llama):
         model = tiny_llama(vocab_size=task.tokenizer.vocab_size, context_length=80)
         prompts = task.prompts([("ask", "The king!"), ("tell", "I know not what to say.")])
         written = draw_replies(
-            model, prompts, task.end_id, torch.Generator().manual_seed(0)
+            model, prompts, task.eos_id, generator=torch.Generator().manual_seed(0)
         )
         logps = written.logps_by(model)
         for prompt, reply, found in zip(prompts, written.replies, logps, strict=True):
@@ -196,7 +196,7 @@ class TestWriting:
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
     def test_a_reply_without_its_end_is_empty(self, task):
-        end, *ids = task.end_id, *task.tokenizer.encode("The king.")
+        end, *ids = task.eos_id, *task.tokenizer.encode("The king.")
         rows = [[*ids, end], [*ids, 0]]
         width = max(map(len, rows))
         replies = torch.tensor([row + [end] * (width - len(row)) for row in rows])
