@@ -14,8 +14,8 @@ from common import definitions, record_parts
 from torch import Tensor
 
 from llm_learn.data import HELD_OUT, shakespeare_plays
-from llm_learn.gpt import init_weights_fan_in
-from llm_learn.llama import Llama, LlamaConfig
+from llm_learn.model import Llama, LlamaConfig
+from llm_learn.model.gpt import init_weights_fan_in
 
 SEEDS = [0, 1, 2]
 RECORD = Path(__file__).with_suffix(".json")

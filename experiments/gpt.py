@@ -11,7 +11,7 @@ from common import head
 
 from llm_learn.atomic_files import write_json
 from llm_learn.data import HELD_OUT, shakespeare_plays
-from llm_learn.gpt import GPT, GPTConfig
+from llm_learn.model import GPT, GPTConfig
 from llm_learn.tokenizers import BPETokenizer
 from llm_learn.train import TrainConfig, train
 

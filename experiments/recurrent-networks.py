@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from llm_learn.atomic_files import write_json
 from llm_learn.data import HELD_OUT, get_batch, shakespeare_plays
-from llm_learn.gpt import GPT, GPTConfig
+from llm_learn.model import GPT, GPTConfig
 from llm_learn.optim import AdamW, cosine_schedule, decay_groups
 from llm_learn.train import TrainConfig
 

@@ -12,7 +12,7 @@ from common import definitions, head
 
 from llm_learn.atomic_files import write_json
 from llm_learn.data import shakespeare
-from llm_learn.pretrained import load_smollm2
+from llm_learn.model import load_smollm2
 
 SEEDS = list(range(24))
 RECORD = Path(__file__).with_suffix(".json")

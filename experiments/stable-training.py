@@ -16,7 +16,7 @@ from common import definitions, head
 
 from llm_learn.atomic_files import write_json
 from llm_learn.data import shakespeare_characters
-from llm_learn.gpt import init_weights
+from llm_learn.model.gpt import init_weights
 from llm_learn.tokenizers import BPETokenizer
 
 SEEDS, TUNING_SEED = [0, 1, 2, 3, 4], 99

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llm_learn.llama import Llama, LlamaConfig
+from llm_learn.model import Llama, LlamaConfig
 from llm_learn.tasks.shakespeare_line_preferences import ANSWER, EOS_ID, PROMPT
 
 matplotlib.use("Agg")

@@ -59,9 +59,9 @@ def run(args: argparse.Namespace, rest: list[str], root: Path) -> int | None:
 
             return build.build(root, clean=args.clean, name=args.chapter)
         case "prove":
-            from book.proof import prove
+            from book.proof import reexecution
 
-            return prove.main(args.names, root)
+            return reexecution.main(args.names, root)
         case "epub":
             from book.export import epub
 
@@ -83,9 +83,9 @@ def run(args: argparse.Namespace, rest: list[str], root: Path) -> int | None:
 
             return new_chapter.main(rest)
         case "modules":
-            from book.commands import modules
+            from book.commands import list_modules
 
-            print(modules.listing(root))
+            print(list_modules.listing(root))
 
 
 if __name__ == "__main__":

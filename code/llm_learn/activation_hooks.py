@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from llm_learn.argument_checks import expect
-from llm_learn.llama import Llama
+from llm_learn.model.llama import Llama
 
 Place = tuple[str, int]  # what, and in which block
 Change = Callable[[Tensor], Tensor]  # (B, T, C) -> (B, T, C)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_learn.argument_checks import expect
-from llm_learn.llama import Llama
+from llm_learn.model.llama import Llama
 
 # Of a block of a Llama.
 MATRICES = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")

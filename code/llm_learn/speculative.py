@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llm_learn.argument_checks import expect
-from llm_learn.llama import Llama
+from llm_learn.model.llama import Llama
 
 Probs = Callable[[Tensor], Tensor]  # from logits (T, V) to what is drawn from, (T, V)
 # From a text and a number to at most that many ids (n,), and the probabilities from which

@@ -11,7 +11,7 @@ from sphinx.util.docutils import docutils_namespace, patch_docutils
 REPOSITORY = "https://github.com/someone/a-fork"
 
 CONF = f"""\
-extensions = ["myst_nb", "book.pages.chapter_box", "book.pages.verification_table", "book.pages.study_materials"]
+extensions = ["myst_nb", "book.pages.chapter_box", "book.pages.reference_comparisons", "book.pages.recommended_links"]
 nb_execution_mode = "off"
 exclude_patterns = ["_build", "code", "tests", "themes"]
 html_baseurl = "https://someone.github.io/a-fork/"

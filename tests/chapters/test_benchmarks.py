@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from llm_learn.attention import causal_mask
-from llm_learn.gpt import GPT, GPTConfig
+from llm_learn.model import GPT, GPTConfig
 
 SLUG = "capstone/benchmarks"
 

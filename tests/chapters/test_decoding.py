@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
 from llm_learn.generate import generate
-from llm_learn.llama import Llama, LlamaConfig
+from llm_learn.model import Llama, LlamaConfig
 
 SLUG = "reasoning/decoding"
 pytestmark = pytest.mark.usefixtures("no_gradients")

@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 from hypothesis import given
 
-from llm_learn.llama import Llama, LlamaConfig
+from llm_learn.model import Llama, LlamaConfig
 
 SLUG = "post-training/evaluation"
 pytestmark = pytest.mark.usefixtures("no_gradients")

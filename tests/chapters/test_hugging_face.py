@@ -263,7 +263,7 @@ class TestFolder:
             chapter.load_llama(tmp_path)
 
     def test_interleaved_rows_come_back(self, chapter):
-        from llm_learn.pretrained import interleaved_to_halves
+        from llm_learn.model.pretrained import interleaved_to_halves
 
         weight = torch.randn(24, 5)
         there = chapter.to_interleaved(weight, 3)

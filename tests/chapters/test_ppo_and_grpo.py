@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 
-from llm_learn.llama import Llama, LlamaConfig
 from llm_learn.losses import group_advantages
+from llm_learn.model import Llama, LlamaConfig
 from llm_learn.optim import AdamW
 from llm_learn.reference.trl import trl_grpo_loss
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from llm_learn.llama import Llama, LlamaConfig
+from llm_learn.model import Llama, LlamaConfig
 from llm_learn.reference.bitsandbytes import bitsandbytes_nf4
 
 SLUG = "post-training/quantization"

@@ -23,8 +23,7 @@ from llm_learn.distributed import (
     is_connection_error,
     launch_processes,
 )
-from llm_learn.gpt import GPT, GPTConfig
-from llm_learn.llama import Llama, LlamaConfig
+from llm_learn.model import GPT, GPTConfig, Llama, LlamaConfig
 from llm_learn.optim import AdamW, decay_groups
 from llm_learn.train import IGNORE_INDEX, train_step
 

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from llm_learn.generate import KVCache, filter_logits, generate, pad_left, sample_next
-from llm_learn.gpt import GPT, GPTConfig
-from llm_learn.llama import Llama, LlamaConfig
+from llm_learn.model import GPT, GPTConfig, Llama, LlamaConfig
 
 INF = float("inf")
 V = 6

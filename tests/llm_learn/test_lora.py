@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from llm_learn.llama import Llama, LlamaConfig
 from llm_learn.lora import LoRALinear, add_lora, lora_state, merge_lora
+from llm_learn.model import Llama, LlamaConfig
 
 NAMES = ["qkv", "out", "gate_up", "down"]
 IDS = torch.randint(13, (3, 5), generator=torch.Generator().manual_seed(0))

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from llm_learn import optim
-from llm_learn.gpt import GPT, GPTConfig
-from llm_learn.llama import Llama, LlamaConfig
+from llm_learn.model import GPT, GPTConfig, Llama, LlamaConfig
 from llm_learn.optim import (
     AdamW,
     Muon,

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from torch import nn
 
-from llm_learn.gpt import GPT, GPTConfig
 from llm_learn.lora import add_lora
+from llm_learn.model import GPT, GPTConfig
 from llm_learn.quantize import (
     MATRICES,
     Int4Linear,

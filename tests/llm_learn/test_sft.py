@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from llm_learn.assets import asset_path
-from llm_learn.gguf import GGUF, tokenizer_from_gguf
-from llm_learn.llama import Llama, LlamaConfig
+from llm_learn.gguf_reader import GGUF, tokenizer_from_gguf
 from llm_learn.lora import add_lora, lora_state
+from llm_learn.model import Llama, LlamaConfig
 from llm_learn.reference.hugging_face import to_hugging_face
 from llm_learn.sft import collate_examples, encode_conversation, fine_tune
 from llm_learn.tokenizers import BPETokenizer, encode_chat

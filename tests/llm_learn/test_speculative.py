@@ -231,7 +231,7 @@ class TestDevices:
             accept(target, draft, drafted, generator=seeded())
 
     def test_models_read_where_they_are(self, tiny_llama, one_device, monkeypatch):
-        monkeypatch.setattr("llm_learn.llama.check_ids", lambda *_: None)
+        monkeypatch.setattr("llm_learn.model.llama.check_ids", lambda *_: None)
         monkeypatch.setattr("llm_learn.speculative.sample_id", lambda *_, **__: 1)
         given = []
 

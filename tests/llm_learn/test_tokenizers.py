@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
 from llm_learn.assets import asset_path
-from llm_learn.gguf import GGUF, tokenizer_from_gguf
+from llm_learn.gguf_reader import GGUF, tokenizer_from_gguf
 from llm_learn.tokenizers import (
     BYTE_ORDER,
     GPT4_PATTERN,

@@ -18,7 +18,7 @@ from llm_learn.feedforward import (
     softmax_gates,
     with_aux_loss,
 )
-from llm_learn.gpt import GPT, GPTConfig
+from llm_learn.model import GPT, GPTConfig
 from llm_learn.optim import AdamW
 from llm_learn.train import IGNORE_INDEX, TrainConfig, evaluate_loss, train, train_step
 

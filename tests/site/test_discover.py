@@ -12,7 +12,7 @@ import pytest
 import site_server as site
 import yaml
 
-from book.read.repository import git, named
+from book.read.repository_urls import git, named
 
 PAGES = site.pages()
 needs_site = pytest.mark.skipif(

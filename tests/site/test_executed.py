@@ -7,7 +7,7 @@ import pytest
 
 from book.contract.executed_outputs import executed_problems
 from book.execute.records import notebook_path, record_path
-from book.pages.verification_table import check_problems
+from book.pages.reference_comparisons import check_problems
 from book.read.chapters import ROOT, find_sources
 
 CHAPTERS = list(find_sources())

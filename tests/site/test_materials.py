@@ -3,7 +3,7 @@
 import pytest
 import site_server as site
 
-from book.read.study_materials import LANGUAGES, LEVELS, load_materials
+from book.read.recommended_links import LANGUAGES, LEVELS, load_materials
 
 pytestmark = pytest.mark.skipif(site.missing() is not None, reason=site.missing() or "")
 PAGE = "chapters/start/materials"

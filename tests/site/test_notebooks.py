@@ -6,7 +6,7 @@ import nbformat
 import pytest
 import site_server as site
 
-from book.export.markdown import raw_syntax
+from book.export.notebook_cells import raw_syntax
 from book.read.chapters import find_sources
 
 NOTEBOOKS = site.ROOT / "_build" / "notebooks"

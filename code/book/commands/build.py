@@ -91,7 +91,7 @@ def unpublishable(root: Path, pages: Path, docname: str) -> list[str]:
 
     from book.contract.executed_outputs import executed_problems
     from book.execute.records import notebook_path, read_record
-    from book.pages.verification_table import check_problems
+    from book.pages.reference_comparisons import check_problems
     from book.read.chapters import read_source
 
     chapter = read_source(root / f"{docname}.md", docname.removeprefix("chapters/"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from book.contract.packaged_cells import definitions
 from book.read.chapters import ROOT, Cell, Source, load_plan, project
-from book.read.study_materials import load_materials
+from book.read.recommended_links import load_materials
 
 
 @dataclass(frozen=True, kw_only=True)

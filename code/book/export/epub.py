@@ -14,7 +14,7 @@ from bs4 import BeautifulSoup, SoupStrainer, Tag
 from sphinx.application import Sphinx
 
 from book.execute.sphinx_extension import ONLY
-from book.read.repository import named
+from book.read.repository_urls import named
 
 FILE = "llm-learn.epub"
 STYLE = Path(__file__).with_name("epub.css")

@@ -19,9 +19,9 @@ from sphinx.errors import SphinxError
 from book.atomic_files import write_atomically
 from book.execute.records import notebook_path
 from book.execute.sphinx_extension import ONLY
-from book.export.markdown import CannotWrite, MarkdownWriter, escaped, raw_syntax
+from book.export.notebook_cells import CannotWrite, MarkdownWriter, escaped, raw_syntax
 from book.read.chapters import Source, chapter_source
-from book.read.repository import git, repository
+from book.read.repository_urls import git, repository
 
 FOLDER = "notebooks"
 # Cells whose code a notebook hides, as the page does.

@@ -14,15 +14,15 @@ from sphinx.util.osutil import relative_uri
 from book.execute.records import read_record
 from book.export.notebooks import FOLDER, wanted
 from book.pages.docutils_nodes import Pages, counted
+from book.pages.reference_comparisons import VERIFIED, section_id
 from book.pages.reference_libraries import (
     imported_names,
     largest_differences,
     resolve,
     shown_difference,
 )
-from book.pages.verification_table import VERIFIED, section_id
 from book.read.chapters import Source, chapter_source
-from book.read.repository import repository
+from book.read.repository_urls import repository
 
 SHOWN_REFERENCES = 4
 ISSUE = """\

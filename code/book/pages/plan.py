@@ -17,7 +17,7 @@ from book.execute.sphinx_extension import WORKERS
 from book.pages.docutils_nodes import Pages, counted, measured, reading_hours, references
 from book.read.chapters import DATA, PLAN, chapter_source, planned_chapters
 from book.read.plan import Line, read_lines, route_chapters
-from book.read.repository import repository
+from book.read.repository_urls import repository
 
 CHANGELOG = DATA / "changelog.yml"
 SCRIPT = DATA.parent / "site" / "scripts" / "ticks.js"

@@ -15,7 +15,7 @@ from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 
 from book.atomic_files import write_atomically
-from book.read.repository import repository
+from book.read.repository_urls import repository
 
 SITE = Path(__file__).parent
 STYLE = "book.css"

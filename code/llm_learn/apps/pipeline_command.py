@@ -27,7 +27,7 @@ from llm_learn.apps.pipeline_stages import (
 )
 from llm_learn.atomic_files import replacing, write_json
 from llm_learn.distributed import DistributedContext
-from llm_learn.llama import Llama
+from llm_learn.model.llama import Llama
 from llm_learn.sft import collate_examples
 from llm_learn.tasks.shakespeare_conversations import (
     REPLY_KINDS,

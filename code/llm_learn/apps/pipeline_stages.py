@@ -14,9 +14,9 @@ from tqdm import tqdm
 from llm_learn.argument_checks import expect
 from llm_learn.data import get_batch
 from llm_learn.distributed import DistributedContext
-from llm_learn.gpt import init_weights_fan_in
-from llm_learn.llama import Llama, LlamaConfig
 from llm_learn.losses import distillation_loss, group_advantages, ppo_clip_loss
+from llm_learn.model.gpt import init_weights_fan_in
+from llm_learn.model.llama import Llama, LlamaConfig
 from llm_learn.optim import AdamW, muon_and_adamw, wsd_schedule
 from llm_learn.sft import Example, collate_examples
 from llm_learn.tasks.shakespeare_conversations import (

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llm_learn.argument_checks import expect
-from llm_learn.llama import Llama, LlamaBlock, LlamaConfig
+from llm_learn.model.llama import Llama, LlamaBlock, LlamaConfig
 
 
 class NoFreeBlocks(Exception):

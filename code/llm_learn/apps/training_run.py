@@ -28,8 +28,8 @@ from llm_learn.distributed import (
     is_connection_error,
 )
 from llm_learn.generate import generate
-from llm_learn.gpt import GPT, GPTConfig
-from llm_learn.llama import Llama, LlamaConfig
+from llm_learn.model.gpt import GPT, GPTConfig
+from llm_learn.model.llama import Llama, LlamaConfig
 from llm_learn.optim import AdamW, decay_groups
 from llm_learn.tokenizers import BPETokenizer, CharTokenizer
 from llm_learn.train import History, TrainConfig, evaluate_loss, train_step

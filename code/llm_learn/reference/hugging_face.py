@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from llm_learn.assets import asset_path
-from llm_learn.gguf import GGUF
-from llm_learn.gpt import GPT
-from llm_learn.llama import Llama
+from llm_learn.gguf_reader import GGUF
+from llm_learn.model.gpt import GPT
+from llm_learn.model.llama import Llama
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerFast

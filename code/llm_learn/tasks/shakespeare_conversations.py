@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from llm_learn.argument_checks import expect
 from llm_learn.data import HELD_OUT, shakespeare_plays
 from llm_learn.generate import generate, pad_left
-from llm_learn.llama import Llama
+from llm_learn.model.llama import Llama
 from llm_learn.sft import Example
 from llm_learn.tokenizers import BPETokenizer
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from llm_learn.argument_checks import expect
 from llm_learn.data import shakespeare
 from llm_learn.generate import generate
-from llm_learn.llama import Llama, LlamaConfig
+from llm_learn.model.llama import Llama, LlamaConfig
 from llm_learn.sft import fine_tune
 from llm_learn.train import TrainConfig
 

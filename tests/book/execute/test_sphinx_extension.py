@@ -22,8 +22,7 @@ import pytest
 from myst_nb.core.config import NbParserConfig
 from tinybook import TinyBook, page
 
-from book.execute import fingerprint, kernels
-from book.execute import sphinx_extension as extension
+from book.execute import fingerprint, kernels, sphinx_extension
 from book.execute.budgets import BOOK_CPU_SECONDS, budget
 from book.execute.fingerprint import Package, cell_names, imported_names
 from book.read.chapters import Source, book_chapters, find
@@ -296,7 +295,7 @@ class Measured:
         out = self.root / "_build" / "html"
         builder = SimpleNamespace(format="html")
         app = SimpleNamespace(srcdir=self.root, outdir=out, env=env, builder=builder)
-        book = extension.Book(app)
+        book = sphinx_extension.Book(app)
         book.only = f"chapters/{only}" if only else None
         book._hear_only_this_page = lambda: None
         book.configure(app)
@@ -358,10 +357,10 @@ def test_a_chapter_that_failed_its_budget_never_passes_unmeasured(
 ) -> None:
     measured.factors["part/b"] = 1.9
     twice = sorted([*SIX, "part/b"])
-    with pytest.raises(extension.ChapterError, match=r"b\.md is over its budget"):
+    with pytest.raises(sphinx_extension.ChapterError, match=r"b\.md is over its budget"):
         measured.build()
     assert sorted(measured.executed) == twice
-    with pytest.raises(extension.ChapterError, match=r"b\.md is over its budget"):
+    with pytest.raises(sphinx_extension.ChapterError, match=r"b\.md is over its budget"):
         measured.build()
     assert measured.executed == ["part/b"]  # once more, alone
     # A budget that is raised is compared with what has been measured.
@@ -388,7 +387,7 @@ def test_a_machine_may_be_three_times_slower_and_the_build_warns_from_two(
     measured.factor = factor
     if fails:
         with pytest.raises(
-            extension.ChapterError, match=r"more than 4\.5 times as much fails"
+            sphinx_extension.ChapterError, match=r"more than 4\.5 times as much fails"
         ):
             measured.build()
     else:
@@ -604,7 +603,7 @@ def test_a_signal_that_a_working_thread_receives_is_not_slept_through() -> None:
         with ThreadPoolExecutor(1) as pool:
             try:
                 with pytest.raises(Rung):
-                    list(extension._as_completed([pool.submit(work)]))
+                    list(sphinx_extension._as_completed([pool.submit(work)]))
                 assert not ended
             finally:
                 answered.set()

@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from tinybook import FRONT, TinyBook
 
 from book.export import notebooks
-from book.export.markdown import CannotWrite, MarkdownWriter, raw_syntax
+from book.export.notebook_cells import CannotWrite, MarkdownWriter, raw_syntax
 
 PAGE = "https://somebody.github.io/Tiny/chapters/part/alpha.html"
 # What a chapter of this book may hold. Every construct is here once.

@@ -15,7 +15,7 @@ from book.pages.reference_libraries import (
     shown_difference,
 )
 from book.read.chapters import ROOT, read_source
-from book.read.repository import Repository, repository
+from book.read.repository_urls import Repository, repository
 
 pytestmark = pytest.mark.filterwarnings("default")
 

@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from book.read.chapters import ROOT
-from book.read.repository import named
+from book.read.repository_urls import named
 from book.site.publishing_settings import own_files
 
 BASE = "https://owner.github.io/Book/"

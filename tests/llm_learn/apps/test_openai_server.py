@@ -32,7 +32,7 @@ from llm_learn.apps.openai_server import (
 from llm_learn.apps.serving_engine import BlockAllocator, Engine, Request
 from llm_learn.assets import asset_path
 from llm_learn.generate import sample_next
-from llm_learn.gguf import GGUF, tokenizer_from_gguf
+from llm_learn.gguf_reader import GGUF, tokenizer_from_gguf
 from llm_learn.tokenizers import encode_chat
 
 

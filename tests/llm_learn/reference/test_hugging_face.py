@@ -2,9 +2,7 @@
 
 import torch
 
-from llm_learn.gpt import GPT, GPTConfig
-from llm_learn.llama import Llama, LlamaConfig
-from llm_learn.pretrained import load_smollm2
+from llm_learn.model import GPT, GPTConfig, Llama, LlamaConfig, load_smollm2
 from llm_learn.reference.hugging_face import smollm2_tokenizer, to_gpt2, to_hugging_face
 
 
@@ -78,7 +76,7 @@ def test_weights_are_shared_and_gradients_are_not():
 
 
 def test_smollm2s_tokenizer_reads_back_what_it_cut_and_knows_the_end():
-    # That its ids are ours, tests of llm_learn.gguf show.
+    # That its ids are ours, tests of llm_learn.gguf_reader show.
     theirs, (_, ours) = smollm2_tokenizer(), load_smollm2()
     for text in ("The city of Lyon, in 2024.", " a  b\n\n\tc", "Ünïcödé 漢字 🙂"):
         assert theirs.decode(theirs.encode(text, add_special_tokens=False)) == text

@@ -12,8 +12,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from book.pages.docutils_nodes import Pages
 from book.read.chapters import DATA
-from book.read.repository import repository
-from book.read.study_materials import (
+from book.read.recommended_links import (
     KINDS,
     LANGUAGES,
     LEVELS,
@@ -23,6 +22,7 @@ from book.read.study_materials import (
     helping,
     load_materials,
 )
+from book.read.repository_urls import repository
 
 SCRIPT = DATA.parent / "site" / "scripts" / "materials.js"
 THIS_CHAPTER = "this chapter"

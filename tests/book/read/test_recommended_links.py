@@ -4,9 +4,9 @@ import pytest
 import yaml
 from smallbook import REPOSITORY, SmallBook, chapter
 
-from book.pages.study_materials import KINDS, SCRIPT, in_its_language
+from book.pages.recommended_links import KINDS, SCRIPT, in_its_language
 from book.read.chapters import find_sources, load_plan, planned_chapters
-from book.read.study_materials import THIS_REPOSITORY, helping, load_materials
+from book.read.recommended_links import THIS_REPOSITORY, helping, load_materials
 
 pytestmark = pytest.mark.filterwarnings("default")
 

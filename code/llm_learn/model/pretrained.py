@@ -6,9 +6,9 @@ from torch import Tensor
 
 from llm_learn.argument_checks import expect
 from llm_learn.assets import asset_path
-from llm_learn.encoder import Encoder
-from llm_learn.gguf import GGUF, tokenizer_from_gguf
-from llm_learn.llama import Llama, LlamaConfig
+from llm_learn.gguf_reader import GGUF, tokenizer_from_gguf
+from llm_learn.model.encoder import Encoder
+from llm_learn.model.llama import Llama, LlamaConfig
 from llm_learn.tokenizers import BPETokenizer
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from llm_learn.argument_checks import expect
 from llm_learn.attention import GroupedQueryAttention, KVCache, causal_mask
 from llm_learn.feedforward import SwiGLU
-from llm_learn.gpt import check_ids, init_weights
+from llm_learn.model.gpt import check_ids, init_weights
 from llm_learn.positional_encoding import rope_frequencies, rope_tables
 
 

@@ -32,7 +32,7 @@ from book.pages.reference_libraries import (
     shown_difference,
 )
 from book.read.chapters import Source, chapter_source, planned_chapters
-from book.read.repository import Repository, repository
+from book.read.repository_urls import Repository, repository
 
 VERIFIED = "chapters/capstone/verified"
 CHECK = "llm_learn_check"

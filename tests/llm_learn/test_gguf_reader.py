@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_learn.assets import asset_path
-from llm_learn.gguf import BLOCK_FORMATS, GGUF, tokenizer_from_gguf
+from llm_learn.gguf_reader import BLOCK_FORMATS, GGUF, tokenizer_from_gguf
 from llm_learn.reference.hugging_face import smollm2_tokenizer
 
 mmap_as_it_is = mmap.mmap
@@ -290,7 +290,7 @@ def test_what_contradicts_itself_is_refused_and_closed(tmp_path, monkeypatch, ca
     content, message = BROKEN[case]
     opened = []
     monkeypatch.setattr(
-        "llm_learn.gguf.mmap.mmap",
+        "llm_learn.gguf_reader.mmap.mmap",
         lambda *a, **k: opened.append(mmap_as_it_is(*a, **k)) or opened[-1],
     )
     with pytest.raises(ValueError, match=rf"m\.gguf.*{message}"):

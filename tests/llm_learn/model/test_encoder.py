@@ -8,8 +8,8 @@ from torch import nn
 from transformers import AutoModel
 
 from llm_learn.assets import asset_path
-from llm_learn.encoder import Encoder
-from llm_learn.pretrained import load_minilm
+from llm_learn.model.encoder import Encoder
+from llm_learn.model.pretrained import load_minilm
 
 SIZES = {"vocab_size": 29, "d_model": 16, "num_heads": 4, "num_layers": 2}
 

@@ -23,7 +23,7 @@ from book.execute.kernels import kernel_environment
 from book.execute.records import read_record
 from book.export.notebooks import FOLDER, published_path
 from book.proof import offline
-from book.proof.environment import KERNEL, CannotPrepare, prepare
+from book.proof.clean_environment import KERNEL, CannotPrepare, prepare
 from book.read.chapters import Source, book_chapters, find
 
 ESCAPE_TAGS = {"nbval-ignore-output", "nbval-skip", "skip-execution"}
@@ -202,7 +202,7 @@ def main(names: Sequence[str], root: Path) -> int:
         print(f"Not proved: {error}", file=sys.stderr)
         return 1
     print(f"Proving {len(chapters)} published notebooks in a clean environment", flush=True)
-    command = [sys.executable, "-m", "book.proof.prove", str(root)]
+    command = [sys.executable, "-m", "book.proof.reexecution", str(root)]
     command += [chapter.docname for chapter in chapters]
     status = offline.run(command, kernel_environment(root))
     cells = sum(1 + len(chapter.cells) for chapter in chapters)
@@ -220,7 +220,8 @@ def main(names: Sequence[str], root: Path) -> int:
 
 def _inside() -> int:
     parser = argparse.ArgumentParser(
-        prog="book.proof.prove", description="The part of the proof that runs offline."
+        prog="book.proof.reexecution",
+        description="The part of the proof that runs offline.",
     )
     parser.add_argument("root", type=Path)
     parser.add_argument("chapters", nargs="+")

@@ -6,8 +6,8 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from smallbook import REPOSITORY, SmallBook, chapter, check
 
 from book.execute.records import notebook_path
-from book.pages import verification_table as verified
-from book.pages.verification_table import CHECK, check_labels, packaged_module, subject
+from book.pages import reference_comparisons
+from book.pages.reference_comparisons import CHECK, check_labels, packaged_module, subject
 from book.read.chapters import read_source
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -95,7 +95,7 @@ def test_the_page_shows_every_check(book):
     executed(book)
     assert book.build() == ""
     page = book.page("chapters/capstone/verified")
-    version = verified.resolve("torch.softmax", {}).version
+    version = reference_comparisons.resolve("torch.softmax", {}).version
     assert rows(page) == [
         [
             "attend, forward",

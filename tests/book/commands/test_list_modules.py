@@ -1,6 +1,6 @@
 """The list of modules tells what each is for, in one line."""
 
-from book.commands import modules
+from book.commands import list_modules as modules
 from book.read.chapters import ROOT
 
 

@@ -13,7 +13,9 @@ import nbformat
 import pytest
 from tinybook import TinyBook, page
 
-from book.proof import environment, offline, prove
+from book.proof import clean_environment as environment
+from book.proof import offline
+from book.proof import reexecution as prove
 from book.read.chapters import book_chapters
 
 ROOT = Path(__file__).resolve().parents[3]

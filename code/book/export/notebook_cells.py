@@ -391,7 +391,7 @@ class MarkdownWriter:
         line = f", line {node.line}" if getattr(node, "line", None) else ""
         return CannotWrite(
             f"`{type(node).__name__}`{line} has no form in a notebook yet: write it another way, or teach "
-            "code/book/export/markdown.py to write it"
+            "code/book/export/notebook_cells.py to write it"
         )
 
 
