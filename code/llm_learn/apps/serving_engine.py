@@ -327,12 +327,12 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raises ValueError for a text that is empty, or could not be finished even if it were alone."""
-        expect(
-            "len(prompt) >= 1, max_new_tokens >= 1, len(prompt) + max_new_tokens <= limit",
-            prompt=request.prompt,
-            max_new_tokens=request.max_new_tokens,
-            limit=self.max_output_tokens(0),
-        )
+        length, limit = len(request.prompt), self.max_output_tokens(0)
+        if not 0 < request.max_new_tokens <= limit - length < limit:
+            raise ValueError(
+                f"the prompt has {length} tokens and max_new_tokens is {request.max_new_tokens}: "
+                f"both must be at least 1, and together at most {limit}"
+            )
 
     def add_request(self, request: Request) -> None:
         """Puts a text into the queue; see `check`."""

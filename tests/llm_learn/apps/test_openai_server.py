@@ -312,7 +312,7 @@ class TestOthersMeanwhile:
         service.stop()
         assert answer.status_code == 400
         assert (
-            "expected len(prompt) + max_new_tokens <= limit"
+            "both must be at least 1, and together at most"
             in answer.json()["error"]["message"]
         )
         assert min(slowest) < alone + 0.2
@@ -462,9 +462,7 @@ class TestDepartures:
         service = Service(make_engine(allocator=BlockAllocator(5, 4)), MODEL)
         good = Request([2], 15)
         service.add_request(good)
-        with pytest.raises(
-            ValueError, match=r"max_new_tokens is 1000, limit is 21: expected"
-        ):
+        with pytest.raises(ValueError, match="max_new_tokens is 1000: .* at most 21$"):
             service.add_request(Request([1], 1000))
         wait_for(lambda: good.finish_reason)
         service.stop()
