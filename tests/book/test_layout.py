@@ -548,7 +548,7 @@ def test_all_tests_can_be_collected_together(tmp_path):
         [
             *command,
             "no:cacheprovider",
-            "tests/book/pages/test_shared.py",
+            "tests/book/pages/test_docutils_nodes.py",
             "tests/site/test_pages.py",
         ],
         cwd=ROOT,

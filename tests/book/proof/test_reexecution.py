@@ -38,7 +38,7 @@ def built_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     book.write("chapters/part/gamma.md", text)
     done = book.build()
     assert done.returncode == 0, done.stdout + done.stderr
-    script = f"from pathlib import Path; from book.proof import environment; environment.prepare(Path('{book.root}'))"
+    script = f"from pathlib import Path; from book.proof import clean_environment; clean_environment.prepare(Path('{book.root}'))"
     environment = os.environ | {"PYTHONPATH": str(ROOT / "code")}
     # All that it needs is installed here.
     assert offline.run([sys.executable, "-c", script], environment) == 0

@@ -462,7 +462,7 @@ class TestDepartures:
         service = Service(make_engine(allocator=BlockAllocator(5, 4)), MODEL)
         good = Request([2], 15)
         service.add_request(good)
-        with pytest.raises(ValueError, match="max_new_tokens is 1000: .* at most 21$"):
+        with pytest.raises(ValueError, match=r"max_new_tokens is 1000: .* at most 21$"):
             service.add_request(Request([1], 1000))
         wait_for(lambda: good.finish_reason)
         service.stop()

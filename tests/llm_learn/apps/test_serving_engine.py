@@ -440,12 +440,12 @@ class TestEngine:
             (
                 [1] * 60,
                 5,
-                "^the prompt has 60 tokens and max_new_tokens is 5: .* together at most 33$",
+                r"^the prompt has 60 tokens and max_new_tokens is 5: .* together at most 33$",
             ),
             (
                 [1] * 20,
                 20,
-                "^the prompt has 20 tokens and max_new_tokens is 20: .* at most 33$",
+                r"^the prompt has 20 tokens and max_new_tokens is 20: .* at most 33$",
             ),
         ],
     )
