@@ -74,7 +74,7 @@ sync: $(ready)  ## write the package's text into the packaged cells
 	@$(run) book sync
 
 new-chapter: $(ready)  ## start a chapter from the template: make new-chapter NAME=part/slug
-	@test -n "$(NAME)" || { echo "Which name? For example: make new-chapter NAME=basics/attention"; exit 2; }
+	@test -n "$(NAME)" || { echo "Which name? For example: make new-chapter NAME=first-model/attention"; exit 2; }
 	@$(run) book new-chapter "$(NAME)"
 
 modules: $(ready)  ## the modules of the package and of the builder, each with what it is for

@@ -22,7 +22,7 @@ def definitions(slug: str) -> SimpleNamespace:
     else of the chapter is left out.
 
     Args:
-        slug: part/name, such as `architecture/positions`.
+        slug: part/name, such as `decoder/positions`.
     """
     from book.read.chapters import read_source  # `make experiment` puts code/ on the path
 

@@ -19,7 +19,7 @@ from llm_learn.model.gpt import init_weights_fan_in
 
 SEEDS = [0, 1, 2]
 RECORD = Path(__file__).with_suffix(".json")
-chapter = definitions("reasoning/decoding")
+chapter = definitions("inference/decoding")
 training = definitions("post-training/distillation")
 torch.set_grad_enabled(False)
 torch.set_num_threads(1)

@@ -15,7 +15,7 @@ SEEDS = [0, 1, 2]  # draws of the wrong answers, and what is leaked
 RECORD = Path(__file__).with_suffix(".json")
 BITS = (8, 5, 4, 3)
 LONG = ("letters", "chat")  # formats for two of the models only
-chapter = definitions("post-training/evaluation")
+chapter = definitions("measuring/evaluation")
 
 
 @functools.lru_cache(maxsize=1)

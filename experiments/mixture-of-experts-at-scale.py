@@ -28,7 +28,7 @@ from llm_learn.feedforward import (
 )
 from llm_learn.train import evaluate_loss, train
 
-page = definitions("architecture/mixture-of-experts-at-scale")
+page = definitions("scale/mixture-of-experts-at-scale")
 SEEDS, UPDATES, NUM_TEXTS = [0, 1, 2], 2000, 1500
 RECORD = Path(__file__).with_suffix(".json")
 

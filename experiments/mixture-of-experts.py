@@ -15,7 +15,7 @@ from llm_learn.data import shakespeare_characters
 from llm_learn.feedforward import renormalised_gates, softmax_gates, with_aux_loss
 from llm_learn.train import evaluate_loss
 
-page = definitions("architecture/mixture-of-experts")
+page = definitions("scale/mixture-of-experts")
 SEEDS, UPDATES, LEARNING_RATES = [0, 1, 2], 2000, [7e-3, 1.2e-2, 2e-2]
 LONGER = "dense, as long"  # the MLP, trained for as many seconds as its main rival
 RECORD = Path(__file__).with_suffix(".json")

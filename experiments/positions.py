@@ -19,7 +19,7 @@ from tqdm import tqdm
 from llm_learn.atomic_files import write_json
 from llm_learn.data import shakespeare_characters
 
-page = definitions("architecture/positions")
+page = definitions("decoder/positions")
 SEEDS, LENGTH, BATCH, MAX_STEPS, LEARNING_RATE = [0, 1, 2], 128, 16, 2500, 3e-3
 FACTOR, TUNING_STEPS = 8, 100
 PERIODS = [

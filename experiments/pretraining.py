@@ -75,7 +75,7 @@ def spread(ids: torch.Tensor, num_characters: int) -> list[int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    chapter, counting = definitions("pretraining/pretraining"), definitions("basics/gpt")
+    chapter, counting = definitions("training/pretraining"), definitions("first-model/gpt")
     record = head("Shakespeare's plays in characters, four held out", SEEDS)
     record |= {"tuning_seed": TUNING_SEED}
     started, tuning, runs = time.process_time(), [], []

@@ -12,7 +12,7 @@ from common import definitions, record_parts
 
 SEEDS = [0, 1, 2, 3]
 RECORD = Path(__file__).with_suffix(".json")
-chapter = definitions("post-training/quantization")
+chapter = definitions("inference/quantization")
 torch.set_grad_enabled(False)
 
 

@@ -19,7 +19,7 @@ LEARNING_RATES = [0.0057, 0.008, 0.0113, 0.016]
 TUNED = {8: [100, 1600], 32: [100, 400, 1600], 128: [100, 1600]}  # width: updates
 LARGER = 256  # the width of the runs that the grid must predict
 RECORD = Path(__file__).with_suffix(".json")
-chapter = definitions("pretraining/scaling-laws")
+chapter = definitions("training/scaling-laws")
 
 
 def timed(work) -> tuple[list[dict], float]:

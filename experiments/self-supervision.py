@@ -34,7 +34,7 @@ def measured(chapter, name: str, model: torch.nn.Module) -> dict[str, float]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    chapter = definitions("pretraining/self-supervision")
+    chapter = definitions("training/self-supervision")
     record = head(
         "the names of the numbers below 1,000 with their digits, 800 to learn", SEEDS
     )

@@ -13,7 +13,7 @@ from common import definitions, record_parts
 
 RECORD = Path(__file__).with_suffix(".json")
 BLOCK_SIZE = 16
-chapter = definitions("applications/serving")
+chapter = definitions("inference/serving")
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 

@@ -20,7 +20,7 @@ RECORD = Path(__file__).with_suffix(".json")
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    chapter = definitions("architecture/sparse-attention")
+    chapter = definitions("scale/sparse-attention")
     model, tokenizer = load_smollm2()
     record = head("sixteen facts in a passage of Shakespeare, one passage a seed", SEEDS)
     started, runs = time.process_time(), []

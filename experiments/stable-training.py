@@ -172,7 +172,7 @@ def update_seconds(chapter, timed: dict[str, Variant]) -> dict[str, list[float]]
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    chapter = definitions("pretraining/stable-training")
+    chapter = definitions("training/stable-training")
     record = head("Shakespeare's plays in characters, four held out", SEEDS)
     record |= {
         "tuning_seed": TUNING_SEED,

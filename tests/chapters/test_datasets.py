@@ -11,7 +11,7 @@ from llm_learn.data import pack_documents
 
 pytest.importorskip("datasets")
 
-SLUG = "pretraining/datasets"
+SLUG = "training/datasets"
 EOS = 0
 DOCS = st.lists(st.lists(st.integers(1, 50), max_size=7), min_size=1, max_size=6)
 

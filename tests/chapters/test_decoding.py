@@ -13,7 +13,7 @@ from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 from llm_learn.generate import generate
 from llm_learn.model import Llama, LlamaConfig
 
-SLUG = "reasoning/decoding"
+SLUG = "inference/decoding"
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 
 from llm_learn.model import Llama, LlamaConfig
 
-SLUG = "post-training/evaluation"
+SLUG = "measuring/evaluation"
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-SLUG = "applications/hugging-face"
+SLUG = "decoder/hugging-face"
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 

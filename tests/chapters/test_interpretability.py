@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-SLUG = "beyond/interpretability"
+SLUG = "inside/interpretability"
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 

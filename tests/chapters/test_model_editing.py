@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-SLUG = "beyond/model-editing"
+SLUG = "inside/model-editing"
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-SLUG = "beyond/multimodal"
+SLUG = "applications/multimodal"
 
 
 def units(num_rows, seed, size=5):

@@ -11,7 +11,7 @@ from hypothesis import given
 from llm_learn.model import Llama, LlamaConfig
 from llm_learn.reference.bitsandbytes import bitsandbytes_nf4
 
-SLUG = "post-training/quantization"
+SLUG = "inference/quantization"
 pytestmark = pytest.mark.usefixtures("no_gradients")
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-SLUG = "applications/serving"
+SLUG = "inference/serving"
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 

@@ -12,7 +12,7 @@ from book.read.chapters import read_source
 from llm_learn.notebook import verify
 from llm_learn.tasks.number_name_translation import number_translation, translation_batch
 
-PAGE = Path(__file__).parents[2] / "chapters/basics/transformer.md"
+PAGE = Path(__file__).parents[2] / "chapters/origins/transformer.md"
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef)
 MISTAKES = (
     "half_the_heads",

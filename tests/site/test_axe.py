@@ -9,8 +9,8 @@ PAGES = [*site.pages(), "search", "genindex"]
 # One page of each kind. The chapter has figures, tables, mathematics, exercises and folded code.
 KINDS = [
     "index",
-    "chapters/basics/index",
-    "chapters/basics/attention",
+    "chapters/first-model/index",
+    "chapters/first-model/attention",
     "chapters/start/plan",
     "chapters/start/notation",
     "chapters/start/bibliography",
@@ -104,7 +104,7 @@ def test_axe_finds_nothing(reader, axe_script, name, theme, width):
     ],
 )
 def test_axe_finds_nothing_in_an_open_dialog(reader, axe_script, theme, opener, dialog):
-    page = reader("chapters/basics/attention", theme, 390)
+    page = reader("chapters/first-model/attention", theme, 390)
     page.locator(opener).first.click()
     page.wait_for_selector(f"{dialog}[open]")
     assert findings(page, axe_script) == []
@@ -121,7 +121,7 @@ PALE = ("article p", ".highlight .k", "details.dropdown p")
 
 
 def test_axe_finds_what_is_broken(reader, axe_script):
-    page = reader("chapters/basics/attention", "light", 1280)
+    page = reader("chapters/first-model/attention", "light", 1280)
     for damage in DAMAGE.values():
         page.evaluate(damage)
     for selector in PALE:

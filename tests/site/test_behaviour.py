@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 import pytest
 import site_server as site
 
-CHAPTER = "chapters/basics/attention"
+CHAPTER = "chapters/first-model/attention"
 
 pytestmark = pytest.mark.skipif(site.missing() is not None, reason=site.missing() or "")
 
@@ -188,7 +188,7 @@ def test_search_finds_a_term_and_leads_to_it(visit):
 
 @pytest.mark.parametrize(
     ("words", "name"),
-    [("attention", CHAPTER), ("tokenization", "chapters/basics/tokenization")],
+    [("attention", CHAPTER), ("tokenization", "chapters/first-model/tokenization")],
 )
 def test_search_names_the_chapter_first_and_shows_its_text(visit, address, words, name):
     page = visit("index")

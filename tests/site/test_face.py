@@ -13,7 +13,7 @@ import site_server as site
 pytestmark = pytest.mark.skipif(site.missing() is not None, reason=site.missing() or "")
 
 # Pages of each kind: the first one, prose, and a chapter.
-READ = ["index", "chapters/start/how-to-run", "chapters/basics/attention"]
+READ = ["index", "chapters/start/how-to-run", "chapters/first-model/attention"]
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def visit(chromium, address):
 
 
 @pytest.mark.parametrize("theme", site.THEMES)
-@pytest.mark.parametrize("name", ["index", "chapters/basics/attention"])
+@pytest.mark.parametrize("name", ["index", "chapters/first-model/attention"])
 def test_the_logo_of_the_theme_is_loaded_and_large_enough(visit, name, theme):
     page = visit(name, theme=theme)
     shown = [
@@ -100,7 +100,7 @@ EDGES = """selector => [...document.querySelectorAll(`.bd-article ${selector}`)]
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_text_code_and_figures_share_their_edges(visit, width):
-    page = visit("chapters/basics/attention", width=width)
+    page = visit("chapters/first-model/attention", width=width)
     paragraphs, code, outputs, figures = (
         page.evaluate(EDGES, selector)
         for selector in ("section > p", "div.cell_input", "div.cell_output", "figure img")
@@ -116,7 +116,7 @@ def test_text_code_and_figures_share_their_edges(visit, width):
 
 
 def test_code_of_92_characters_needs_no_scrolling(visit):
-    page = visit("chapters/basics/attention")
+    page = visit("chapters/first-model/attention")
     room = page.evaluate(
         """() => {
             const pre = document.querySelector('.bd-article .cell_input pre');
@@ -217,7 +217,7 @@ def test_the_first_screen_says_how_much_there_is_and_where_to_begin(visit, addre
     assert re.search(r"in about \d+ minutes? on two cores", words)
     links = [a.evaluate("a => a.href") for a in facts.locator("a").all()]
     assert f"{address}/chapters/start/routes.html#route-weekend" in links
-    assert f"{address}/chapters/basics/resource-accounting.html" in links
+    assert f"{address}/chapters/first-model/resource-accounting.html" in links
 
 
 def test_the_first_steps_fit_on_one_screen(visit):

@@ -226,6 +226,17 @@ def test_chapters_that_the_book_does_not_know_are_kept_and_not_counted(reader):
     assert sorted(reader.stored()) == sorted([UNKNOWN, FIRST, SECOND])
 
 
+def test_a_tick_follows_its_chapter_into_another_part(reader):
+    page = reader.open()
+    old = "older/" + FIRST.split("/")[1]
+    stored = json.dumps({"read": [UNKNOWN, old]})
+    page.evaluate("text => localStorage.setItem('llm-learn:read', text)", stored)
+    page.reload()
+    assert reader.status().startswith("You have read 1 of ")
+    reader.boxes(SECOND).first.check()
+    assert sorted(reader.stored()) == sorted([UNKNOWN, FIRST, SECOND])
+
+
 @pytest.mark.parametrize("stored", ["not JSON", '{"read": 3}', "[]"])
 def test_a_damaged_store_is_no_error(reader, stored):
     page = reader.open()

@@ -9,7 +9,7 @@ import site_server as site
 pytestmark = pytest.mark.skipif(site.missing() is not None, reason=site.missing() or "")
 
 PAGES = [*site.pages(), "search"]
-CHAPTER = "chapters/basics/attention"
+CHAPTER = "chapters/first-model/attention"
 COMPRESSED = (".png", ".woff2")
 # What a phone may fetch before the reader scrolls: kB as sent, compressed like GitHub Pages does, without pictures.
 # The theme's style sheets take 110, its scripts 50, the text of the longest chapter 65, and the font of mathematics 54.

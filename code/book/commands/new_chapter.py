@@ -49,7 +49,7 @@ def new_chapter(slug: str, root: Path = ROOT) -> Path:
     """
     if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9]+(?:-[a-z0-9]+)*", slug):
         raise ValueError(
-            f"slug is {slug!r}; it must be part/name in lower case, as basics/attention"
+            f"slug is {slug!r}; it must be part/name in lower case, as first-model/attention"
         )
     plan = load_plan(root / "code/book/data/chapters.yml")
     parts = [part["name"] for part in plan["parts"]]
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] = (), root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(
         prog="book new-chapter", description="Start a chapter from the template."
     )
-    parser.add_argument("slug", help="part/name, as basics/attention")
+    parser.add_argument("slug", help="part/name, as first-model/attention")
     slug = parser.parse_args(list(argv)).slug
     new_chapter(slug, root)
     known = slug in planned_chapters(load_plan(root / "code/book/data/chapters.yml"))

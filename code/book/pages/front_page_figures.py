@@ -1,6 +1,6 @@
 """Sphinx extension: cards that show a chapter's figure on another page.
 
-`{picture} basics/gpt fig-gpt-overtakes` makes a card: the figure that this build drew, the chapter's title, the
+`{picture} first-model/gpt fig-gpt-overtakes` makes a card: the figure that this build drew, the chapter's title, the
 directive's text, and how many results agreed with a reference library. Without a name it shows the chapter's first
 figure. A chapter that is not written yet has none of these, and its card says that it is planned.
 """

@@ -18,7 +18,7 @@ def front_matter(path) -> dict:
 
 
 def test_saving_in_jupyterlab_keeps_the_front_matter(tmp_path):
-    original = ROOT / "chapters/basics/attention.md"
+    original = ROOT / "chapters/first-model/attention.md"
     for path in (ROOT / "chapters/jupytext.toml", original):
         shutil.copy(path, tmp_path)
     manager = TextFileContentsManager()

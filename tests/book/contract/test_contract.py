@@ -14,7 +14,7 @@ from book.read.chapters import Source, find_sources, load_plan, planned_chapters
 from book.read.plan import plan_items
 
 CHAPTERS = list(find_sources())
-SLUG = "basics/attention"
+SLUG = "first-model/attention"
 FILLER = "\n".join(
     ["Attention reads what it needs and leaves the rest alone, one query after another."]
     * 70
@@ -52,7 +52,7 @@ def good() -> str:
 
 
 def problems_of(text: str, name: str, book: Book) -> list[str]:
-    chapter = Source(path=Path("chapters/basics/attention.md"), slug=SLUG, text=text)
+    chapter = Source(path=Path("chapters/first-model/attention.md"), slug=SLUG, text=text)
     return CHECKS[name](chapter, book)
 
 
@@ -82,11 +82,11 @@ def prose(text: str) -> tuple[str, str]:
 BAD = [
     ("front_matter", ("format_name: myst", "format_name: light"), "format_name: myst"),
     ("front_matter", ("name: python3}", "name: julia}"), "kernelspec"),
-    ("front_matter", ("part: basics", "part: pretraining"), "llm_learn.part"),
+    ("front_matter", ("part: first-model", "part: pretraining"), "llm_learn.part"),
     ("front_matter", ("plan: [", 'plan: ["Nothing of the plan", '), "llm_learn.plan"),
     (
         "front_matter",
-        ("prerequisites: []", "prerequisites: [basics/gpt]"),
+        ("prerequisites: []", "prerequisites: [first-model/gpt]"),
         "llm_learn.prerequisites",
     ),
     ("front_matter", ("hours: 2", "hours: soon"), "llm_learn.hours"),
@@ -296,7 +296,8 @@ def test_a_bad_chapter_is_caught(name, change, message, good, book):
     problems = problems_of(good.replace(old, new), name, book)
     assert any(message in problem for problem in problems), problems
     assert all(
-        re.match(r"chapters/basics/attention\.md:\d+: \S", problem) for problem in problems
+        re.match(r"chapters/first-model/attention\.md:\d+: \S", problem)
+        for problem in problems
     )
 
 
@@ -382,12 +383,12 @@ def test_a_message_names_the_line(good, book):
     text = good.replace(*prose("Training takes 12.5 s here."))
     line = text.split("\n").index("Training takes 12.5 s here.") + 1
     assert problems_of(text, "typed_numbers", book)[0].startswith(
-        f"chapters/basics/attention.md:{line}: "
+        f"chapters/first-model/attention.md:{line}: "
     )
     text = good.replace(*cell("x = 1\nassert True"))
     line = text.split("\n").index("assert True") + 1
     assert problems_of(text, "empty_asserts", book)[0].startswith(
-        f"chapters/basics/attention.md:{line}: "
+        f"chapters/first-model/attention.md:{line}: "
     )
 
 
@@ -405,12 +406,12 @@ def test_new_chapter_writes_a_chapter_and_refuses_the_rest(tmp_path):
     (tmp_path / "code/book/data/chapters.yml").write_text(
         source.read_text(encoding="utf-8"), encoding="utf-8"
     )
-    path = new_chapter("architecture/kv-cache", tmp_path)
+    path = new_chapter("inference/kv-cache", tmp_path)
     text = path.read_text(encoding="utf-8")
-    assert path == tmp_path / "chapters/architecture/kv-cache.md"
+    assert path == tmp_path / "chapters/inference/kv-cache.md"
     assert "# The KV cache" in text and "{{" not in text and "(question-kv-cache)=" in text
     for slug, message in (
-        ("architecture/kv-cache", "exists already"),
+        ("inference/kv-cache", "exists already"),
         ("nowhere/attention", "no such part"),
         ("attention", "part/name"),
         ("basics/../attention", "part/name"),
@@ -471,7 +472,7 @@ RECORD = {
 
 
 def test_executed_chapter_checks(good):
-    chapter = Source(path=Path("chapters/basics/attention.md"), slug=SLUG, text=good)
+    chapter = Source(path=Path("chapters/first-model/attention.md"), slug=SLUG, text=good)
     assert executed_problems(chapter, executed(chapter), RECORD) == []
 
     def after(change, record=RECORD) -> str:

@@ -521,7 +521,7 @@ def test_the_fingerprint_of_each_chapter_knows_its_records() -> None:
         if len(named) > 1:
             several[chapter.slug] = named
     assert several["reasoning/chain-of-thought"] == {"chain-of-thought", "zero-shot"}
-    assert several["post-training/dpo"] == {"dpo", "reward-models-and-rlhf"}
+    assert several["post-training/dpo"] == {"dpo", "reward-models"}
 
 
 def test_fingerprints_follow_the_versions_of_libraries_and_of_what_they_import(

@@ -48,10 +48,10 @@ def book(tmp_path):
         ("tokenization", "Cutting", "All {term}`tokens`."),
         ("gpt", "A GPT", "One {term}`token`."),
     ):
-        book.write(f"chapters/basics/{slug}.md", chapter(title, body + CELL))
+        book.write(f"chapters/first-model/{slug}.md", chapter(title, body + CELL))
     book.index(
         "chapters/start/words",
-        *(f"chapters/basics/{n}" for n in ("attention", "tokenization", "gpt")),
+        *(f"chapters/first-model/{n}" for n in ("attention", "tokenization", "gpt")),
     )
     book.warnings = book.build()
     return book
@@ -94,16 +94,16 @@ class TestPage:
         assert entries["logit"].get_text() == "In Attention"
         # Two words with one definition share it; tokenization comes before the GPT.
         assert entries["token"].get_text() == "In Cutting, A GPT"
-        assert entries["token"].select("a")[1]["href"] == "../basics/gpt.html"
+        assert entries["token"].select("a")[1]["href"] == "../first-model/gpt.html"
         assert entries["vocabulary"] is None
 
     def test_of_many_chapters_there_is_the_number(self, book):
         many = ["datasets", "pretraining", "scaling-laws", "distributed", "stable-training"]
         for name in many:
             text = chapter(name.title(), "A {term}`logit`." + CELL)
-            book.write(f"chapters/pretraining/{name}.md", text)
-        slugs = [f"pretraining/{name}" for name in many]
-        slugs += ["basics/attention", "basics/tokenization", "basics/gpt"]
+            book.write(f"chapters/training/{name}.md", text)
+        slugs = [f"training/{name}" for name in many]
+        slugs += ["first-model/attention", "first-model/tokenization", "first-model/gpt"]
         book.index("chapters/start/words", *(f"chapters/{slug}" for slug in slugs))
         assert not book.build()
         line = self.entries(book)["logit"]
@@ -111,7 +111,7 @@ class TestPage:
 
     def test_it_follows_a_chapter_that_changes(self, book):
         book.write(
-            "chapters/basics/attention.md",
+            "chapters/first-model/attention.md",
             chapter("Attention", "A {term}`vocabulary`." + CELL),
         )
         book.build()

@@ -178,14 +178,18 @@ def test_the_routes_of_a_weekend_of_post_training_and_from_zero_exist():
 
 
 def test_gaps_are_found():
-    gap = ("basics/gpt", "basics/attention")
-    route = {"name": "x", "chapters": ["basics/tokenization", "basics/gpt"]}
+    gap = ("first-model/gpt", "first-model/attention")
+    route = {"name": "x", "chapters": ["first-model/tokenization", "first-model/gpt"]}
     assert route_gaps(PLAN, route) == [gap]
-    late = route | {"chapters": [*route["chapters"], "basics/attention"]}
+    late = route | {"chapters": [*route["chapters"], "first-model/attention"]}
     assert route_gaps(PLAN, late) == [gap]
-    assert route_gaps(PLAN, route | {"assumes": ["basics/attention"]}) == []
+    assert route_gaps(PLAN, route | {"assumes": ["first-model/attention"]}) == []
     # What is assumed brings its own foundations.
-    deep = {"name": "x", "chapters": ["basics/gpt"], "assumes": ["basics/transformer"]}
+    deep = {
+        "name": "x",
+        "chapters": ["first-model/gpt"],
+        "assumes": ["origins/transformer"],
+    }
     assert route_gaps(PLAN, deep) == []
 
 
@@ -193,10 +197,16 @@ def test_gaps_are_found():
     ("route", "message"),
     [
         ({}, "either `chapters` or `parts`"),
-        ({"chapters": ["basics/gpt"], "parts": ["basics"]}, "either `chapters` or `parts`"),
+        (
+            {"chapters": ["first-model/gpt"], "parts": ["first-model"]},
+            "either `chapters` or `parts`",
+        ),
         ({"chapters": ["basics/nothing"]}, "'basics/nothing', which is no chapter"),
-        ({"chapters": ["basics/gpt"], "assumes": ["nothing"]}, "'nothing', which is no"),
-        ({"parts": ["nowhere"]}, "the part 'nowhere'; the parts are basics"),
+        (
+            {"chapters": ["first-model/gpt"], "assumes": ["nothing"]},
+            "'nothing', which is no",
+        ),
+        ({"parts": ["nowhere"]}, "the part 'nowhere'; the parts are first-model"),
     ],
 )
 def test_a_wrong_route_is_refused(route, message):
@@ -287,7 +297,7 @@ class TestPages:
             for chapter in part["chapters"]:
                 assert chapter["builds"] in unescape(html)
             assert "In the plan" not in html
-        gpt = pages["basics/index"].split('data-slug="basics/gpt"')[1]
+        gpt = pages["first-model/index"].split('data-slug="first-model/gpt"')[1]
         assert "Tokenization" in gpt and "Attention" in gpt
 
     def test_the_plan_lists_every_part_and_chapter_with_links_and_prerequisites(
@@ -337,7 +347,7 @@ class TestPages:
         count = len(PAGE_PART["chapters"])
         assert f"{count} chapters, about" in pages[f"{part}/index"]
         # Without the others' pages a part ends with its chapters.
-        assert "part-page" not in pages["basics/index"]
+        assert "part-page" not in pages["first-model/index"]
         assert 'class="chapter-end' not in pages["capstone/verified"]
 
     def test_nothing_to_tick_no_script(self, pages):

@@ -20,6 +20,10 @@
     return slugs;
   }
 
+  // A page that moved to another part keeps its name, and so its tick.
+  const name = (slug) => slug.split("/").pop();
+  const present = (slug) => (spots.find((spot) => name(spot.dataset.slug) === name(slug)) || { dataset: { slug } }).dataset.slug;
+
   const write = () => JSON.stringify({ book: "LLM Learn", read: [...read].sort() });
 
   function load() {
@@ -31,7 +35,7 @@
       return;
     }
     try {
-      read = new Set(text ? parse(text) : []);
+      read = new Set(text ? parse(text).map(present) : []);
     } catch {
       read = new Set(); // not ours, or damaged: the next tick replaces it
     }
@@ -119,9 +123,9 @@
   function importText(text) {
     let slugs;
     try {
-      slugs = new Set(parse(text));
+      slugs = new Set(parse(text).map(present));
     } catch {
-      say('Nothing was imported: this is not a text of ticks, such as {"read": ["basics/attention"]}.');
+      say('Nothing was imported: this is not a text of ticks, such as {"read": ["first-model/attention"]}.');
       return;
     }
     load();
