@@ -19,6 +19,9 @@ ROLES += ["wrong", "cost", "scale", "exercises", "reading"]
 EXERCISE_TAGS = ("checker", "starter", "solution")
 MIN_ALT, MIN_WORDS, MIN_CELLS, MIN_EXERCISES, MIN_CITATIONS = 40, 900, 8, 3, 2
 
+# The reason on a page that came out of a split and will be completed; tests/first_edition/unfinished.yml lists them.
+UNFINISHED = "second edition"
+
 CITE = re.compile(r"\{cite(?::\w+)?\}`([^`]+)`")
 DRAWING = {"subplots", "figure", "subplot_mosaic", "plot", "imshow", "matshow"}
 DRAWING |= {"pcolormesh", "scatter", "bar", "hist"}
@@ -89,6 +92,13 @@ def front_matter(chapter: Source, book: Book) -> Found:
         )
 
 
+def unfinished(chapter: Source) -> list[str]:
+    """The roles that a page from a split still lacks."""
+    excused = chapter.meta.get("excused")
+    excused = excused if isinstance(excused, dict) else {}
+    return sorted(role for role, reason in excused.items() if reason == UNFINISHED)
+
+
 @check
 def anatomy(chapter: Source, book: Book) -> Found:
     """Every role of the anatomy is present by its label, or excused with a reason."""
@@ -108,6 +118,8 @@ def anatomy(chapter: Source, book: Book) -> Found:
             if tail in pieces or chapter.name in tail or role in ("build", "check")
         ]
         if role in excused:
+            if excused[role] == UNFINISHED:
+                continue
             if own:
                 yield (
                     own[0],
@@ -209,7 +221,7 @@ def figures(chapter: Source, book: Book) -> Found:
                     number,
                     f"give the picture an alt text of at least {MIN_ALT} characters",
                 )
-    if not captioned:
+    if not captioned and not unfinished(chapter):
         yield (
             1,
             "no figure: give a cell that draws `mystnb.figure` with caption and name, and `mystnb.image.alt`",
@@ -419,6 +431,8 @@ def substance(chapter: Source, book: Book) -> Found:
         r"[^\W\d_]+(?:['’-]\w+)*",
         re.sub(r"(?m)^(?:[`:]{3,}.*|:\w+:.*|\([\w-]+\)=)$", " ", text),
     )
+    if unfinished(chapter):
+        return
     if len(words) < MIN_WORDS:
         yield 1, f"{len(words)} words of prose: a chapter needs at least {MIN_WORDS}"
     if len(chapter.cells) < MIN_CELLS:

@@ -400,6 +400,19 @@ def test_an_excused_role_is_not_missed(good, book):
     assert problems_of(text, "anatomy", book) == []
 
 
+def test_a_page_from_a_split_may_lack_roles_figures_and_length(good, book):
+    excuse = good.replace("extras: []", "extras: []\n  excused: {cost: second edition}")
+    for name, old, new in (
+        ("anatomy", "(cost-attention)=", "(cost-of-it)="),
+        ("anatomy", "(cost-attention)=", "(cost-attention)="),
+        ("figures", "  figure:\n", "  unknown:\n"),
+    ):
+        assert problems_of(excuse.replace(old, new), name, book) == []
+    assert "no label `(scale-attention)=`" in str(
+        problems_of(excuse.replace("(scale-attention)=", "(x)="), "anatomy", book)
+    )
+
+
 def test_new_chapter_writes_a_chapter_and_refuses_the_rest(tmp_path):
     (tmp_path / "code/book/data").mkdir(parents=True)
     source = Path(__file__).parents[3] / "code/book/data/chapters.yml"
