@@ -8,46 +8,10 @@ from tqdm import tqdm
 
 from llm_learn.argument_checks import expect
 from llm_learn.optim import AdamW, decay_groups
-from llm_learn.tokenizers import BPETokenizer, encode_chat
 from llm_learn.train import IGNORE_INDEX, TrainConfig, train_step
 
 # Ids, and the loss mask: which of them are learned.
 Example = tuple[Sequence[int], Sequence[bool]]
-
-
-def encode_conversation(
-    tokenizer: BPETokenizer, messages: Sequence[dict[str, str]]
-) -> Example:
-    """A whole conversation in ChatML, and what of it a model has to learn.
-
-    Args:
-        tokenizer, messages: as for `encode_chat`; the first message is not the assistant's.
-
-    Returns:
-        Ids, and a loss mask of the same length: True for what the assistant says, and for the <|im_end|> that ends it.
-
-    Raises:
-        ValueError: no message is the assistant's, the first one is, or one of them begins with white space that melts into
-            one token with the line break before it: when the model is to answer, that break stands alone.
-    """
-    expect(
-        "any(m.get('role') == 'assistant' for m in messages), messages[0].get('role') != 'assistant'",
-        messages=messages,
-    )
-    ids = encode_chat(tokenizer, messages, add_generation_prompt=False)
-    loss_mask = [False] * len(ids)
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = encode_chat(tokenizer, messages[:i])
-        said = encode_chat(tokenizer, messages[: i + 1], add_generation_prompt=False)
-        if said[: len(prompt)] != prompt:
-            raise ValueError(
-                f"messages holds {message}: its first characters melt into one token with the line break before it"
-            )
-        # The last id is the line break after <|im_end|>: nobody needs to say it.
-        loss_mask[len(prompt) : len(said) - 1] = [True] * (len(said) - 1 - len(prompt))
-    return ids, loss_mask
 
 
 def collate_examples(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from llm_learn.assets import asset_path
 from llm_learn.gguf_reader import GGUF, tokenizer_from_gguf
-from llm_learn.lora import add_lora, lora_state
+from llm_learn.lora import add_lora
 from llm_learn.model import Llama, LlamaConfig
 from llm_learn.reference.hugging_face import to_hugging_face
-from llm_learn.sft import collate_examples, encode_conversation, fine_tune
-from llm_learn.tokenizers import BPETokenizer, encode_chat
+from llm_learn.sft import collate_examples, fine_tune
+from llm_learn.tokenizers import BPETokenizer
 from llm_learn.train import IGNORE_INDEX, TrainConfig, train_step
 
 V = 23
@@ -77,36 +77,6 @@ def test_loss_and_gradients_equal_hugging_faces_with_masked_labels(examples):
 # Invariant
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["user", "assistant", "system"]), st.text(max_size=6)),
-        min_size=1,
-        max_size=5,
-    ).filter(lambda turns: any(role == "assistant" for role, _ in turns))
-)
-def test_what_counts_is_what_the_assistant_says_and_its_end(turns):
-    messages = [{"role": "system", "content": "Hi"}]
-    messages += [{"role": role, "content": content} for role, content in turns]
-    ids, loss_mask = encode_conversation(CHATML, messages)
-    begin, end = CHATML.special_ids.values()
-    wanted_ids, wanted_mask = [], []
-    for message in messages:
-        head = [begin, *CHATML.encode(message["role"] + "\n")]
-        said = [*CHATML.encode(message["content"]), end]
-        wanted_ids += [*head, *said, *CHATML.encode("\n")]
-        counts = message["role"] == "assistant"
-        wanted_mask += [False] * len(head) + [counts] * len(said) + [False]
-    assert (ids, loss_mask) == (wanted_ids, wanted_mask)
-
-
-def test_a_prompt_is_what_stands_before_what_counts():
-    messages = [{"role": "user", "content": "2 and 2?"}]
-    answer = {"role": "assistant", "content": "4"}
-    ids, loss_mask = encode_conversation(SMOLLM2, [*messages, answer])
-    prompt = encode_chat(SMOLLM2, messages)
-    assert ids[: len(prompt)] == prompt and loss_mask.index(True) == len(prompt)
-
-
 @given(EXAMPLES)
 def test_targets_are_the_next_ids_that_count(examples):
     x, y = collate_examples(examples, pad_id=V)
@@ -131,18 +101,6 @@ def test_a_step_does_not_depend_on_how_targets_fall_into_micro_batches(examples,
         gradients.append([p.grad for p in model.parameters()])
     assert losses[0] == pytest.approx(losses[1], abs=1e-12)
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
-
-
-def test_answers_of_several_turns_count_with_a_real_tokenizer():
-    messages = [
-        {"role": "user", "content": "Where?"},
-        {"role": "assistant", "content": "\nIn Rome."},  # one line break more does not melt
-        {"role": "user", "content": "When?"},
-        {"role": "assistant", "content": " Now"},
-    ]
-    ids, loss_mask = encode_conversation(SMOLLM2, messages)
-    learned = [i for i, counts in zip(ids, loss_mask, strict=True) if counts]
-    assert SMOLLM2.decode(learned) == "\nIn Rome.<|im_end|> Now<|im_end|>"
 
 
 def test_what_fills_a_row_changes_nothing():
@@ -236,38 +194,12 @@ def test_only_what_is_not_frozen_changes():
     examples = [([3, i, 2, i], [False, False, False, True]) for i in range(4, 10)]
     generator = torch.Generator().manual_seed(0)
     fine_tune(model, examples, recipe(), pad_id=0, generator=generator)
-    learned = set(lora_state(model))
+    learned = {name for name, p in model.named_parameters() if p.requires_grad}
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name]) == (name not in learned), name
 
 
 # Errors
-
-
-@pytest.mark.parametrize("roles", [["user"], []])
-def test_conversations_must_come_to_an_answer(roles):
-    messages = [{"role": role, "content": "x"} for role in roles]
-    with pytest.raises(ValueError, match=r"messages is \[.*: expected any\(.*'assistant'"):
-        encode_conversation(CHATML, messages)
-
-
-@pytest.mark.parametrize(
-    "roles", [["assistant"], ["assistant", "user"], ["assistant", "assistant"]]
-)
-def test_conversations_must_not_begin_with_an_answer(roles):
-    messages = [{"role": role, "content": "x"} for role in roles]
-    with pytest.raises(ValueError, match=r"messages\[0\].* is 'assistant': expected"):
-        encode_conversation(CHATML, messages)
-
-
-@pytest.mark.parametrize("content", ["\n\nParis", "  Paris", " \nParis"])
-def test_an_answer_must_not_melt_into_what_stands_before_it(content):
-    messages = [
-        {"role": "user", "content": "Where?"},
-        {"role": "assistant", "content": content},
-    ]
-    with pytest.raises(ValueError, match="melt into one token"):
-        encode_conversation(SMOLLM2, messages)
 
 
 @pytest.mark.parametrize(
