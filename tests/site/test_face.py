@@ -217,7 +217,7 @@ def test_the_first_screen_says_how_much_there_is_and_where_to_begin(visit, addre
     assert re.search(r"in about \d+ minutes? on two cores", words)
     links = [a.evaluate("a => a.href") for a in facts.locator("a").all()]
     assert f"{address}/chapters/start/routes.html#route-weekend" in links
-    assert f"{address}/chapters/first-model/resource-accounting.html" in links
+    assert f"{address}/chapters/first-model/backpropagation.html" in links
 
 
 def test_the_first_steps_fit_on_one_screen(visit):
