@@ -1,4 +1,4 @@
-"""The recorded experiment of the chapter on pre-training: the race at full length, and each ingredient left out.
+"""The recorded experiment of the chapter on a training run: the race at full length, and each ingredient left out.
 
 `make experiment NAME=pretraining` runs the chapter's own code on one thread, in about an hour, and rewrites
 experiments/pretraining.json, which the chapter draws. Learning rates are chosen on a seed that is not reported. What an
@@ -75,7 +75,7 @@ def spread(ids: torch.Tensor, num_characters: int) -> list[int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    chapter, counting = definitions("training/pretraining"), definitions("first-model/gpt")
+    chapter, counting = definitions("training/training-run"), definitions("first-model/gpt")
     record = head("Shakespeare's plays in characters, four held out", SEEDS)
     record |= {"tuning_seed": TUNING_SEED}
     started, tuning, runs = time.process_time(), [], []

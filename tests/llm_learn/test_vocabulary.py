@@ -33,7 +33,7 @@ IN_FILES = {
     "pipeline_stages pipeline_command pipeline one_small_model": "shared as_teacher lessons rate num_steps",
     "quantize": "levels bytes_of",
     "encoder": "is_text",
-    "pretraining stable-training scaling-laws lora distillation dpo sft multimodal": "rate RATE RATES",
+    "pretraining training-run stable-training scaling-laws lora distillation dpo sft multimodal": "rate RATE RATES",
 }
 
 

@@ -170,6 +170,25 @@ def test_a_route_teaches_or_assumes_what_it_needs(route):
     assert route["title"] and route["about"].endswith(".")
 
 
+def test_prerequisites_stand_earlier_in_the_book():
+    order = list(CHAPTERS)
+    later = [
+        (slug, prerequisite)
+        for slug, chapter in CHAPTERS.items()
+        for prerequisite in chapter["prerequisites"]
+        if order.index(prerequisite) >= order.index(slug)
+    ]
+    assert later == []
+
+
+def test_the_main_line_is_the_first_route_and_follows_the_book():
+    route = PLAN["routes"][0]
+    assert route["name"] == "main-line" and not route.get("assumes")
+    slugs, order = route_chapters(PLAN, route), list(CHAPTERS)
+    assert slugs == sorted(slugs, key=order.index)
+    assert slugs[-1] == "capstone/one-small-model" and len(slugs) < len(order) / 2
+
+
 def test_the_routes_of_a_weekend_of_post_training_and_from_zero_exist():
     names = [route["name"] for route in PLAN["routes"]]
     assert {"weekend", "post-training", "from-zero"} <= set(names) and len(names) == len(
