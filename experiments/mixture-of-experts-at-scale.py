@@ -1,8 +1,8 @@
-"""The recorded experiments of the chapter on mixtures of experts at scale.
+"""The recorded experiments of the chapters on mixtures of experts at scale and on expert parallelism.
 
 Ways of balancing, sizes of experts, a mixture made from a trained model, and experts that choose their tokens.
-`make experiment NAME=mixture-of-experts-at-scale` runs the chapter's own code on one thread, in about fifty minutes, and
-rewrites experiments/mixture-of-experts-at-scale.json, which the chapter shows. With names of parts as arguments only
+`make experiment NAME=mixture-of-experts-at-scale` runs the chapters' own code on one thread, in about fifty minutes, and
+rewrites experiments/mixture-of-experts-at-scale.json, which the chapters show. With names of parts as arguments only
 these are run anew; the record says for each part which commit it is from.
 """
 
@@ -29,6 +29,7 @@ from llm_learn.feedforward import (
 from llm_learn.train import evaluate_loss, train
 
 page = definitions("scale/mixture-of-experts-at-scale")
+choosing = definitions("scale/expert-parallelism")
 SEEDS, UPDATES, NUM_TEXTS = [0, 1, 2], 2000, 1500
 RECORD = Path(__file__).with_suffix(".json")
 
@@ -114,13 +115,13 @@ class Runs:
         """The loss of a character after training: with its future in the batch, with another text's, and alone."""
         kinds = {
             "tokens choose": lambda: page.mixture(with_aux_loss(renormalised_gates, 0.01)),
-            "experts choose": lambda: page.ExpertChoice(page.WIDTH, 8, 2, make_half),
+            "experts choose": lambda: choosing.ExpertChoice(page.WIDTH, 8, 2, make_half),
         }
         found = {}
         for name, make_layer in kinds.items():
             model = page.language_model(make_layer, self.size, seed)
             model = self.go_on(model, seed, UPDATES).eval()
-            found[name] = page.three_losses(model, self.held_out, NUM_TEXTS)
+            found[name] = choosing.three_losses(model, self.held_out, NUM_TEXTS)
         return found
 
 

@@ -73,6 +73,68 @@ def renormalised_gates(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     return best.softmax(-1), chosen
 
 
+def within_best_groups(scores: Tensor, num_groups: int, top_groups: int) -> Tensor:
+    """Scores (N, E) with -inf outside each token's best groups, by the sum of their two best scores."""
+    expect(
+        "scores (N, E), E % num_groups == 0, E >= 2 * num_groups, 1 <= top_groups <= num_groups",
+        scores=scores,
+        num_groups=num_groups,
+        top_groups=top_groups,
+    )
+    grouped = scores.unflatten(-1, (num_groups, -1))  # (N, G, E / G)
+    totals = grouped.topk(2, dim=-1).values.sum(-1)  # (N, G)
+    best = totals.topk(top_groups, dim=-1).indices
+    allowed = torch.zeros_like(totals, dtype=torch.bool).scatter(-1, best, True)
+    return grouped.masked_fill(~allowed[..., None], -torch.inf).flatten(-2)
+
+
+def sigmoid_gates(
+    logits: Tensor,
+    top_k: int,
+    bias: Tensor | float = 0.0,
+    groups: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Chosen by sigmoid and bias, weighted by sigmoid alone (DeepSeek-AI 2024, arXiv:2412.19437, Eqs. 13 to 16).
+
+    Args:
+        logits: (N, E) the router's scores.
+        top_k: k, experts that a token visits.
+        bias: (E,) or a number, which counts in the choice only.
+        groups: how many there are, and how many a token may use.
+    """
+    check_top_k(top_k, logits.shape[-1])
+    scores = logits.sigmoid()  # (N, E)
+    choice = scores + bias
+    if groups is not None:
+        choice = within_best_groups(choice, *groups)
+    chosen = choice.topk(top_k, dim=-1).indices
+    weights = scores.gather(-1, chosen)
+    return weights / weights.sum(-1, keepdim=True), chosen
+
+
+class BiasedGates(nn.Module):
+    """Gates that balance themselves: an expert that had too many tokens gets less bias, one that had too few more.
+
+    Args:
+        num_experts: E, as many as the router scores.
+        speed: what an expert's bias changes by after each batch in training.
+    """
+
+    def __init__(self, num_experts: int, speed: float):
+        super().__init__()
+        expect("num_experts >= 1, speed >= 0", num_experts=num_experts, speed=speed)
+        self.register_buffer("bias", torch.zeros(num_experts))
+        self.speed = speed
+
+    def forward(self, logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+        """Scores (N, E) -> weights (N, k) of the chosen experts, and which they are (N, k)"""
+        weights, chosen = sigmoid_gates(logits, top_k, self.bias)
+        if self.training and torch.is_grad_enabled():
+            load = torch.bincount(chosen.flatten(), minlength=len(self.bias)).float()
+            self.bias = self.bias + self.speed * (load.mean() - load).sign()
+        return weights, chosen
+
+
 class MixtureOfExperts(nn.Module):
     """A layer of which each token visits a part (Shazeer et al. 2017, arXiv:1701.06538, Eq. 1).
 

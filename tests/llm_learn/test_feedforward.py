@@ -19,14 +19,17 @@ from transformers.models.mixtral.modeling_mixtral import (
 from llm_learn.feedforward import (
     MLP,
     AddAuxiliaryLoss,
+    BiasedGates,
     MixtureOfExperts,
     SharedAndRouted,
     SwiGLU,
     load_balancing_loss,
     loss_scale,
     renormalised_gates,
+    sigmoid_gates,
     softmax_gates,
     with_aux_loss,
+    within_best_groups,
 )
 
 
@@ -382,3 +385,49 @@ def test_shared_and_routed_add_up():
     both = SharedAndRouted(shared=shared, routed=routed)
     torch.testing.assert_close(both(x), shared(x) + routed(x), rtol=0, atol=0)
     assert len(list(both.parameters())) == len([*shared.parameters(), *routed.parameters()])
+
+
+def test_only_experts_of_the_best_groups_are_left():
+    # Sums of the two best: 0.9, 1.0 and 1.1; the largest score of all is in the worst group.
+    scores = torch.tensor([[0.9, 0.0, 0.0, 0.5, 0.5, 0.1, 0.6, 0.5, 0.4]])
+    left = within_best_groups(scores, 3, 2)
+    assert left[0, :3].eq(-torch.inf).all() and left[0, 3:].equal(scores[0, 3:])
+    assert within_best_groups(scores, 3, 3).equal(scores)
+
+
+def test_the_bias_counts_in_the_choice_only():
+    logits, bias = torch.randn(20, 6, dtype=torch.float64), torch.zeros(6)
+    bias[4] = -10.0  # nobody's choice, although its weight could be the largest
+    weights, chosen = sigmoid_gates(logits, 5, bias.double())
+    scores = logits.sigmoid().gather(-1, chosen)
+    assert not chosen.eq(4).any()
+    torch.testing.assert_close(weights, scores / scores.sum(-1, keepdim=True))
+    _, without = sigmoid_gates(logits, 5)
+    assert without.eq(4).any()
+
+
+def test_groups_limit_where_a_token_goes():
+    _, chosen = sigmoid_gates(torch.randn(50, 12), 4, groups=(4, 2))
+    assert max(len(set(row)) for row in (chosen // 3).tolist()) == 2
+
+
+def test_the_bias_moves_by_one_step_towards_balance_and_only_in_training():
+    gates = BiasedGates(3, speed=0.5)
+    logits = torch.tensor([[3.0, 2.0, 1.0]] * 3)
+    with torch.no_grad():
+        gates(logits, 2)
+    gates.eval()(logits, 2)
+    assert gates.bias.tolist() == [0, 0, 0]
+    gates.train()(logits, 2)  # loads 3, 3, 0, where 2 is fair
+    assert gates.bias.tolist() == [-0.5, -0.5, 0.5]
+    assert not list(gates.parameters()) and "bias" in gates.state_dict()
+
+
+def test_gates_with_a_bias_refuse_what_cannot_work():
+    for groups in ((4, 1), (6, 1), (2, 3), (2, 0)):
+        with pytest.raises(ValueError, match="num_groups is"):
+            within_best_groups(torch.randn(2, 6), *groups)
+    with pytest.raises(ValueError, match="top_k is 7"):
+        sigmoid_gates(torch.randn(2, 6), 7)
+    with pytest.raises(ValueError, match="speed is"):
+        BiasedGates(4, -0.1)
