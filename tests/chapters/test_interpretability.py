@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 SLUG = "inside/interpretability"
 
@@ -19,54 +18,7 @@ def planted(chapter):
     return chapter.planted_model(torch.Generator().manual_seed(3))
 
 
-class TestPatterns:
-    def test_patterns_are_those_with_which_heads_read(self, chapter, model, two_texts):
-        streams = chapter.every_place("stream", model)
-        _, seen = chapter.run_with_cache(
-            model, two_texts[0], streams + chapter.every_place("heads", model)
-        )
-        patterns = list(chapter.attention_patterns(model, two_texts[0]))
-        assert len(patterns) == 2
-        for layer, pattern in enumerate(patterns):
-            block = model.blocks[layer]
-            *_, v = block.attention.heads(block.norm_1(seen["stream", layer]))
-            read = pattern @ v.repeat_interleave(2, dim=1)
-            read = read.transpose(1, 2).flatten(2)
-            assert torch.allclose(read, seen["heads", layer], atol=1e-5)
-
-
 class TestPatching:
-    @pytest.mark.parametrize("layer", [0, 1, 2])
-    def test_a_run_may_begin_in_the_middle(self, chapter, model, two_texts, layer):
-        hidden_states, seen = chapter.run_with_cache(
-            model, two_texts[0], [("stream", layer)]
-        )
-        assert torch.equal(
-            chapter.run_from(model, seen["stream", layer], layer), hidden_states
-        )
-
-    def test_all_heads_with_what_they_have_change_nothing(self, chapter, model, two_texts):
-        heads = [(layer, number) for layer in (0, 1) for number in range(4)]
-        hidden_states, seen = chapter.run_with_cache(
-            model, two_texts[0], chapter.every_place("heads", model)
-        )
-        with chapter.changed(model, chapter.replace_heads(model, heads, seen)):
-            assert torch.equal(model.hidden_states(two_texts[0]), hidden_states)
-
-    def test_one_head_is_replaced_and_no_other(self, chapter, model, two_texts):
-        places = chapter.every_place("heads", model)
-        (_, ours), (_, theirs) = (
-            chapter.run_with_cache(model, t, places) for t in two_texts
-        )
-        x, before = ours["heads", 1], ours["heads", 1].clone()
-        changes = chapter.replace_heads(model, [(1, 2)], theirs)
-        assert list(changes) == [("heads", 1)]
-        new = changes["heads", 1](x).unflatten(-1, (4, -1))
-        old, other = (y.unflatten(-1, (4, -1)) for y in (x, theirs["heads", 1]))
-        assert torch.equal(new[:, :, 2], other[:, :, 2])
-        assert torch.equal(new[:, :, [0, 1, 3]], old[:, :, [0, 1, 3]])
-        assert torch.equal(x, before)
-
     def test_means_are_over_texts_and_positions(self, chapter, model, two_texts):
         _, seen = chapter.run_with_cache(model, two_texts[0], [("heads", 0)])
         mean = chapter.mean_heads(model, two_texts[0])["heads", 0]
@@ -76,17 +28,6 @@ class TestPatching:
 class TestAttribution:
     def metric(self, model):
         return lambda hidden_states: model.logits(hidden_states[:, -1])[:, 5]
-
-    def test_gradients_are_those_of_a_small_step(self, chapter, model, two_texts):
-        place, metric = ("heads", 0), self.metric(model.double())
-        slope = chapter.gradients(model, two_texts[0], metric, [place])[place]
-        step = 1e-5 * torch.randn_like(slope)
-        ups = []
-        for sign in (1, -1):
-            with chapter.changed(model, {place: lambda x, sign=sign: x + sign * step}):
-                ups.append(metric(model.hidden_states(two_texts[0])).sum())
-        model.float()
-        assert torch.isclose((ups[0] - ups[1]) / 2, (slope * step).sum(), rtol=1e-4)
 
     def test_shares_add_up_to_what_patching_the_place_does(self, chapter, model, two_texts):
         place, metric = ("attention", 1), self.metric(model)
@@ -113,7 +54,7 @@ class TestAttribution:
         )
         far = end[place] - start[place]
         slopes = [
-            chapter.gradients(
+            chapter.activation_gradients(
                 model, two_texts[0], metric, [place], {place: start[place] + part * far}
             )[place]
             for part in (0.25, 0.75)
@@ -216,21 +157,12 @@ class TestPeriodic:
         assert score < 0.1
 
 
-def test_largest_heads_come_in_order(chapter):
-    scores = torch.tensor([[0.1, 0.9, 0.3], [0.8, 0.2, 0.5]])
-    assert chapter.largest(scores, 4) == [(0, 1), (1, 0), (1, 2), (0, 2)]
-
-
-def test_probes_read_what_is_linear_and_only_that(chapter):
+def test_a_fitted_probe_with_a_hidden_layer_reads_what_is_not_linear(chapter):
     generator = torch.Generator().manual_seed(0)
     words, new = (torch.randint(16, (400,), generator=generator) for _ in range(2))
-    x, new_x = F.one_hot(words, 16).float(), F.one_hot(new, 16).float()
-    assert chapter.linear_probe(x, words % 4, new_x, new % 4) == 1
     (x, labels), (new_x, new_labels) = (
         (torch.stack([w % 2, w // 2 % 2], 1).float(), w % 2 ^ w // 2 % 2)
         for w in (words, new)
     )
-    linear = chapter.linear_probe(x, labels, new_x, new_labels)
-    assert linear < 0.8  # three of the four words at most
     probe = chapter.fitted_probe(x, labels == 1, 16, 0)
     assert (probe(new_x) == (new_labels == 1)).float().mean() > 0.95

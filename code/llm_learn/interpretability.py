@@ -1,0 +1,110 @@
+"""Instruments for a look inside a model: heads replaced, attention patterns, gradients at a place, and probes."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llm_learn.activation_hooks import Change, Place, changed, every_place, run_with_cache
+from llm_learn.argument_checks import expect
+from llm_learn.attention import attention_weights, causal_mask
+from llm_learn.model.llama import Llama
+
+Head = tuple[int, int]  # the block, and the number in it
+Metric = Callable[
+    [Tensor], Tensor
+]  # hidden states (B, T, C) -> a number for each text, (B,)
+
+
+def replace_heads(
+    model: Llama, heads: Sequence[Head], source: dict[Place, Tensor]
+) -> dict[Place, Change]:
+    """Changes that put into each head what the source has there: (B, T, C), or less, such as (C,) for all positions."""
+    D, num_heads = model.config.head_dim, model.config.num_heads
+    expect(
+        "all(0 <= number < num_heads for _, number in heads)",
+        heads=heads,
+        num_heads=num_heads,
+    )
+
+    def change_in(layer: int) -> Change:
+        def change(x: Tensor) -> Tensor:
+            x = x.clone()
+            for number in (number for at, number in heads if at == layer):
+                here = slice(number * D, (number + 1) * D)
+                x[..., here] = source["heads", layer][..., here]
+            return x
+
+        return change
+
+    return {("heads", layer): change_in(layer) for layer in {at for at, _ in heads}}
+
+
+def attention_patterns(model: Llama, ids: Tensor) -> Iterator[Tensor]:
+    """How much each head reads from each position, (B, H, T, T), block after block."""
+    _, seen = run_with_cache(model, ids, every_place("stream", model))
+    num_positions = ids.shape[1]
+    mask, rope = causal_mask(num_positions), model.rope(torch.arange(num_positions))
+    for block, x in zip(model.blocks, seen.values(), strict=True):
+        q, k, _ = block.attention.heads(block.norm_1(x), rope)
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # a key for each query
+        yield attention_weights(q, k, mask)
+
+
+def activation_gradients(
+    model: Llama,
+    ids: Tensor,
+    metric: Metric,
+    places: Sequence[Place],
+    values: dict[Place, Tensor] | None = None,
+) -> dict[Place, Tensor]:
+    """Slopes of the metric at each place, (B, T, C).
+
+    Args:
+        values: what passes some of the places instead of what would, (B, T, C).
+    """
+    added, values = {}, values or {}
+    expect("set(values) <= set(places)", values=values, places=places)
+
+    def open_up(place: Place) -> Change:
+        def change(x: Tensor) -> Tensor:
+            added[place] = torch.zeros_like(x, requires_grad=True)
+            return values.get(place, x) + added[place]
+
+        return change
+
+    with torch.enable_grad(), changed(model, {place: open_up(place) for place in places}):
+        total = metric(model.hidden_states(ids)).sum()
+        slopes = torch.autograd.grad(total, [added[place] for place in places])
+    return dict(zip(places, slopes, strict=True))
+
+
+def linear_probe(x: Tensor, labels: Tensor, new_x: Tensor, new_labels: Tensor) -> float:
+    """How often a linear map, fitted by least squares, reads the label of new vectors.
+
+    Args:
+        x: vectors to fit on, (N, C)
+        labels: theirs, whole numbers from 0, (N,)
+        new_x: vectors to read, (M, C)
+        new_labels: theirs, (M,)
+    """
+    expect(
+        "x (N, C), labels int (N,), new_x (M, C), new_labels int (M,)",
+        x=x,
+        labels=labels,
+        new_x=new_x,
+        new_labels=new_labels,
+    )
+    x, new_x = (F.pad(a.double(), (0, 1), value=1.0) for a in (x, new_x))
+    targets = F.one_hot(labels).double()
+    decay = 1e-3 * torch.eye(x.shape[1], dtype=torch.double)
+    weights = torch.linalg.solve(x.T @ x + decay, x.T @ targets)
+    return (new_x @ weights).argmax(-1).eq(new_labels).double().mean().item()
+
+
+def top_heads(scores: Tensor, count: int) -> list[Head]:
+    """The heads with the largest scores, (L, H), the first one first."""
+    expect("scores (L, H), 0 <= count <= L * H", scores=scores, count=count)
+    order = scores.flatten().argsort(descending=True)[:count].tolist()
+    return [divmod(i, scores.shape[1]) for i in order]
