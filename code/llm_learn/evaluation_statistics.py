@@ -1,6 +1,7 @@
 """Evaluation scores: pass@k and bootstrap confidence intervals."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -42,4 +43,27 @@ def bootstrap_interval(
         shape = min(at_once, resamples - done), len(values)
         means.append(values[rng.integers(0, len(values), shape)].mean(1))
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def cluster_interval(
+    values: np.ndarray,
+    clusters: Sequence | np.ndarray,
+    resamples: int = 4000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % interval for the mean of some values, by drawing clusters of them as wholes, with repetition.
+
+    Args:
+        values: (N,), one for each question.
+        clusters: (N,), what each question belongs to, such as its country.
+        resamples: how often as many clusters as there are are drawn.
+        seed: decides the draws.
+    """
+    _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    expect("values (N,), cluster (N,), N >= 1", values=values, cluster=cluster)
+    sums, counts = np.bincount(cluster, values), np.bincount(cluster)
+    drawn = np.random.default_rng(seed).integers(0, len(sums), (resamples, len(sums)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

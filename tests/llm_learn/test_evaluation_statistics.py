@@ -10,7 +10,11 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_learn.evaluation_statistics import bootstrap_interval, pass_at_k
+from llm_learn.evaluation_statistics import (
+    bootstrap_interval,
+    cluster_interval,
+    pass_at_k,
+)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=9), st.data())
@@ -100,3 +104,30 @@ def test_a_bootstrap_interval_holds_the_mean_and_shrinks_with_the_root_of_n():
 def test_a_bootstrap_interval_needs_one_value_a_question(values):
     with pytest.raises(ValueError, match="values has shape"):
         bootstrap_interval(values)
+
+
+def test_clusters_widen_an_interval_by_what_is_repeated():
+    values = np.random.default_rng(0).normal(size=100)
+    narrow = bootstrap_interval(values)
+    repeated = cluster_interval(np.repeat(values, 4), np.repeat(np.arange(100), 4))
+    assert repeated == pytest.approx(narrow)
+    naive = bootstrap_interval(np.repeat(values, 4))
+    assert (naive[1] - naive[0]) == pytest.approx((narrow[1] - narrow[0]) / 2, rel=0.1)
+
+
+def test_clusters_of_different_sizes_keep_their_weights():
+    values, clusters = np.random.default_rng(1).random(12), np.array(list("aaaaaabbccdd"))
+    drawn = np.random.default_rng(0).integers(0, 4, (500, 4))
+    groups = [values[clusters == name] for name in "abcd"]
+    means = [np.concatenate([groups[k] for k in row]).mean() for row in drawn]
+    found = cluster_interval(values, clusters, resamples=500)
+    assert found == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters"),
+    [(np.zeros(0), []), (np.zeros(3), "ab"), (np.zeros((2, 2)), [0, 1])],
+)
+def test_a_cluster_interval_needs_a_cluster_for_each_value(values, clusters):
+    with pytest.raises(ValueError, match=r"expected \(N,\)"):
+        cluster_interval(values, list(clusters))
