@@ -198,7 +198,8 @@ def test_the_routes_of_a_weekend_of_post_training_and_from_zero_exist():
 
 def test_gaps_are_found():
     gap = ("first-model/gpt", "first-model/attention")
-    route = {"name": "x", "chapters": ["first-model/tokenization", "first-model/gpt"]}
+    first = ["first-model/backpropagation", "first-model/tokenization"]
+    route = {"name": "x", "chapters": [*first, "first-model/gpt"]}
     assert route_gaps(PLAN, route) == [gap]
     late = route | {"chapters": [*route["chapters"], "first-model/attention"]}
     assert route_gaps(PLAN, late) == [gap]
@@ -207,7 +208,7 @@ def test_gaps_are_found():
     deep = {
         "name": "x",
         "chapters": ["first-model/gpt"],
-        "assumes": ["origins/transformer"],
+        "assumes": ["origins/transformer", "first-model/backpropagation"],
     }
     assert route_gaps(PLAN, deep) == []
 
@@ -257,6 +258,8 @@ def pages(tmp_path_factory) -> dict[str, str]:
         path = book / f"chapters/{name}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         text = (ROOT / f"chapters/{name}.md").read_text(encoding="utf-8")
+        if name.endswith("/index"):  # there are no chapters to link to
+            text = re.sub(r"\[([^\]]*)\]\([\w-]+\.md\)", r"\1", text)
         path.write_text(text if name in names else "# Linked\n", encoding="utf-8")
     warnings, out = StringIO(), book / "_build"
     with patch_docutils(str(book)), docutils_namespace():
