@@ -1,7 +1,7 @@
-"""The recorded experiment of the chapter on positions: every scheme, on text that repeats itself.
+"""The recorded experiment of the chapters on positions and on context length: every scheme, on text that repeats itself.
 
-`make experiment NAME=positions` runs it on one thread and rewrites experiments/positions.json, which the chapter draws.
-Models and schemes are the chapter's own. Its short runs are those of the page, which checks that they agree; the long
+`make experiment NAME=positions` runs it on one thread and rewrites experiments/positions.json, which both chapters draw.
+Models and schemes are the chapters' own. Its short runs are those of the pages, which check that they agree; the long
 runs learn from windows of 128 characters, every second one a passage that repeats, and are tested on longer ones.
 """
 
@@ -20,6 +20,7 @@ from llm_learn.atomic_files import write_json
 from llm_learn.data import shakespeare_characters
 
 page = definitions("decoder/positions")
+context_length = definitions("scale/context-length")
 SEEDS, LENGTH, BATCH, MAX_STEPS, LEARNING_RATE = [0, 1, 2], 128, 16, 2500, 3e-3
 FACTOR, TUNING_STEPS = 8, 100
 PERIODS = [
@@ -98,8 +99,8 @@ def stretchings(head_dim: int) -> dict[str, tuple[Tensor, float]]:
     return {
         "as trained": (plain, 1.0),
         "interpolation": (plain / FACTOR, 1.0),
-        "NTK": (page.ntk(head_dim, FACTOR), 1.0),
-        "YaRN": page.yarn(head_dim, FACTOR, LENGTH),
+        "NTK": (context_length.ntk(head_dim, FACTOR), 1.0),
+        "YaRN": context_length.yarn(head_dim, FACTOR, LENGTH),
     }
 
 
@@ -110,11 +111,13 @@ def main() -> None:
     record |= {"max_steps": MAX_STEPS, "length": LENGTH, "factor": FACTOR}
     record |= {"edges": EDGES, "periods": PERIODS, "tuning_steps": TUNING_STEPS}
     record |= {"short": {}, "long": {}, "stretched": {}, "cpu_seconds": {}}
-    x, y = page.test_windows(held_out)
+    x, y = page.long_windows(held_out)
     for scheme in page.SCHEMES:
         began, short, long = time.process_time(), [], []
         for seed in SEEDS:
-            model = page.trained(scheme, seed, tokenizer.vocab_size, known)
+            model = page.trained_text_model(
+                page.SCHEMES[scheme], seed, tokenizer.vocab_size, known
+            )
             short.append([round(v, 4) for v in page.loss_by_position(model, x, y).tolist()])
             torch.manual_seed(seed)
             model = page.TextModel(page.SCHEMES[scheme](), tokenizer.vocab_size)

@@ -1,7 +1,9 @@
-"""Position embeddings: sinusoids and rotary embeddings (RoPE)."""
+"""Positions: sinusoids, linear biases (ALiBi) and rotary embeddings (RoPE), as functions and as schemes of a model."""
+
+import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm_learn.argument_checks import expect
 
@@ -61,3 +63,67 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     # Whole heads, since half ones are shorter rows, which take a processor longer for each number.
     other = x.roll(x.shape[-1] // 2, dims=-1)  # of each pair
     return x * torch.cat([cos, cos], dim=-1) + other * torch.cat([-sin, sin], dim=-1)
+
+
+class NoPositions(nn.Module):
+    """Where a model learns the order of its text; here, nowhere."""
+
+    def add(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Acts on the input of the first block: (B, T, C), (T,) -> (B, T, C)"""
+        return x
+
+    def scores(self, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
+        """(B, H, T, D) queries and keys, (T,) -> attention scores (B, H, T, T)"""
+        return q @ k.mT / math.sqrt(q.shape[-1])
+
+
+class Sinusoids(NoPositions):
+    """Fixed vectors of many wavelengths (Vaswani et al. 2017, arXiv:1706.03762, Section 3.5).
+
+    Args:
+        d_model: C, width of the input.
+        num_positions: how many have a vector, from 0 on.
+    """
+
+    def __init__(self, d_model: int, num_positions: int = 2048):
+        super().__init__()
+        self.register_buffer("table", sinusoids(num_positions, d_model))
+
+    def add(self, x: Tensor, positions: Tensor) -> Tensor:
+        return x + self.table[positions]
+
+
+class ALiBi(NoPositions):
+    """A fixed price for every step back (Press et al. 2022, arXiv:2108.12409, Section 3).
+
+    Args:
+        num_heads: H, each with its own slope.
+    """
+
+    def __init__(self, num_heads: int):
+        super().__init__()
+        expect("num_heads >= 1", num_heads=num_heads)
+        slopes = 2.0 ** (-8 * torch.arange(1, num_heads + 1) / num_heads)
+        self.register_buffer("slopes", slopes)
+
+    def scores(self, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
+        back = positions[:, None] - positions  # (T, S)
+        return super().scores(q, k, positions) - self.slopes[:, None, None] * back
+
+
+class RoPE(NoPositions):
+    """Queries and keys turned by their position (Su et al. 2021, arXiv:2104.09864).
+
+    Args:
+        head_dim: D, width of a head.
+    """
+
+    def __init__(self, head_dim: int):
+        super().__init__()
+        self.register_buffer("frequencies", rope_frequencies(head_dim))
+        self.sharpness = 1.0  # a factor on all scores; only YaRN changes it
+
+    def scores(self, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
+        tables = rope_tables(positions, self.frequencies)
+        q, k = apply_rope(q, *tables), apply_rope(k, *tables)
+        return super().scores(self.sharpness * q, k, positions)

@@ -12,6 +12,10 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as llama_rope
 
 from llm_learn.positional_encoding import (
+    ALiBi,
+    NoPositions,
+    RoPE,
+    Sinusoids,
     apply_rope,
     rope_frequencies,
     rope_tables,
@@ -124,6 +128,40 @@ def test_products_depend_on_the_distance_alone(num_positions, d_model):
     assert products.max() <= products[0, 0] + 1e-6 * d_model
 
 
+# Schemes
+
+
+@pytest.mark.parametrize("scheme", [NoPositions(), ALiBi(2), RoPE(8)])
+def test_scores_of_relative_schemes_depend_on_the_distance_alone(scheme):
+    q, k = torch.randn(2, 1, 2, 5, 8).double()
+    scheme = scheme.double()
+    here, there = (scheme.scores(q, k, torch.arange(5) + begin) for begin in (0, 30))
+    assert here.shape == (1, 2, 5, 5)
+    torch.testing.assert_close(here, there)
+    assert torch.equal(scheme.add(q, torch.arange(5)), q)
+
+
+def test_sinusoids_act_on_the_input_and_not_on_the_scores():
+    x, (q, k) = torch.randn(2, 3, 16), torch.randn(2, 1, 2, 3, 8)
+    scheme, positions = Sinusoids(16), torch.tensor([4, 5, 6])
+    assert torch.equal(scheme.add(x, positions), x + sinusoids(7, 16)[4:])
+    assert torch.equal(scheme.scores(q, k, positions), q @ k.mT / math.sqrt(8))
+
+
+def test_alibi_takes_a_fixed_price_for_every_step_back():
+    zeros = torch.zeros(1, 2, 3, 4)
+    scores = ALiBi(2).scores(zeros, zeros, torch.arange(3))[0]
+    assert scores[:, 2].tolist() == [[-2 / 16, -1 / 16, 0], [-2 / 256, -1 / 256, 0]]
+
+
+def test_a_sharper_rope_multiplies_all_scores():
+    q, k = torch.randn(2, 1, 2, 5, 8)
+    scheme = RoPE(8)
+    plain = scheme.scores(q, k, torch.arange(5))
+    scheme.sharpness = 1.5
+    torch.testing.assert_close(scheme.scores(q, k, torch.arange(5)), 1.5 * plain)
+
+
 # Errors
 
 
@@ -136,6 +174,8 @@ def test_errors_name_the_argument():
         rope_frequencies(5)
     with pytest.raises(ValueError, match="theta is 1: expected theta > 1"):
         rope_frequencies(4, theta=1)
+    with pytest.raises(ValueError, match="num_heads is 0: expected num_heads >= 1"):
+        ALiBi(0)
     cos, sin = rope_tables(torch.arange(3), rope_frequencies(4))
     with pytest.raises(
         ValueError, match=r"x\.shape is .*\[3, 6\]\), cos\.shape is .*\[3, 2\]"
