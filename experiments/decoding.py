@@ -1,7 +1,7 @@
-"""The recorded experiment of the chapter on decoding: what samplers buy, what a grammar keeps, how many tokens a pass brings.
+"""The recorded experiment of the chapters on decoding: what samplers buy, what a grammar keeps, how many tokens a pass brings.
 
-`make experiment NAME=decoding` runs the chapter's own code in two processes of one thread each, in about half an hour,
-and rewrites experiments/decoding.json, which the chapter prints and draws. A seed stands for a wording of the question on
+`make experiment NAME=decoding` runs the chapters' own code in two processes of one thread each, in about half an hour,
+and rewrites experiments/decoding.json, which the chapters print and draw. A seed stands for a wording of the question on
 countries, for the draws of JSON, for one beginning of each kind of text, and for a pair of models and what they write.
 """
 
@@ -19,7 +19,8 @@ from llm_learn.model.gpt import init_weights_fan_in
 
 SEEDS = [0, 1, 2]
 RECORD = Path(__file__).with_suffix(".json")
-chapter = definitions("inference/decoding")
+sampling = definitions("inference/decoding")
+speculation = definitions("inference/speculative-decoding")
 training = definitions("post-training/distillation")
 torch.set_grad_enabled(False)
 torch.set_num_threads(1)
@@ -28,16 +29,16 @@ torch.set_num_threads(1)
 def plane(seed: int) -> dict:
     """Quality and diversity of all samplers, exactly, for one wording on each continent; and of 20 draws."""
     found = {}
-    for continent in chapter.COUNTRIES:
-        names = chapter.name_logits(continent, seed)
+    for continent in sampling.COUNTRIES:
+        names = sampling.name_logits(continent, seed)
         found[continent] = {}
-        for family, chains in chapter.FAMILIES.items():
+        for family, chains in sampling.FAMILIES.items():
             rows = found[continent][family] = []
             for steps in chains:
-                of_names = chapter.name_probs(chapter.chain(*steps), *names)
-                probs = chapter.country_probs(continent, of_names)
+                of_names = sampling.name_probs(sampling.chain(*steps), *names)
+                probs = sampling.country_probs(continent, of_names)
                 different = (1 - (1 - probs) ** 20).sum().item()
-                measured = (*chapter.quality_and_diversity(probs), different)
+                measured = (*sampling.quality_and_diversity(probs), different)
                 rows.append([round(x, 4) for x in measured])
         print(seed, continent, found[continent]["temperature"][9], flush=True)
     return {"seed": seed, "runs": found}
@@ -46,8 +47,8 @@ def plane(seed: int) -> dict:
 def forms(seed: int) -> dict:
     """How many answers parse, and have the keys asked for: free, and within two grammars."""
     runs = {}
-    things, prompts = list(chapter.ASKED), chapter.JSON_PROMPTS
-    begun = [[*prompt, *chapter.TOKENIZER.encode("{")] for prompt in prompts]
+    things, prompts = list(sampling.ASKED), sampling.JSON_PROMPTS
+    begun = [[*prompt, *sampling.TOKENIZER.encode("{")] for prompt in prompts]
     long = 160
     for temperature in (0.0, 1.0) if seed == 0 else (1.0,):
         generator = torch.Generator().manual_seed(seed)
@@ -56,45 +57,45 @@ def forms(seed: int) -> dict:
             prompts, limit, temperature=temperature, generator=generator
         ) -> list[list[int]]:
             def choose(logits: Tensor, _) -> Tensor:
-                return chapter.sample_next(
+                return sampling.sample_next(
                     logits, temperature=temperature, generator=generator
                 )
 
-            return chapter.write(chapter.SMOLLM2, prompts, limit, choose)
+            return sampling.write(sampling.SMOLLM2, prompts, limit, choose)
 
         def bound(
             rules, limit, temperature=temperature, generator=generator
         ) -> list[list[int]]:
             settings = {"temperature": temperature, "generator": generator}
-            return chapter.write_in_grammar(
-                chapter.SMOLLM2, prompts, chapter.GRAMMAR, rules, limit, **settings
+            return sampling.write_in_grammar(
+                sampling.SMOLLM2, prompts, sampling.GRAMMAR, rules, limit, **settings
             )
 
         rows = {
-            "free": free(prompts, chapter.LIMIT),
+            "free": free(prompts, sampling.LIMIT),
             "free, long": free(prompts, long),
-            "begun": free(begun, chapter.LIMIT),
+            "begun": free(begun, sampling.LIMIT),
             # What a grammar alone does, without a thought of the limit.
             "cut off": [
-                ids[: chapter.LIMIT] for ids in bound(["object"] * len(things), long)
+                ids[: sampling.LIMIT] for ids in bound(["object"] * len(things), long)
             ],
-            "within JSON": bound(["object"] * len(things), chapter.LIMIT),
-            "with its keys": bound(things, chapter.LIMIT),
+            "within JSON": bound(["object"] * len(things), sampling.LIMIT),
+            "with its keys": bound(things, sampling.LIMIT),
         }
         texts = {
-            name: [chapter.without_end(ids) for ids in found]
+            name: [sampling.without_end(ids) for ids in found]
             for name, found in rows.items()
         }
         texts["begun"] = ["{" + text for text in texts["begun"]]
-        texts["taken out"] = [chapter.taken_out(text) for text in texts["free, long"]]
+        texts["taken out"] = [sampling.taken_out(text) for text in texts["free, long"]]
         runs[str(temperature)] = {
-            name: dict(zip(("parse", "keys"), chapter.judged(found), strict=True))
+            name: dict(zip(("parse", "keys"), sampling.judged(found), strict=True))
             for name, found in texts.items()
         }
         # When tokens are drawn, most of them are not the likeliest anyway.
         for name in ("within JSON", "with its keys") if temperature == 0 else ():
             moved = [
-                chapter.share_moved(prompt, ids)
+                sampling.share_moved(prompt, ids)
                 for prompt, ids in zip(prompts, rows[name], strict=True)
             ]
             runs[str(temperature)][name]["moved"] = round(sum(moved) / len(moved), 4)
@@ -105,40 +106,42 @@ def forms(seed: int) -> dict:
 def lookups(seed: int) -> dict:
     """Tokens a pass when drafts are looked up, by kind of text and k: greedy, and drawn sixteen times."""
     generator = torch.Generator().manual_seed(seed)
-    draft = chapter.from_lookup(chapter.TOKENIZER.vocab_size)
+    draft = speculation.from_lookup(speculation.TOKENIZER.vocab_size)
     runs = {}
-    for kind in chapter.KINDS:
-        prompt, new = chapter.kind_prompt(kind, seed), chapter.how_long(kind, seed)
+    for kind in speculation.KINDS:
+        prompt, new = speculation.kind_prompt(kind, seed), speculation.how_long(kind, seed)
 
         def choose(logits: Tensor, _) -> Tensor:
-            return chapter.sample_next(logits, generator=generator)
+            return sampling.sample_next(logits, generator=generator)
 
-        (ids,) = chapter.write(chapter.SMOLLM2, [prompt], new, chapter.greedy)
-        drawn = chapter.write(chapter.SMOLLM2, [prompt] * 16, new, choose)
-        ids, drawn = chapter.before_end(ids), [chapter.before_end(row) for row in drawn]
-        ours, passes = chapter.speculate(
-            chapter.SMOLLM2,
+        (ids,) = sampling.write(speculation.SMOLLM2, [prompt], new, sampling.greedy)
+        drawn = sampling.write(speculation.SMOLLM2, [prompt] * 16, new, choose)
+        ids, drawn = sampling.before_end(ids), [sampling.before_end(row) for row in drawn]
+        ours, passes = speculation.speculate(
+            speculation.SMOLLM2,
             prompt,
             len(ids),
             draft,
             k=4,
-            probs=chapter.greedy_probs,
+            probs=speculation.greedy_probs,
             generator=generator,
         )
-        needed = [chapter.passes_needed(prompt, ids, k) for k in chapter.DRAFTED]
+        needed = [speculation.passes_needed(prompt, ids, k) for k in speculation.DRAFTED]
         runs[kind] = {
             "greedy": [round(len(ids) / n, 4) for n in needed],
             # A guess that is looked up is kept with probability p: exactly as often as it is drawn.
             "drawn": [
                 round(
                     sum(map(len, drawn))
-                    / sum(chapter.passes_needed(prompt, row, k) for row in drawn if row),
+                    / sum(
+                        speculation.passes_needed(prompt, row, k) for row in drawn if row
+                    ),
                     4,
                 )
-                for k in chapter.DRAFTED
+                for k in speculation.DRAFTED
             ],
             "same text": ours == ids,
-            "same passes": passes == needed[chapter.DRAFTED.index(4)],
+            "same passes": passes == needed[speculation.DRAFTED.index(4)],
         }
         print(seed, kind, runs[kind], flush=True)
     return {"seed": seed, "runs": runs}
@@ -246,19 +249,22 @@ def pairs(seed: int) -> dict:
         generator = torch.Generator().manual_seed(seed)
         texts, passes = [], 0
         for prompt in starts:
-            draft = chapter.from_lookup(training.TOKENIZER.vocab_size)
+            draft = speculation.from_lookup(training.TOKENIZER.vocab_size)
             if name:
-                draft = chapter.draft_from_model(
+                draft = speculation.draft_from_model(
                     models[name], len(prompt) + new, probs=probs, generator=generator
                 )
-            ids, took = chapter.speculate(
+            ids, took = speculation.speculate(
                 target, prompt, new, draft, k=k, probs=probs, generator=generator
             )
             texts.append([*prompt, *ids])
             passes += took
         return texts, passes
 
-    for way, probs in (("drawn", chapter.softmax_probs), ("greedy", chapter.greedy_probs)):
+    for way, probs in (
+        ("drawn", speculation.softmax_probs),
+        ("greedy", speculation.greedy_probs),
+    ):
         plain, _ = written(None, 0, probs)
         read = torch.tensor(plain)
         p = probs(target(read))[:, 31:-1]
@@ -266,7 +272,7 @@ def pairs(seed: int) -> dict:
         for name, model in models.items():
             overlap = torch.minimum(p, probs(model(read))[:, 31:-1]).sum(-1).mean().item()
             row = {"overlap": round(overlap, 4), "tokens a pass": []}
-            for k in chapter.DRAFTED[1:]:
+            for k in speculation.DRAFTED[1:]:
                 texts, passes = written(name, k, probs)
                 row["tokens a pass"].append(round(new * len(starts) / passes, 4))
                 if way == "greedy" and texts != plain:
@@ -276,7 +282,7 @@ def pairs(seed: int) -> dict:
 
     def seconds(name: str | None) -> float:
         begun = time.process_time()
-        written(name, 4 if name else 0, chapter.softmax_probs)
+        written(name, 4 if name else 0, speculation.softmax_probs)
         return time.process_time() - begun
 
     # In turn, and the fastest of each: what disturbs a run only makes it longer.
