@@ -1,4 +1,4 @@
-"""The recorded experiment of the chapter on PPO and GRPO: each ingredient, taken away or exchanged.
+"""The recorded experiment of the chapter on GRPO: each ingredient, taken away or exchanged.
 
 `make experiment NAME=grpo` runs the chapter's own code in two processes of one thread each, in about half an hour,
 and rewrites experiments/grpo.json, which the chapter prints and draws.

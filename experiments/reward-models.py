@@ -1,7 +1,7 @@
-"""The recorded experiment of the chapter on reward models: how far a score can be raised before the judge disagrees.
+"""The recorded experiment of the chapters on reward models and PPO: how far a score can be raised before the judge disagrees.
 
-`make experiment NAME=reward-models` runs the chapter's own code in two processes of one thread each, in about
-half an hour, and rewrites experiments/reward-models.json, which the chapter prints and draws.
+`make experiment NAME=reward-models` runs the chapters' own code in two processes of one thread each, in about
+half an hour, and rewrites experiments/reward-models.json, which the chapters print and draw.
 """
 
 import copy
@@ -16,14 +16,15 @@ SEEDS = [0, 1, 2, 3, 4]
 ROUNDS = 60
 PENALTIES = [0.0, 0.03, 0.1, 0.3]
 RECORD = Path(__file__).with_suffix(".json")
-chapter = definitions("post-training/reward-models")
+page = definitions("post-training/reward-models")
+chapter = definitions("post-training/ppo")
 
 
 def dpo(start: torch.nn.Module, pairs, *, beta: float, seed: int) -> torch.nn.Module:
-    """Direct preference optimization, two passes over the pairs; the chapter after this one derives it."""
+    """Direct preference optimization, two passes over the pairs; the chapter after them derives it."""
     policy = copy.deepcopy(start)
     number, size = len(pairs.prompts), 64
-    config = chapter.TrainConfig(
+    config = page.TrainConfig(
         max_steps=2 * math.ceil(number / size), batch_size=size, learning_rate=0.002
     )
     optimizer = chapter.AdamW(
@@ -43,14 +44,14 @@ def dpo(start: torch.nn.Module, pairs, *, beta: float, seed: int) -> torch.nn.Mo
             reference = logps(start, some)
         chosen, rejected = (logps(policy, some) - reference).chunk(2)
         loss = -F.logsigmoid(beta * (chosen - rejected)).mean()
-        chapter.update(loss, policy, optimizer)
+        chapter.optimizer_step(loss, policy, optimizer)
     return policy
 
 
 def together(*pairs):
     """All pairs as one."""
     columns = zip(*(vars(each).values() for each in pairs), strict=True)
-    return chapter.Pairs(*(torch.cat(column) for column in columns))
+    return page.Pairs(*(torch.cat(column) for column in columns))
 
 
 class Study:
@@ -73,9 +74,9 @@ class Study:
         )
 
     def learned(self, pairs):
-        return chapter.reward_model_from(self.start, pairs, self.pairs, self.seed)
+        return chapter.train_reward_model(self.start, pairs, self.pairs, self.seed)
 
-    def follow(self, name: str, rewards, beta: float = 0.0, ask=chapter.score):
+    def follow(self, name: str, rewards, beta: float = 0.0, ask=chapter.RewardModel.score):
         policies = chapter.ppo(self.start, rewards, beta=beta, seed=self.seed, ask=ask)
         policy, rows = chapter.followed(policies, ROUNDS, self.start, rewards, self.others)
         self.keep(name, policy, rows)
@@ -106,17 +107,17 @@ def methods(seed: int) -> dict:
     study = Study(seed)
     held_out = study.drawn(1500, 200)
     gaps = chapter.points_of(held_out.chosen) - chapter.points_of(held_out.rejected)
-    study.found["agreement"] = round(chapter.agreement(study.rewards, held_out), 4)
+    study.found["agreement"] = round(page.agreement(study.rewards, held_out), 4)
     study.found["ceiling"] = round(float(((gaps > 0) + (gaps == 0) / 2).mean()), 4)
-    scores, points = chapter.scored_answers(
+    scores, points = page.scored_answers(
         study.start, study.rewards, chapter.TEST[:100], 128, seed=300 + seed
     )
     study.found["best of n"] = [
         {
             "n": n,
             "kl": round(math.log(n) - (n - 1) / n, 4),
-            "score": round(chapter.best_of(scores, scores, n), 4),
-            "points": round(chapter.best_of(scores, points, n), 4),
+            "score": round(page.best_of(scores, scores, n), 4),
+            "points": round(page.best_of(scores, points, n), 4),
         }
         for n in (1, 2, 4, 8, 16, 32, 64, 128)
     ]
@@ -167,7 +168,7 @@ def within(policy: torch.nn.Module, rewards: torch.nn.Module) -> float:
         chapter.sample_answers(policy, chapter.TEST, generator=generator) for _ in range(2)
     ]
     with torch.no_grad():
-        scores = [chapter.score(rewards, chapter.TEST, answers) for answers in two]
+        scores = [rewards.score(chapter.TEST, answers) for answers in two]
     gap = chapter.points_of(two[0]) - chapter.points_of(two[1])
     same = (scores[0] - scores[1]) * gap > 0
     return round(float(same[gap != 0].float().mean()), 4)

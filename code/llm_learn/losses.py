@@ -7,6 +7,22 @@ from torch.nn import functional as F
 from llm_learn.argument_checks import expect
 
 
+def preference_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """The negative log-probability of each choice, by the Bradley-Terry model, in nats.
+
+    Args:
+        chosen, rejected: (B,) the scores of the answer that was chosen and of the other one.
+
+    Returns:
+        (B,)
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    expect("rejected.shape == chosen.shape", rejected=rejected, chosen=chosen)
+    return -F.logsigmoid(chosen - rejected)
+
+
 def ppo_clip_loss(
     logps: Tensor, old_logps: Tensor, advantages: Tensor, *, clip: float
 ) -> Tensor:

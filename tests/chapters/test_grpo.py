@@ -1,4 +1,4 @@
-"""What the chapter on PPO and GRPO defines: against TRL, against sums over all answers, and its loop."""
+"""What the chapter on GRPO defines: against TRL, against sums over all answers, and its loop."""
 
 import copy
 import itertools

@@ -13,6 +13,7 @@ from llm_learn.losses import (
     dpo_loss,
     group_advantages,
     ppo_clip_loss,
+    preference_loss,
     sequence_logps,
 )
 from llm_learn.reference.trl import (
@@ -34,6 +35,16 @@ def answers(seed: int, spread: float = 0.5) -> tuple[torch.Tensor, ...]:
     advantages = torch.randn(3, 7, generator=generator, dtype=torch.float64)
     mask = torch.arange(7) < torch.tensor([[2], [7], [4]])
     return logps.requires_grad_(), old, advantages, mask
+
+
+def test_preference_loss_is_the_log_probability_of_the_choice_and_counts_differences_only():
+    chosen, rejected = torch.randn(2, 6, dtype=torch.float64)
+    odds = chosen.exp() / (chosen.exp() + rejected.exp())
+    ours = preference_loss(chosen, rejected)
+    torch.testing.assert_close(ours, -odds.log(), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(preference_loss(chosen + 3, rejected + 3), ours)
+    with pytest.raises(ValueError, match=r"expected rejected\.shape"):
+        preference_loss(chosen, rejected[:5])
 
 
 @pytest.mark.parametrize("clip", [0.1, 0.2, 0.5])

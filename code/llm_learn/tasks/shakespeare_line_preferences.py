@@ -1,6 +1,8 @@
 """Lines of Shakespeare that a small model completes and a judge scores, for the chapters on preferences."""
 
+import copy
 import itertools
+import math
 import random
 import re
 from collections import Counter
@@ -9,13 +11,15 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llm_learn.argument_checks import expect
 from llm_learn.data import shakespeare
 from llm_learn.generate import generate
+from llm_learn.losses import preference_loss
 from llm_learn.model.llama import Llama, LlamaConfig
+from llm_learn.optim import AdamW
 from llm_learn.sft import fine_tune
 from llm_learn.train import TrainConfig
 
@@ -154,6 +158,65 @@ def judged_pairs(first: Llama, second: Llama, number: int, seed: int) -> Pairs:
         sample_answers(model, prompts, generator=generator) for model in (first, second)
     )
     return judge(prompts, one, other, generator=generator)
+
+
+class RewardModel(nn.Module):
+    """A language model's body, with one number for each position instead of logits."""
+
+    def __init__(self, model: Llama):
+        super().__init__()
+        self.body = copy.deepcopy(model)
+        self.head = nn.Linear(model.config.d_model, 1)
+        for parameter in self.head.parameters():
+            _ = nn.init.zeros_(parameter)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, T) -> (B, T)"""
+        return self.head(self.body.hidden_states(ids)).squeeze(-1)
+
+    def score(self, prompts: Tensor, answers: Tensor) -> Tensor:
+        """The number at the last id of each answer: (B, 2), (B, T) -> (B,)."""
+        at_each = self(torch.cat([prompts, answers], dim=1))[:, PROMPT:]  # (B, T)
+        last = completion_mask(answers).sum(1, keepdim=True) - 1  # (B, 1)
+        return at_each.gather(1, last).squeeze(1)
+
+    def score_pairs(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """The scores of the chosen and of the rejected answers, (N,) twice."""
+        answers = torch.cat([pairs.chosen, pairs.rejected])
+        return self.score(pairs.prompts.repeat(2, 1), answers).chunk(2)
+
+
+def optimizer_step(
+    loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """One step of the optimizer, with gradients clipped to a norm of 1."""
+    optimizer.zero_grad()
+    loss.backward()
+    _ = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
+def train_reward_model(
+    model: Llama, pairs: Pairs, scale_by: Pairs, seed: int
+) -> RewardModel:
+    """Learns from pairs; scores have mean 0 and deviation 1 on the answers of others."""
+    rewards = RewardModel(model)
+    generator = torch.Generator().manual_seed(seed)
+    number, size = len(pairs.prompts), 64
+    config = TrainConfig(
+        max_steps=2 * math.ceil(number / size), batch_size=size, learning_rate=0.003
+    )
+    optimizer = AdamW(rewards.parameters(), lr=config.learning_rate)
+    order = torch.cat([torch.randperm(number, generator=generator) for _ in range(2)])
+    for step, some in enumerate(order.split(size)):
+        optimizer.param_groups[0]["lr"] = config.learning_rate * config.factor(step)
+        loss = preference_loss(*rewards.score_pairs(pairs[some])).mean()
+        optimizer_step(loss, rewards, optimizer)
+    with torch.no_grad():
+        known = torch.cat(rewards.score_pairs(scale_by))
+        _ = rewards.head.bias.sub_(known.mean()).div_(known.std())
+        _ = rewards.head.weight.div_(known.std())
+    return rewards
 
 
 def answer_logits(model: Llama, prompts: Tensor, answers: Tensor) -> Tensor:

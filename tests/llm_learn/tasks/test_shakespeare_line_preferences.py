@@ -16,6 +16,7 @@ from llm_learn.tasks.shakespeare_line_preferences import (
     PROMPT,
     SHARPNESS,
     Pairs,
+    RewardModel,
     answer_logits,
     completion_mask,
     judge,
@@ -27,6 +28,7 @@ from llm_learn.tasks.shakespeare_line_preferences import (
     points_of,
     sample_answers,
     train_and_test,
+    train_reward_model,
     words_and_lines,
 )
 
@@ -152,6 +154,51 @@ def test_a_model_of_lines_is_tuned_to_finish_them(monkeypatch, seed):
     assert (shape.vocab_size, shape.context_length) == (EOS_ID + 1, PROMPT + ANSWER)
     torch.manual_seed(seed)
     assert model.token_embedding.weight.equal(type(model)(shape).token_embedding.weight)
+
+
+def test_a_reward_model_begins_with_zero_and_reads_the_last_id(tiny_model_of_lines):
+    model, prompts = tiny_model_of_lines(0), train_and_test()[1][:20]
+    answers = sample_answers(model, prompts, generator=torch.Generator().manual_seed(0))
+    rewards = RewardModel(model)
+    assert not rewards.score(prompts, answers).any()
+    assert rewards.body.token_embedding.weight is not model.token_embedding.weight
+    torch.nn.init.normal_(rewards.head.weight)
+    answers[::2, 3:] = EOS_ID
+    lengths = completion_mask(answers).sum(1)
+    assert lengths.min() < lengths.max()
+    ids = torch.cat([prompts, answers], dim=1)
+    for found, row, n in zip(
+        rewards.score(prompts, answers), ids, lengths.tolist(), strict=True
+    ):
+        alone = rewards(row[None, : PROMPT + n])[0, -1]
+        torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
+
+
+def test_a_trained_reward_model_prefers_what_was_chosen_and_has_scaled_scores(
+    tiny_model_of_lines,
+):
+    model = tiny_model_of_lines(0)
+    pairs = judged_pairs(model, model, 128, seed=1)
+    before = model.token_embedding.weight.clone()
+    rewards = train_reward_model(model, pairs, pairs, seed=0)
+    assert model.token_embedding.weight.equal(before)
+    with torch.no_grad():
+        chosen, rejected = rewards.score_pairs(pairs)
+    both = torch.cat([chosen, rejected])
+    torch.testing.assert_close(both.mean(), torch.tensor(0.0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(both.std(), torch.tensor(1.0), rtol=1e-4, atol=0)
+    assert (chosen > rejected).float().mean() > 0.6
+    again = train_reward_model(model, pairs, pairs, seed=0)
+    assert again.head.weight.equal(rewards.head.weight)
+
+
+def test_an_optimizer_step_has_clipped_gradients():
+    layer = torch.nn.Linear(2, 1, bias=False)
+    before = layer.weight.detach().clone()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    for _ in range(2):  # the second forgets the gradients of the first
+        lines.optimizer_step(100 * layer(torch.ones(1, 2)).sum(), layer, optimizer)
+    torch.testing.assert_close(before - layer.weight, torch.full((1, 2), 2 * 0.5**0.5))
 
 
 def test_answer_logits_stand_before_the_ids_that_they_expect(tiny_model_of_lines):
