@@ -15,6 +15,7 @@ import torch
 from common import definitions, head
 
 from llm_learn.atomic_files import write_json
+from llm_learn.n_grams import KneserNey
 
 SEEDS, TUNING_SEED = [0, 1, 2], 99
 FULL, SHORT = 2000, 500  # updates
@@ -53,10 +54,10 @@ def best_of(chapter, name: str, candidates: dict, max_steps: int, tuning: list):
     return candidates[min(losses, key=losses.get)]
 
 
-def counted(chapter, counting, ids: list[int], order: int) -> dict:
+def counted(chapter, ids: list[int], order: int) -> dict:
     """A Kneser-Ney counter of characters, asked about the same plays as the racers."""
     began, val = time.process_time(), chapter.VAL.tolist()
-    counter = counting.KneserNey(ids, order, chapter.V)
+    counter = KneserNey(ids, order, chapter.V)
     seconds = time.process_time() - began
     nats = [
         -math.log(counter.probability(val[max(0, t - order + 1) : t], val[t]))
@@ -75,7 +76,7 @@ def spread(ids: torch.Tensor, num_characters: int) -> list[int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    chapter, counting = definitions("training/training-run"), definitions("first-model/gpt")
+    chapter = definitions("training/training-run")
     record = head("Shakespeare's plays in characters, four held out", SEEDS)
     record |= {"tuning_seed": TUNING_SEED}
     started, tuning, runs = time.process_time(), [], []
@@ -98,7 +99,7 @@ if __name__ == "__main__":
             save()
 
     record["counters"] = [
-        counted(chapter, counting, ids, order)
+        counted(chapter, ids, order)
         for ids in (chapter.KNOWN.tolist(), spread(chapter.KNOWN, FULL * 12 * 64))
         for order in ORDERS
     ]
