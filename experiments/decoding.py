@@ -20,6 +20,7 @@ from llm_learn.model.gpt import init_weights_fan_in
 SEEDS = [0, 1, 2]
 RECORD = Path(__file__).with_suffix(".json")
 sampling = definitions("inference/decoding")
+grammars = definitions("inference/constrained-decoding")
 speculation = definitions("inference/speculative-decoding")
 training = definitions("post-training/distillation")
 torch.set_grad_enabled(False)
@@ -47,8 +48,8 @@ def plane(seed: int) -> dict:
 def forms(seed: int) -> dict:
     """How many answers parse, and have the keys asked for: free, and within two grammars."""
     runs = {}
-    things, prompts = list(sampling.ASKED), sampling.JSON_PROMPTS
-    begun = [[*prompt, *sampling.TOKENIZER.encode("{")] for prompt in prompts]
+    things, prompts = list(grammars.ASKED), grammars.JSON_PROMPTS
+    begun = [[*prompt, *grammars.TOKENIZER.encode("{")] for prompt in prompts]
     long = 160
     for temperature in (0.0, 1.0) if seed == 0 else (1.0,):
         generator = torch.Generator().manual_seed(seed)
@@ -57,45 +58,45 @@ def forms(seed: int) -> dict:
             prompts, limit, temperature=temperature, generator=generator
         ) -> list[list[int]]:
             def choose(logits: Tensor, _) -> Tensor:
-                return sampling.sample_next(
+                return grammars.sample_next(
                     logits, temperature=temperature, generator=generator
                 )
 
-            return sampling.write(sampling.SMOLLM2, prompts, limit, choose)
+            return sampling.write(grammars.SMOLLM2, prompts, limit, choose)
 
         def bound(
             rules, limit, temperature=temperature, generator=generator
         ) -> list[list[int]]:
             settings = {"temperature": temperature, "generator": generator}
-            return sampling.write_in_grammar(
-                sampling.SMOLLM2, prompts, sampling.GRAMMAR, rules, limit, **settings
+            return grammars.write_in_grammar(
+                grammars.SMOLLM2, prompts, grammars.GRAMMAR, rules, limit, **settings
             )
 
         rows = {
-            "free": free(prompts, sampling.LIMIT),
+            "free": free(prompts, grammars.LIMIT),
             "free, long": free(prompts, long),
-            "begun": free(begun, sampling.LIMIT),
+            "begun": free(begun, grammars.LIMIT),
             # What a grammar alone does, without a thought of the limit.
             "cut off": [
-                ids[: sampling.LIMIT] for ids in bound(["object"] * len(things), long)
+                ids[: grammars.LIMIT] for ids in bound(["object"] * len(things), long)
             ],
-            "within JSON": bound(["object"] * len(things), sampling.LIMIT),
-            "with its keys": bound(things, sampling.LIMIT),
+            "within JSON": bound(["object"] * len(things), grammars.LIMIT),
+            "with its keys": bound(things, grammars.LIMIT),
         }
         texts = {
-            name: [sampling.without_end(ids) for ids in found]
+            name: [grammars.without_end(ids) for ids in found]
             for name, found in rows.items()
         }
         texts["begun"] = ["{" + text for text in texts["begun"]]
-        texts["taken out"] = [sampling.taken_out(text) for text in texts["free, long"]]
+        texts["taken out"] = [grammars.taken_out(text) for text in texts["free, long"]]
         runs[str(temperature)] = {
-            name: dict(zip(("parse", "keys"), sampling.judged(found), strict=True))
+            name: dict(zip(("parse", "keys"), grammars.judged(found), strict=True))
             for name, found in texts.items()
         }
         # When tokens are drawn, most of them are not the likeliest anyway.
         for name in ("within JSON", "with its keys") if temperature == 0 else ():
             moved = [
-                sampling.share_moved(prompt, ids)
+                grammars.share_moved(prompt, ids)
                 for prompt, ids in zip(prompts, rows[name], strict=True)
             ]
             runs[str(temperature)][name]["moved"] = round(sum(moved) / len(moved), 4)
@@ -116,7 +117,7 @@ def lookups(seed: int) -> dict:
 
         (ids,) = sampling.write(speculation.SMOLLM2, [prompt], new, sampling.greedy)
         drawn = sampling.write(speculation.SMOLLM2, [prompt] * 16, new, choose)
-        ids, drawn = sampling.before_end(ids), [sampling.before_end(row) for row in drawn]
+        ids, drawn = grammars.before_end(ids), [grammars.before_end(row) for row in drawn]
         ours, passes = speculation.speculate(
             speculation.SMOLLM2,
             prompt,
