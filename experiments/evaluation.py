@@ -1,7 +1,7 @@
-"""The recorded experiment of the chapter on evaluation: four models, eight formats, judges, and leaked tests.
+"""The recorded experiment of the chapters on evaluation: four models, eight formats, judges, and leaked tests.
 
-`make experiment NAME=evaluation` runs the chapter's own code in two processes of one thread each, in about three quarters of an hour,
-and rewrites experiments/evaluation.json, which the chapter prints and draws.
+`make experiment NAME=evaluation` runs the chapters' own code in two processes of one thread each, in about three quarters of an hour,
+and rewrites experiments/evaluation.json, which the chapters print and draw.
 """
 
 import functools
@@ -16,6 +16,7 @@ RECORD = Path(__file__).with_suffix(".json")
 BITS = (8, 5, 4, 3)
 LONG = ("letters", "chat")  # formats for two of the models only
 chapter = definitions("measuring/evaluation")
+judging = definitions("post-training/evaluation-judges")
 
 
 @functools.lru_cache(maxsize=1)
@@ -70,20 +71,20 @@ def judges(seed: int) -> dict:
     questions = chapter.draw_questions(chapter.PLACES, seed)[::2]
     model, runs = models()["shipped"], {}
     for kind, pairs, names in (
-        ("right or wrong", chapter.one_wrong(questions), list(chapter.JUDGES)),
+        ("right or wrong", judging.one_wrong(questions), list(judging.JUDGES)),
         (
             "right or longer",
-            chapter.same_but_longer(questions),
+            judging.same_but_longer(questions),
             ["letters", "letters, chat"],
         ),
         (
             "right or wrong and longer",
-            chapter.wrong_but_longer(questions),
+            judging.wrong_but_longer(questions),
             ["letters", "letters, chat"],
         ),
     ):
         for name in names:
-            margins = chapter.verdicts(model, *chapter.JUDGES[name], pairs)
+            margins = judging.verdicts(model, *judging.JUDGES[name], pairs)
             runs[f"{kind}, {name}"] = packed(margins)
             print(seed, kind, name, (margins > 0).mean(0), flush=True)
     return {"seed": seed, "runs": runs}
@@ -96,8 +97,8 @@ def leaked_half(seed: int, which: int) -> dict:
     order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed))
     middle = len(questions) // 2
     leaked = sorted((order[:middle] if which == 0 else order[middle:]).tolist())
-    texts = [chapter.solved(chapter.QUESTION, questions[i]) for i in leaked]
-    student, runs = chapter.crammed(models()["shipped"], texts, seed), {}
+    texts = [judging.solved(judging.QUESTION, questions[i]) for i in leaked]
+    student, runs = judging.crammed(models()["shipped"], texts, seed), {}
     for asked in ("question", "statement", "is a city in"):
         sums = chapter.sums_for(student, chapter.FORMATS[asked][0], questions)
         shares = torch.tensor(sums).log_softmax(1)[range(len(right)), right]

@@ -38,7 +38,7 @@ def test_addresses_come_from_the_configuration():
     ]
     options = {"repository_url": config["url"], "repository_branch": config["branch"]}
     ours = repository(SimpleNamespace(html_theme_options=options))
-    docname = "chapters/basics/attention"
+    docname = "chapters/first-model/attention"
     path = urlsplit(config["url"]).path
     assert ours.colab(docname) == (
         f"https://colab.research.google.com/github{path}/blob/notebooks/{docname}.ipynb"
@@ -132,13 +132,13 @@ def test_the_largest_difference_of_each_reference_counts():
 @pytest.fixture
 def book(tmp_path) -> SmallBook:
     book = SmallBook(tmp_path)
-    docnames = ["basics/tokenization", "basics/attention", "capstone/verified"]
+    docnames = ["first-model/tokenization", "first-model/attention", "capstone/verified"]
     book.index(*(f"chapters/{name}" for name in docnames))
-    book.write("chapters/basics/tokenization.md", chapter("Tokens & text", hours=2.5))
+    book.write("chapters/first-model/tokenization.md", chapter("Tokens & text", hours=2.5))
     book.write(
-        "chapters/basics/attention.md",
+        "chapters/first-model/attention.md",
         chapter(
-            "Attention", IMPORTS, prerequisites=["basics/tokenization", "basics/seq2seq"]
+            "Attention", IMPORTS, prerequisites=["first-model/tokenization", "origins/seq2seq"]
         ),
     )
     book.write(
@@ -152,10 +152,10 @@ def test_the_box_says_what_a_reader_wants_to_know(book):
     checks = [check("a", "F.softmax", 1.206e-7, relative=True)]
     checks += [check("b", "F.softmax", 3e-16), check("c", "finite differences")]
     checks += [check("d", "math.erf"), check("e", "math.erf", 2e-5, relative=True)]
-    book.record("basics/attention", checks)
+    book.record("first-model/attention", checks)
     assert book.build() == ""
 
-    page = book.page("chapters/basics/attention")
+    page = book.page("chapters/first-model/attention")
     (box,) = page.select(".chapter-box")
     assert box.find_previous("h1").get_text().startswith("Attention")
     assert box.find_next("p", string="A promise.")
@@ -178,7 +178,7 @@ def test_the_box_says_what_a_reader_wants_to_know(book):
     links = {a.get_text(): a["href"] for a in box.select("dd a")}
     assert links == {
         "Tokens & text": "tokenization.html",
-        "all comparisons": "../capstone/verified.html#verified-basics-attention",
+        "all comparisons": "../capstone/verified.html#verified-first-model-attention",
     }
     assert [code.get_text() for code in box.select("dd code")] == [
         "torch.nn.functional.softmax",
@@ -186,7 +186,7 @@ def test_the_box_says_what_a_reader_wants_to_know(book):
     ]
 
     buttons = {a.get_text(): a for a in box.select(".box-actions a")}
-    path = "chapters/basics/attention"
+    path = "chapters/first-model/attention"
     assert list(buttons) == [
         "Open in Colab",
         "Download notebook",
@@ -198,7 +198,7 @@ def test_the_box_says_what_a_reader_wants_to_know(book):
     )
     assert (
         buttons["Download notebook"]["href"]
-        == "../../notebooks/chapters/basics/attention.ipynb"
+        == "../../notebooks/chapters/first-model/attention.ipynb"
     )
     assert [name for name, a in buttons.items() if a.has_attr("download")] == [
         "Download notebook"
@@ -209,7 +209,7 @@ def test_the_box_says_what_a_reader_wants_to_know(book):
     filled = parse_qs(issue.query)
     assert filled["title"] == ["Attention: "] and f"{path}.md" in filled["body"][0]
 
-    other = book.page("chapters/basics/tokenization").select_one(".chapter-box")
+    other = book.page("chapters/first-model/tokenization").select_one(".chapter-box")
     assert "about 2.5 hours" in other.get_text() and "no other chapter" in other.get_text()
     assert "did not execute" in other.get_text()
     assert "Verified against" not in other.get_text()
@@ -219,9 +219,9 @@ def test_the_box_says_what_a_reader_wants_to_know(book):
 @pytest.mark.slow
 def test_many_references_are_cut(book):
     checks = [check("x", f"reference {i}") for i in range(7)]
-    book.record("basics/attention", checks, cpu_seconds=0.2)
+    book.record("first-model/attention", checks, cpu_seconds=0.2)
     assert book.build() == ""
-    box = book.page("chapters/basics/attention").select_one(".chapter-box").get_text()
+    box = book.page("chapters/first-model/attention").select_one(".chapter-box").get_text()
     assert "reference 3 (equal); 3 more" in box and "reference 4" not in box
     assert "To run it1 second of" in box.replace("\n", "")
 
@@ -230,11 +230,11 @@ def test_many_references_are_cut(book):
 def test_without_repository_and_verified_page_the_box_keeps_the_rest(book):
     conf = (book.root / "conf.py").read_text(encoding="utf-8")
     book.write("conf.py", conf.replace(f'"{REPOSITORY}"', '""'))
-    book.index("chapters/basics/tokenization", "chapters/basics/attention")
+    book.index("chapters/first-model/tokenization", "chapters/first-model/attention")
     (book.root / "chapters/capstone/verified.md").unlink()
-    book.record("basics/attention", [check("x", f"reference {i}") for i in range(6)])
+    book.record("first-model/attention", [check("x", f"reference {i}") for i in range(6)])
     assert book.build() == ""
-    box = book.page("chapters/basics/attention").select_one(".chapter-box")
+    box = book.page("chapters/first-model/attention").select_one(".chapter-box")
     assert "reference 3 (equal); 2 more" in box.get_text() and len(box.select("dd a")) == 1
     assert not box.select(".box-actions")  # nothing to edit, and no notebook is written
 
@@ -244,5 +244,5 @@ def test_without_an_address_of_the_site_there_is_no_notebook_to_offer(book):
     conf = (book.root / "conf.py").read_text(encoding="utf-8")
     book.write("conf.py", conf.replace("html_baseurl", "# html_baseurl"))
     assert book.build() == ""
-    buttons = book.page("chapters/basics/attention").select(".box-actions a")
+    buttons = book.page("chapters/first-model/attention").select(".box-actions a")
     assert [a.get_text() for a in buttons] == ["Edit this page", "Report an error"]

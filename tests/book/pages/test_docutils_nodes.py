@@ -196,4 +196,4 @@ def test_an_unknown_part_is_an_error(book):
 
 
 def test_the_real_plan_is_the_default():
-    assert {part["name"] for part in load_plan()["parts"]} >= {"basics", "capstone"}
+    assert {part["name"] for part in load_plan()["parts"]} >= {"first-model", "capstone"}

@@ -53,8 +53,8 @@ LAYERS = "def attend():\n    pass\n\n\nclass Layer:\n    pass\n"
 @pytest.fixture
 def book(tmp_path) -> SmallBook:
     book = SmallBook(tmp_path)
-    book.index("chapters/basics/attention", "chapters/capstone/verified")
-    book.write("chapters/basics/attention.md", chapter("Attention", BODY))
+    book.index("chapters/first-model/attention", "chapters/capstone/verified")
+    book.write("chapters/first-model/attention.md", chapter("Attention", BODY))
     book.write(
         "chapters/capstone/verified.md",
         "# Verified\n\n```{verified} totals\n```\n\n## All\n\n```{verified} chapters\n```\n",
@@ -65,7 +65,7 @@ def book(tmp_path) -> SmallBook:
 
 def executed(book: SmallBook) -> None:
     """Writes the record and the notebook that an execution leaves."""
-    book.record("basics/attention", CHECKS)
+    book.record("first-model/attention", CHECKS)
     outputs = [
         new_output("display_data", {"text/plain": "✓"}, metadata={CHECK: one})
         for one in CHECKS
@@ -76,7 +76,7 @@ def executed(book: SmallBook) -> None:
         new_code_cell("c"),
         new_code_cell("d", outputs=[new_output("stream", text="✓"), *outputs[2:]]),
     ]
-    source = read_source(book.root / "chapters/basics/attention.md")
+    source = read_source(book.root / "chapters/first-model/attention.md")
     path = notebook_path(book.root / "_build", source.docname)
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(new_notebook(cells=cells), path)
@@ -144,7 +144,7 @@ def test_the_page_shows_every_check(book):
         [a["href"] for a in row.select("a")]
         for row in page.select(".verified-table tbody tr")
     ]
-    here, source = "../basics/attention.html", f"{REPOSITORY}/blob/trunk"
+    here, source = "../first-model/attention.html", f"{REPOSITORY}/blob/trunk"
     module = f"{source}/code/llm_learn/layers.py"
     assert links == [
         [module, f"{here}#check-attention"],
@@ -153,7 +153,7 @@ def test_the_page_shows_every_check(book):
         [here, f"{here}#cost-attention"],
         [module, f"{here}#cost-attention"],  # where the class is
     ]
-    assert page.select_one("section#verified-basics-attention h3") is not None
+    assert page.select_one("section#verified-first-model-attention h3") is not None
 
 
 @pytest.mark.slow
@@ -163,26 +163,26 @@ def test_a_changed_record_and_a_new_chapter_change_the_page(book):
     assert "This build executed no chapter." in page.get_text()
     assert "This build did not execute the chapter." in page.get_text()
 
-    book.record("basics/attention", CHECKS[:1])  # without a notebook: no anchor
+    book.record("first-model/attention", CHECKS[:1])  # without a notebook: no anchor
     assert book.build() == ""
     page = book.page("chapters/capstone/verified")
     assert "1 comparison in 1 chapter" in page.get_text()
-    assert page.find("a", string="check")["href"] == "../basics/attention.html"
+    assert page.find("a", string="check")["href"] == "../first-model/attention.html"
 
     before = book.path("chapters/capstone/verified").stat().st_mtime_ns
     assert book.build() == ""
     assert book.path("chapters/capstone/verified").stat().st_mtime_ns == before
 
-    book.write("chapters/basics/gpt.md", chapter("GPT"))
-    names = ["basics/attention", "basics/gpt", "capstone/verified"]
+    book.write("chapters/first-model/gpt.md", chapter("GPT"))
+    names = ["first-model/attention", "first-model/gpt", "capstone/verified"]
     book.index(*(f"chapters/{name}" for name in names))
     assert book.build() == ""
     page = book.page("chapters/capstone/verified")
-    assert page.select_one("#verified-basics-gpt")
-    (book.root / "chapters/basics/gpt.md").unlink()
-    book.index("chapters/basics/attention", "chapters/capstone/verified")
+    assert page.select_one("#verified-first-model-gpt")
+    (book.root / "chapters/first-model/gpt.md").unlink()
+    book.index("chapters/first-model/attention", "chapters/capstone/verified")
     assert book.build() == ""
-    assert not book.page("chapters/capstone/verified").select("#verified-basics-gpt")
+    assert not book.page("chapters/capstone/verified").select("#verified-first-model-gpt")
 
 
 @pytest.mark.slow
@@ -192,7 +192,7 @@ def test_an_unknown_argument_is_an_error(book):
 
 
 def test_where_a_chapter_shows_its_checks(book):
-    source = read_source(book.root / "chapters/basics/attention.md")
+    source = read_source(book.root / "chapters/first-model/attention.md")
     assert check_labels(source, book.root) == []
     executed(book)
     labels = ["check-attention"] * 2 + ["cost-attention"] * 3
@@ -215,7 +215,7 @@ def test_the_subject_of_a_check(name, expected):
 def test_a_method_belongs_to_the_module_that_the_chapter_teaches(book):
     twice = "class A:\n    def encode(self):\n        pass\n"
     book.write("code/llm_learn/layers.py", f"def attend():\n    pass\n\n\n{twice}")
-    source = read_source(book.root / "chapters/basics/attention.md")
+    source = read_source(book.root / "chapters/first-model/attention.md")
     assert packaged_module("encode", source, book.root) == "layers"
     book.write("code/llm_learn/other.py", twice)
     assert packaged_module("encode", source, book.root) == "layers"

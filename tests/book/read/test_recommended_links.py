@@ -74,7 +74,7 @@ GOOD = {
     "language": "en",
     "level": "beginner",
     "about": "C.",
-    "helps": {"basics/gpt": None},
+    "helps": {"first-model/gpt": None},
 }
 
 
@@ -84,7 +84,7 @@ GOOD = {
         ([GOOD | {"kind": "song"}], "`a` has kind 'song'; it must be one of course, video"),
         ([GOOD | {"language": "fr"}], "language 'fr'; it must be one of en, zh"),
         ([GOOD | {"level": "easy"}], "level 'easy'; it must be one of beginner"),
-        ([GOOD | {"helps": ["basics/gpt"]}], "it maps slugs to notes"),
+        ([GOOD | {"helps": ["first-model/gpt"]}], "it maps slugs to notes"),
         ([GOOD | {"stars": 5}], "`a` has the fields about, by"),
         ([{k: v for k, v in GOOD.items() if k != "by"}], "it must have about, by"),
         ([GOOD, GOOD | {"url": "https://example.org/b"}], "repeats the key or the address"),
@@ -110,11 +110,11 @@ def test_chinese_words_are_marked():
 @pytest.fixture
 def book(tmp_path) -> SmallBook:
     book = SmallBook(tmp_path)
-    book.index("chapters/start/materials", "chapters/basics/gpt")
+    book.index("chapters/start/materials", "chapters/first-model/gpt")
     book.write("chapters/start/materials.md", "# Materials\n\n```{materials}\n```\n")
     cell = "```{code-cell}\n1 + 1\n```\n\n"
     body = f"{cell}```{{materials}}\n:for: this chapter\n```"
-    book.write("chapters/basics/gpt.md", chapter("A small GPT", body))
+    book.write("chapters/first-model/gpt.md", chapter("A small GPT", body))
     return book
 
 
@@ -134,7 +134,7 @@ def test_every_link_of_the_plan_is_on_the_page(book):
         assert f"level-{material.level}" in entry["class"]
         assert material.about in entry.get_text().replace("’", "'")
     helped = page.select_one("#material-ng-video-lecture .material-chapters")
-    assert helped.a["href"] == "../basics/gpt.html"
+    assert helped.a["href"] == "../first-model/gpt.html"
     assert helped.get_text() == "Helps with A small GPT"
     assert (
         page.select_one("#material-dive-into-llms [lang=zh]").get_text() == "动手学大模型"
@@ -145,9 +145,9 @@ def test_every_link_of_the_plan_is_on_the_page(book):
     script = SCRIPT.read_text(encoding="utf-8")
     assert sum(script.strip() in str(tag.string) for tag in page.select("script")) == 1
 
-    page = book.page("chapters/basics/gpt")
+    page = book.page("chapters/first-model/gpt")
     listed = [a["href"] for a in page.select("ul.materials-for-chapter strong a")]
-    assert listed == [m.url for m in helping(load_materials(), "basics/gpt")]
+    assert listed == [m.url for m in helping(load_materials(), "first-model/gpt")]
     assert "Read it beside the lecture." in page.get_text()
     assert "materials-filter" not in str(page)
 
