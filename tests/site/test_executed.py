@@ -41,4 +41,5 @@ def test_every_check_finds_its_place(chapter):
     notebook, record = executed(chapter)
     checks = record["checks"]
     problems = check_problems(chapter, notebook, checks, ROOT)
-    assert checks and not problems, "\n" + "\n".join(problems)
+    assert checks or "check" in (chapter.meta.get("excused") or {})
+    assert not problems, "\n" + "\n".join(problems)

@@ -183,7 +183,8 @@ class RewardModel(nn.Module):
     def score_pairs(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """The scores of the chosen and of the rejected answers, (N,) twice."""
         answers = torch.cat([pairs.chosen, pairs.rejected])
-        return self.score(pairs.prompts.repeat(2, 1), answers).chunk(2)
+        chosen, rejected = self.score(pairs.prompts.repeat(2, 1), answers).chunk(2)
+        return chosen, rejected
 
 
 def optimizer_step(

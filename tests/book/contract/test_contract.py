@@ -516,5 +516,8 @@ def test_executed_chapter_checks(good):
     )
     nothing, check = (lambda cells: None), RECORD["checks"][0]
     assert "no checks" in after(nothing, {"checks": []})
+    text = good.replace("extras: []", "extras: []\n  excused: {check: second edition}")
+    excused = Source(path=chapter.path, slug=SLUG, text=text)
+    assert executed_problems(excused, executed(excused), {"checks": []}) == []
     assert "differs" in after(nothing, {"checks": [check | {"difference": 1e-3}]})
     assert "differs" in after(nothing, {"checks": [check | {"difference": float("nan")}]})

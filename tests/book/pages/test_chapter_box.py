@@ -138,7 +138,9 @@ def book(tmp_path) -> SmallBook:
     book.write(
         "chapters/first-model/attention.md",
         chapter(
-            "Attention", IMPORTS, prerequisites=["first-model/tokenization", "origins/seq2seq"]
+            "Attention",
+            IMPORTS,
+            prerequisites=["first-model/tokenization", "origins/seq2seq"],
         ),
     )
     book.write(
