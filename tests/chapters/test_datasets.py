@@ -1,6 +1,5 @@
-"""What the chapter on datasets defines for itself: masks of packed rows keep documents apart, groups are connected."""
+"""What the chapter on datasets defines for itself: masks of packed rows keep documents apart."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -65,38 +64,3 @@ def test_documents_are_read_off_their_ends(chapter, docs, T):
     text = document_ids.flatten() >= 0  # filling looks like ends
     found = chapter.documents_in(ids.flatten()[text][None], EOS)[0]
     assert torch.equal(found, document_ids.flatten()[text])
-
-
-@given(
-    st.integers(1, 12).flatmap(
-        lambda n: st.tuples(
-            st.just(n),
-            st.sets(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=12),
-        )
-    )
-)
-def test_groups_are_what_pairs_connect(chapter, case):
-    num_pages, pairs = case
-    roots = chapter.groups(num_pages, pairs)
-    reach = np.eye(num_pages, dtype=bool)
-    for a, b in pairs:
-        reach[a, b] = reach[b, a] = True
-    for _ in range(num_pages):
-        reach = reach @ reach
-    for a in range(num_pages):
-        assert roots[roots[a]] == roots[a]
-        for b in range(num_pages):
-            assert (roots[a] == roots[b]) == reach[a, b]
-
-
-@given(st.sets(st.integers(0, 60), min_size=1), st.sets(st.integers(0, 60), min_size=1))
-def test_estimates_are_near_the_similarity(chapter, a, b):
-    texts = [" ".join(f"w{i}" for i in sorted(words)) for words in (a, b)]
-    sets = [chapter.shingles(text) for text in texts]
-    sketches = [
-        chapter.signature(chapter.hashes(text), chapter.random_orders(0)) for text in texts
-    ]
-    true = chapter.jaccard(*sets)
-    estimate = (sketches[0] == sketches[1]).mean()
-    # Five standard errors, of 126 hashes.
-    assert abs(estimate - true) <= 5 * np.sqrt(true * (1 - true) / 126) + 1e-12
