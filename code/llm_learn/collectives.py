@@ -20,11 +20,9 @@ class Ring:
     def step(self, chunks: Tensor, send: int, receive: int, add: bool) -> None:
         """Sends one of the chunks (R, n) to the next process; what arrives is added to another, or replaces it."""
         arriving = torch.empty_like(chunks[receive])
-        requests = [
-            dist.isend(chunks[send], (self.rank + 1) % self.size),
-            dist.irecv(arriving, (self.rank - 1) % self.size),
-        ]
-        for request in requests:
+        sending = dist.P2POp(dist.isend, chunks[send], (self.rank + 1) % self.size)
+        receiving = dist.P2POp(dist.irecv, arriving, (self.rank - 1) % self.size)
+        for request in dist.batch_isend_irecv([sending, receiving]):
             request.wait()
         self.bytes_sent += chunks[send].nbytes
         if add:

@@ -1,29 +1,10 @@
 """Evaluation scores: pass@k and bootstrap confidence intervals."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from llm_learn.argument_checks import expect
-
-
-def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """The chance that of k answers, drawn from some without putting back, at least one is right.
-
-    Over questions, its mean estimates without bias how often k answers of the model contain a right one
-    (Chen et al. 2021, arXiv:2107.03374, eq. 1).
-
-    Args:
-        num_samples: n, answers that were given to the question.
-        num_correct: c, how many of them are right.
-        k: answers that are drawn, at most n.
-    """
-    expect(
-        "0 <= num_correct <= num_samples", num_correct=num_correct, num_samples=num_samples
-    )
-    expect("1 <= k <= num_samples", k=k, num_samples=num_samples)
-    return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
 def bootstrap_interval(

@@ -9,12 +9,11 @@ from torch.nn import functional as F
 from llm_learn.activation_hooks import Change, Place, changed, every_place, run_with_cache
 from llm_learn.argument_checks import expect
 from llm_learn.attention import attention_weights, causal_mask
-from llm_learn.model.llama import Llama
+from llm_learn.model.llama import Llama, LlamaBlock
 
 Head = tuple[int, int]  # the block, and the number in it
-Metric = Callable[
-    [Tensor], Tensor
-]  # hidden states (B, T, C) -> a number for each text, (B,)
+# Hidden states (B, T, C) -> a number for each sequence, (B,).
+Metric = Callable[[Tensor], Tensor]
 
 
 def replace_heads(
@@ -47,6 +46,7 @@ def attention_patterns(model: Llama, ids: Tensor) -> Iterator[Tensor]:
     num_positions = ids.shape[1]
     mask, rope = causal_mask(num_positions), model.rope(torch.arange(num_positions))
     for block, x in zip(model.blocks, seen.values(), strict=True):
+        assert isinstance(block, LlamaBlock)
         q, k, _ = block.attention.heads(block.norm_1(x), rope)
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # a key for each query
         yield attention_weights(q, k, mask)

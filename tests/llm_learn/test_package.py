@@ -63,7 +63,7 @@ def test_the_wheel_is_typed_and_holds_the_records(tmp_path):
     assert records and records <= names
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "user.py").write_text(
-        "from llm_learn.evaluation_statistics import pass_at_k\n\npass_at_k('ten', 1, 1)\n"
+        "from llm_learn.attention import causal_mask\n\ncausal_mask('ten', 1)\n"
     )
     options = ["--skip-interpreter-query", "--site-package-path", "site", "user.py"]
     command = [sys.executable, "-m", "pyrefly", "check", *options]

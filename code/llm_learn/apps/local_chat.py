@@ -1,4 +1,4 @@
-"""SmolLM2 as a chat model of LangChain: a cache between texts, text in pieces, answers in a form, and tool calls."""
+"""SmolLM2 as a chat model of LangChain: it streams, keeps its cache, fills in forms, and calls tools."""
 
 import codecs
 import functools

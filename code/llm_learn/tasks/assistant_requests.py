@@ -1,4 +1,4 @@
-"""Requests to an assistant with a guide, a calculator and messages: its tools, examples of their use, and what is right."""
+"""Requests to an assistant with a guide, a calculator and messages: tools, examples, and right answers."""
 
 import random
 from collections.abc import Mapping, Sequence
