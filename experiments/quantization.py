@@ -1,7 +1,7 @@
-"""The recorded experiment of the chapter on quantization: what each way of rounding SmolLM2's matrices costs.
+"""The recorded experiment of the chapters on quantization and on GPTQ and AWQ: what each way of rounding SmolLM2's matrices costs.
 
-`make experiment NAME=quantization` runs the chapter's own code in two processes of one thread each, in about an hour,
-and rewrites experiments/quantization.json, which the chapter prints and draws. A seed stands for a play of the test and
+`make experiment NAME=quantization` runs the chapters' own code in two processes of one thread each, in about an hour,
+and rewrites experiments/quantization.json, which the chapters print and draw. A seed stands for a play of the test and
 for a set of windows to calibrate on; no two seeds share either.
 """
 
@@ -13,6 +13,7 @@ from common import definitions, record_parts
 SEEDS = [0, 1, 2, 3]
 RECORD = Path(__file__).with_suffix(".json")
 chapter = definitions("inference/quantization")
+with_data = definitions("inference/gptq-and-awq")
 torch.set_grad_enabled(False)
 
 
@@ -32,7 +33,7 @@ def without_zero(bits: int, group: int):
         rows = weight.reshape(-1, group)
         scales = rows.abs().amax(1, keepdim=True).clamp(min=1e-12) / (2 ** (bits - 1) - 0.5)
         codes = (rows / scales - 0.5).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        value = (codes + 0.5) * chapter.stored(scales)
+        value = (codes + 0.5) * chapter.through_float16(scales)
         return value.view_as(weight), bits + 16 / group
 
     return way
@@ -104,14 +105,14 @@ def inputs(seed: int) -> dict:
 def calibrated(seed: int) -> dict:
     """Ways that look at inputs, on texts of several kinds and lengths."""
     torch.set_num_threads(1)
-    ids = chapter.CALIBRATION[seed]
+    ids = with_data.CALIBRATION[seed]
     test = chapter.TEST[seed][:, :-1]
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randint(chapter.SMOLLM2.config.vocab_size, ids.shape, generator=generator)
-    gptq_4, gptq_3 = (chapter.by_gptq(chapter.absmax_grid(bits), 32) for bits in (4, 3))
-    awq_4, awq_3 = (chapter.by_awq(chapter.by_absmax(bits, 32)) for bits in (4, 3))
+    gptq_4, gptq_3 = (with_data.by_gptq(with_data.absmax_grid(bits), 32) for bits in (4, 3))
+    awq_4, awq_3 = (with_data.by_awq(chapter.by_absmax(bits, 32)) for bits in (4, 3))
     few = ids[: len(test)]
-    by_row = chapter.by_gptq(chapter.absmax_grid(4), "channel")
+    by_row = with_data.by_gptq(with_data.absmax_grid(4), "channel")
     ways = {
         "GPTQ, 4 bits, 32": (ids, gptq_4),
         "GPTQ, 4 bits, channel": (ids, by_row),
@@ -128,7 +129,7 @@ def calibrated(seed: int) -> dict:
         "AWQ, 4 bits, 32, on random tokens": (noise, awq_4),
     }
     found = {
-        name: measured(seed, name, chapter.treated(chapter.SMOLLM2, text, treat))
+        name: measured(seed, name, with_data.treated(chapter.SMOLLM2, text, treat))
         for name, (text, treat) in ways.items()
     }
     # The blocks listen to the model as it is, not to what is rounded before them.
@@ -136,8 +137,8 @@ def calibrated(seed: int) -> dict:
     model = chapter.copied(chapter.SMOLLM2)
     x = chapter.SMOLLM2.token_embedding(ids)
     for block, original in zip(model.blocks, chapter.SMOLLM2.blocks, strict=True):
-        gptq_4(block, chapter.read_inputs(original, x))
-        x = chapter.run_block(original, x)
+        gptq_4(block, with_data.read_inputs(original, x))
+        x = with_data.run_block(original, x)
     return found | {name: measured(seed, name, model)}
 
 
@@ -154,15 +155,15 @@ def controls(seed: int) -> dict:
             name = f"{name}, {bits} bits, 32, shuffled"
             model, taken = chapter.rounded(chapter.SMOLLM2, chapter.shuffled(way(bits, 32)))
             found[name] = measured(seed, name, model, taken)
-    ids = chapter.CALIBRATION[seed]
+    ids = with_data.CALIBRATION[seed]
     test = {tuple(row.tolist()) for row in chapter.TEST[seed]}
     same = chapter.windows(chapter.HELD_OUT[seed], 24)
     same = torch.stack([row for row in same if tuple(row.tolist()) not in test])[
         : len(test), :-1
     ]
-    gptq_4, gptq_3 = (chapter.by_gptq(chapter.absmax_grid(bits), 32) for bits in (4, 3))
-    gptq_zero = chapter.by_gptq(chapter.zero_point_grid(3), 32)
-    awq_zero = chapter.by_awq(chapter.by_zero_point(3, 32))
+    gptq_4, gptq_3 = (with_data.by_gptq(with_data.absmax_grid(bits), 32) for bits in (4, 3))
+    gptq_zero = with_data.by_gptq(with_data.zero_point_grid(3), 32)
+    awq_zero = with_data.by_awq(chapter.by_zero_point(3, 32))
     ways = {
         "GPTQ, zero point, 3 bits, 32": (ids, gptq_zero, 0),
         "AWQ, zero point, 3 bits, 32": (ids, awq_zero, 0),
@@ -171,7 +172,7 @@ def controls(seed: int) -> dict:
         "GPTQ, 3 bits, 32, on the same play": (same, gptq_3, 0),
     }
     return found | {
-        name: measured(seed, name, chapter.treated(chapter.SMOLLM2, text, treat, first))
+        name: measured(seed, name, with_data.treated(chapter.SMOLLM2, text, treat, first))
         for name, (text, treat, first) in ways.items()
     }
 

@@ -35,6 +35,63 @@ def quantize_absmax(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor,
     return (rows * inverse).round(), scales
 
 
+# From a matrix to the matrix as it is read back, and the bits that are stored for a weight, its share of all else included.
+Rounding = Callable[[Tensor], tuple[Tensor, float]]
+
+
+def group_size_of(group: int | str, weight: Tensor) -> int:
+    """How many weights share a scale: "tensor" for all, "channel" for those of a row, or a number."""
+    if isinstance(group, int):
+        return group
+    return {"tensor": weight.numel(), "channel": weight.shape[1]}[group]
+
+
+def through_float16(scales: Tensor) -> Tensor:
+    """As 16 bits hold them: levels are found with exact scales, and read back with these."""
+    return scales.half().float()
+
+
+def by_absmax(bits: int, group: int | str) -> Rounding:
+    """Rounds to whole numbers times the scale of a group, from `-(2**(bits - 1) - 1)` on."""
+
+    def rounding(weight: Tensor) -> tuple[Tensor, float]:
+        size = group_size_of(group, weight)
+        codes, scales = quantize_absmax(weight, bits, size)
+        return (codes * through_float16(scales)).view_as(weight), bits + 16 / size
+
+    return rounding
+
+
+def by_offset(bits: int, group: int) -> Rounding:
+    """Rounds to `2**bits` levels from the least weight of a group to the largest."""
+
+    def rounding(weight: Tensor) -> tuple[Tensor, float]:
+        rows = weight.reshape(-1, group)
+        low = rows.amin(1, keepdim=True)
+        step = (rows.amax(1, keepdim=True) - low) / (2**bits - 1)
+        codes = ((rows - low) * torch.where(step > 0, 1 / step, 0)).round()
+        value = codes * through_float16(step) + through_float16(low)
+        return value.view_as(weight), bits + 32 / group
+
+    return rounding
+
+
+def by_zero_point(bits: int, group: int) -> Rounding:
+    """Rounds to `2**bits` levels that reach over a group and over 0, which is one of them."""
+
+    def rounding(weight: Tensor) -> tuple[Tensor, float]:
+        rows = weight.reshape(-1, group)
+        low = rows.amin(1, keepdim=True).clamp(max=0)
+        step = (rows.amax(1, keepdim=True).clamp(min=0) - low) / (2**bits - 1)
+        inverse = torch.where(step > 0, 1 / step, 0)
+        zero = (-low * inverse).round()
+        codes = ((rows * inverse).round() + zero).clamp(0, 2**bits - 1)
+        value = (codes - zero) * through_float16(step)
+        return value.view_as(weight), bits + (16 + bits) / group
+
+    return rounding
+
+
 def pack_int4(codes: Tensor) -> Tensor:
     """Two codes below 16 in a byte, (N, n) -> (N, n / 2) uint8"""
     expect("codes (N, n), n % 2 == 0", codes=codes)

@@ -16,6 +16,10 @@ from llm_learn.quantize import (
     Int4Linear,
     Int8Embedding,
     Int8Linear,
+    by_absmax,
+    by_offset,
+    by_zero_point,
+    group_size_of,
     int8_matmul,
     int8_matmul_float32,
     memory_footprint,
@@ -23,6 +27,7 @@ from llm_learn.quantize import (
     quantize_absmax,
     quantize_inputs,
     quantize_model,
+    through_float16,
     unpack_int4,
 )
 
@@ -360,3 +365,46 @@ class TestWithLayers:
         ):
             with pytest.raises(ValueError, match=f"model is a {type(other).__name__}"):
                 quantize_model(other, Int8Linear)
+
+
+@pytest.mark.parametrize("group", ["tensor", "channel", 32])
+def test_by_absmax_reads_back_what_scales_of_sixteen_bits_hold(group):
+    weight = numbers(4, 64)
+    value, bits = by_absmax(4, group)(weight)
+    size = {"tensor": 256, "channel": 64}.get(group, group)
+    assert group_size_of(group, weight) == size and bits == 4 + 16 / size
+    codes, scales = quantize_absmax(weight, 4, size)
+    assert torch.equal(value, (codes * through_float16(scales)).view(4, 64))
+    assert torch.equal(through_float16(scales), scales.half().float())
+
+
+def test_an_offset_gives_back_what_lies_on_its_grid():
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(16, (6, 32), generator=generator)
+    codes[:, 0], codes[:, 1] = 0, 15
+    steps = (torch.rand(6, 1, generator=generator) + 0.1).half().float()
+    lows = torch.randn(6, 1, generator=generator).half().float()
+    weight = codes * steps + lows
+    assert torch.equal(by_offset(4, 32)(weight)[0], weight)
+    assert not torch.equal(by_offset(3, 32)(weight)[0], weight)
+
+
+@given(st.integers(0, 10**6), st.floats(-3, 3), st.integers(2, 8))
+def test_a_zero_point_keeps_zero_and_is_off_by_half_a_step_at_most(seed, shift, bits):
+    weight = numbers(8, 32, seed=seed) + 0.05 * shift
+    weight[::2, 5] = 0  # else a group may lie on one side of zero
+    value, _ = by_zero_point(bits, 32)(weight)
+    assert (value[::2, 5] == 0).all()
+    reach = weight.amax(1).clamp(min=0) - weight.amin(1).clamp(max=0)
+    # Half a step, and the sixteen bits of the scale.
+    most = reach * (0.501 / (2**bits - 1) + 2**-11)
+    assert ((value - weight).abs() <= most[:, None]).all()
+    assert all(len(row.unique()) <= 2**bits for row in value)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_zero_point_is_a_level_even_where_all_weights_have_one_sign(sign):
+    weight = sign * torch.linspace(1.05, 1.2, 32).view(1, 32)
+    value, _ = by_zero_point(2, 32)(weight)
+    # The levels are 0, 0.4, 0.8 and 1.2: one of them has to be 0.
+    torch.testing.assert_close(value, sign * torch.full((1, 32), 1.2), rtol=1e-3, atol=0)
