@@ -9,7 +9,6 @@ import torch
 from hypothesis import given
 
 from llm_learn.model import Llama, LlamaConfig
-from llm_learn.reference.bitsandbytes import bitsandbytes_nf4
 
 SLUG = "inference/quantization"
 pytestmark = pytest.mark.usefixtures("no_gradients")
@@ -111,7 +110,7 @@ def test_normal_levels_are_used_equally_often(chapter):
 
 def test_nf4_is_that_of_bitsandbytes(chapter):
     weight = numbers(16, 128)
-    table, read = bitsandbytes_nf4(weight, group=64)
+    table, read = chapter.bitsandbytes_nf4(weight, group=64)
     torch.testing.assert_close(chapter.NF4, table, rtol=0, atol=1e-6)
     value, _ = chapter.by_normal_levels(64)(weight)
     # Ours stores the largest weight of a group in 16 bits, theirs in 32.
