@@ -1,4 +1,4 @@
-"""The recorded experiment of the chapter on recurrent networks: character models, for minutes instead of seconds.
+"""The recorded experiment of the chapter on recurrent networks on text: for minutes instead of seconds.
 
 `make experiment NAME=recurrent-networks` runs it on one thread and rewrites experiments/recurrent-networks.json, which
 the chapter draws. Models, recipes and measure are those of the chapter, which checks that its own runs agree.

@@ -1,4 +1,4 @@
-"""Positions: sinusoids, linear biases (ALiBi) and rotary embeddings (RoPE), as functions and as schemes of a model."""
+"""Positions: sinusoids, linear biases (ALiBi) and rotary embeddings (RoPE), as functions and in a model."""
 
 import math
 

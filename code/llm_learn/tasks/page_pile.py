@@ -1,4 +1,4 @@
-"""A pile of pages whose truth is known: the scenes of Shakespeare's plays, with copies and rubbish planted among them."""
+"""A pile of pages whose truth is known: scenes of Shakespeare's plays, with copies and rubbish among them."""
 
 import hashlib
 import random
