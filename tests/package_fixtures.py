@@ -71,6 +71,36 @@ def tiny_llama() -> Callable[..., Llama]:
     return make
 
 
+def sharp_llama(factor: float, seed: int = 0, **changes: int) -> Llama:
+    """A small Llama whose matrices are multiplied, so that its distributions differ from position to position."""
+    torch.manual_seed(seed)
+    shape = {"vocab_size": 6, "context_length": 48, "d_model": 16, "d_ff": 32}
+    shape |= {"num_layers": 2, "num_heads": 2, "num_kv_heads": 1}
+    model = Llama(LlamaConfig(**(shape | changes))).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.detach().mul_(factor)
+    return model
+
+
+def numbers(*shape: int, seed: int = 0, scale: float = 0.05) -> Tensor:
+    """Normally distributed numbers of a standard deviation."""
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(*shape, generator=generator)
+
+
+@pytest.fixture
+def llama_to_quantize(chapter) -> Llama:
+    """A Llama whose widths hold groups of 32, with SmolLM2's head_dim, and norms that differ by column."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 50, "context_length": chapter.LENGTH, "d_model": 128}
+    shape |= {"d_ff": 96, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1}
+    model = Llama(LlamaConfig(**shape))
+    for parameter in model.parameters():
+        parameter.detach().copy_(0.1 * torch.randn_like(parameter) + (parameter.ndim == 1))
+    return model
+
+
 class OneDevice(TorchDispatchMode):
     """Refuses what a GPU would refuse: an operation on tensors of two devices, copies aside."""
 

@@ -33,16 +33,16 @@ def cluster_interval(
     resamples: int = 4000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % interval for the mean of some values, by drawing clusters of them as wholes, with repetition.
+    """95 % interval for the mean of some values, by a bootstrap that resamples whole clusters.
 
     Args:
         values: (N,), one for each question.
         clusters: (N,), what each question belongs to, such as its country.
-        resamples: how often as many clusters as there are are drawn.
+        resamples: number of bootstrap samples.
         seed: decides the draws.
     """
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
-    expect("values (N,), cluster (N,), N >= 1", values=values, cluster=cluster)
+    expect("values (N,), clusters (N,), N >= 1", values=values, clusters=cluster)
     sums, counts = np.bincount(cluster, values), np.bincount(cluster)
     drawn = np.random.default_rng(seed).integers(0, len(sums), (resamples, len(sums)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)

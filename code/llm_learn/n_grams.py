@@ -1,4 +1,4 @@
-"""Modified Kneser-Ney n-grams: the strongest language model that only counts."""
+"""N-gram language models with modified Kneser-Ney smoothing."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ class KneserNey:
 
     Args:
         ids: (N,) the text to count.
-        order: tokens that it looks at: those of the context, and the one that it predicts.
+        order: tokens of an n-gram: those of the context, and the one that is predicted.
         vocab_size: V, different ids.
 
     Raises:
@@ -67,7 +67,7 @@ class KneserNey:
             grams, counts = np.unique(grams % V**length, return_counts=True)
 
     def probability(self, context: list[int], token: int) -> float:
-        """Of a token after some others, from the shortest context to the longest that was seen."""
+        """The probability of a token after a context, from the shortest context to the longest that was seen."""
         p, seen = 1 / self.vocab_size, 0
         for length, (of_gram, of_context, discounts) in enumerate(
             self.levels[: len(context) + 1]
@@ -85,12 +85,12 @@ class KneserNey:
 def n_gram_loss(
     probability: Callable[[list[int], int], float], ids: list[int], *, longest: int = 5
 ) -> float:
-    """The mean surprise of a text, its first token left out, as a GPT is asked for it; in nats a token.
+    """The mean cross-entropy of a text without its first token, in nats per token.
 
     Args:
         probability: of a token after a context, such as `KneserNey.probability`.
         ids: (N,) the text, at least two tokens.
-        longest: the highest order that is asked: a context has one id less.
+        longest: the highest order that is used; a context has at most one token less.
     """
     expect("len(ids) >= 2, longest >= 1", ids=ids, longest=longest)
     contexts = (ids[max(0, t - longest + 1) : t] for t in range(1, len(ids)))

@@ -6,31 +6,10 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
-
-from llm_learn.model import Llama, LlamaConfig
+from package_fixtures import sharp_llama
 
 SLUG = "inference/constrained-decoding"
 pytestmark = pytest.mark.usefixtures("no_gradients")
-
-
-def tiny(
-    seed: int, width: int = 16, vocab_size: int = 6, context_length: int = 48
-) -> Llama:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        context_length=context_length,
-        d_model=width,
-        d_ff=2 * width,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-    )
-    model = Llama(config).eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.detach().mul_(12)  # distributions that differ from place to place
-    return model
 
 
 json_values = st.recursive(
@@ -132,7 +111,7 @@ def test_the_tree_finds_the_tokens_that_fit_one_by_one(chapter):
 
 
 def test_a_model_of_noise_writes_json_within_any_limit(chapter):
-    model = tiny(0, width=8, vocab_size=chapter.TOKENIZER.vocab_size)
+    model = sharp_llama(12, d_model=8, d_ff=16, vocab_size=chapter.TOKENIZER.vocab_size)
     generator = torch.Generator().manual_seed(0)
     thing, prompts = "a cat called Tom", [[5], [6, 7]] * 2
     for limit in (2, 3, 5, 9, 16):

@@ -7,35 +7,23 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
-
-from llm_learn.model import Llama, LlamaConfig
+from package_fixtures import sharp_llama
 
 SLUG = "measuring/evaluation"
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
-def small(vocab_size: int = 50) -> Llama:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
+@pytest.fixture
+def tiny():
+    return sharp_llama(
+        10,
+        vocab_size=50,
         context_length=64,
         d_model=32,
         d_ff=64,
-        num_layers=2,
         num_heads=4,
         num_kv_heads=2,
     )
-    model = Llama(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(10)  # probabilities that differ
-    return model
-
-
-@pytest.fixture
-def tiny() -> Llama:
-    return small()
 
 
 # --- Text ---

@@ -5,31 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from package_fixtures import sharp_llama
 from torch.nn.functional import cross_entropy
-
-from llm_learn.model import Llama, LlamaConfig
 
 SLUG = "post-training/evaluation-judges"
 pytestmark = pytest.mark.usefixtures("no_gradients")
-
-
-def small(vocab_size: int = 50) -> Llama:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        context_length=64,
-        d_model=32,
-        d_ff=64,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-    )
-    model = Llama(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(10)  # probabilities that differ
-    return model
 
 
 # --- Ratings ---
@@ -111,7 +91,15 @@ def test_shared_words_see_words_only(chapter):
 
 
 def test_texts_are_learned_by_heart(chapter):
-    model = small(chapter.TOKENIZER.vocab_size)
+    model = sharp_llama(
+        10,
+        vocab_size=chapter.TOKENIZER.vocab_size,
+        context_length=64,
+        d_model=32,
+        d_ff=64,
+        num_heads=4,
+        num_kv_heads=2,
+    )
     texts = [chapter.solved(chapter.QUESTION, q) for q in chapter.QUESTIONS[:16]]
     student = chapter.crammed(model, texts, seed=0, epochs=12)
     encoded = [torch.tensor([chapter.TOKENIZER.encode(text)]) for text in texts]

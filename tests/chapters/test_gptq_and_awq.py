@@ -4,39 +4,14 @@ import copy
 
 import pytest
 import torch
-
-from llm_learn.model import Llama, LlamaConfig
+from package_fixtures import numbers
 
 SLUG = "inference/gptq-and-awq"
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
-def numbers(*shape: int, seed: int = 0, scale: float = 0.05) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return scale * torch.randn(*shape, generator=generator)
-
-
 def inputs_of(chapter, x: torch.Tensor):
     return chapter.Inputs(products=x.T @ x / len(x), sizes=x.abs().mean(0))
-
-
-@pytest.fixture
-def tiny(chapter) -> Llama:
-    """A Llama whose widths hold groups of 32, with SmolLM2's head_dim, and norms that differ by column."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50,
-        context_length=chapter.LENGTH,
-        d_model=128,
-        d_ff=96,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-    )
-    model = Llama(config)
-    for parameter in model.parameters():
-        parameter.copy_(0.1 * torch.randn_like(parameter) + (parameter.ndim == 1))
-    return model
 
 
 def test_a_group_of_zeros_stays_zero(chapter):
@@ -133,30 +108,30 @@ def test_awq_scales_are_the_best_of_eleven_powers(chapter):
     torch.testing.assert_close(found / found[0], best / best[0], rtol=1e-3, atol=0)
 
 
-def test_by_awq_scales_three_matrices_and_rounds_all_four(chapter, tiny):
-    x = tiny.token_embedding(torch.randint(50, (6, chapter.LENGTH)))
-    block, rounding = copy.deepcopy(tiny.blocks[0]), chapter.by_absmax(3, 32)
+def test_by_awq_scales_three_matrices_and_rounds_all_four(chapter, llama_to_quantize):
+    x = llama_to_quantize.token_embedding(torch.randint(50, (6, chapter.LENGTH)))
+    block, rounding = copy.deepcopy(llama_to_quantize.blocks[0]), chapter.by_absmax(3, 32)
     inputs = chapter.read_inputs(block, x)
     chapter.by_awq(rounding)(block, inputs)
-    plain = copy.deepcopy(tiny.blocks[0])
+    plain = copy.deepcopy(llama_to_quantize.blocks[0])
     for name in chapter.MATRICES:
         weight = block.get_submodule(name).weight
         torch.testing.assert_close(rounding(weight)[0], weight, rtol=2e-3, atol=1e-6)
         before = plain.get_submodule(name).weight
         before.copy_(rounding(before)[0])
         assert torch.equal(weight, before) == (name == "attention.out")
-    exact = chapter.run_block(tiny.blocks[0], x)
+    exact = chapter.run_block(llama_to_quantize.blocks[0], x)
     off = [(chapter.run_block(each, x) - exact).norm() for each in (block, plain)]
     assert off[0] < off[1]
 
 
-def test_by_gptq_rounds_each_matrix_by_its_own_inputs(chapter, tiny):
-    x = tiny.token_embedding(torch.randint(50, (6, chapter.LENGTH)))
-    block, grid = copy.deepcopy(tiny.blocks[0]), chapter.absmax_grid(3)
+def test_by_gptq_rounds_each_matrix_by_its_own_inputs(chapter, llama_to_quantize):
+    x = llama_to_quantize.token_embedding(torch.randint(50, (6, chapter.LENGTH)))
+    block, grid = copy.deepcopy(llama_to_quantize.blocks[0]), chapter.absmax_grid(3)
     inputs = chapter.read_inputs(block, x)
     chapter.by_gptq(grid, 32)(block, inputs)
     for name in chapter.MATRICES:
-        weight = tiny.blocks[0].get_submodule(name).weight
+        weight = llama_to_quantize.blocks[0].get_submodule(name).weight
         value = chapter.gptq(weight, inputs[name].products, grid, 32)
         assert torch.equal(block.get_submodule(name).weight, value)
 
@@ -170,9 +145,9 @@ def test_moved_by_is_the_share_of_the_outputs(chapter):
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_read_inputs_sees_what_each_matrix_reads(chapter, tiny, first):
-    x = tiny.token_embedding(torch.randint(50, (6, chapter.LENGTH)))
-    block, rows = tiny.blocks[0], {}
+def test_read_inputs_sees_what_each_matrix_reads(chapter, llama_to_quantize, first):
+    x = llama_to_quantize.token_embedding(torch.randint(50, (6, chapter.LENGTH)))
+    block, rows = llama_to_quantize.blocks[0], {}
     seen = chapter.read_inputs(block, x, first)
     attention, norm_2 = block.attention, block.norm_2
     normed = block.norm_1(x)
@@ -193,15 +168,17 @@ def test_read_inputs_sees_what_each_matrix_reads(chapter, tiny, first):
     assert not block.mlp.down._forward_pre_hooks
 
 
-def test_treated_shows_each_block_what_the_rounded_ones_before_it_give(chapter, tiny):
+def test_treated_shows_each_block_what_the_rounded_ones_before_it_give(
+    chapter, llama_to_quantize
+):
     ids = torch.randint(50, (5, chapter.LENGTH))
-    before, shown = copy.deepcopy(tiny.state_dict()), []
+    before, shown = copy.deepcopy(llama_to_quantize.state_dict()), []
 
     def treat(block, inputs):
         shown.append(inputs["attention.qkv"].products)
         chapter.by_gptq(chapter.absmax_grid(3), 32)(block, inputs)
 
-    small = chapter.treated(tiny, ids, treat)
+    small = chapter.treated(llama_to_quantize, ids, treat)
     x = small.token_embedding(ids)
     for block, products in zip(small.blocks, shown, strict=True):
         rows = block.norm_1(x).flatten(0, 1)
@@ -209,19 +186,21 @@ def test_treated_shows_each_block_what_the_rounded_ones_before_it_give(chapter, 
             products, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-4
         )
         x = chapter.run_block(block, x)
-    assert all(torch.equal(tiny.state_dict()[name], before[name]) for name in before)
+    assert all(
+        torch.equal(llama_to_quantize.state_dict()[name], before[name]) for name in before
+    )
 
 
-def test_scaling_columns_changes_no_output(chapter, tiny):
-    block = copy.deepcopy(tiny.blocks[0])
+def test_scaling_columns_changes_no_output(chapter, llama_to_quantize):
+    block = copy.deepcopy(llama_to_quantize.blocks[0])
     for name in chapter.SCALED:
         columns = block.get_submodule(name).in_features
         chapter.scale_columns(block, name, numbers(columns, scale=0.7).exp())
     ids = torch.randint(50, (2, 12))
-    scaled = copy.deepcopy(tiny)
+    scaled = copy.deepcopy(llama_to_quantize)
     scaled.blocks[0] = block
-    torch.testing.assert_close(scaled(ids), tiny(ids), rtol=1e-4, atol=1e-5)
-    assert not torch.equal(block.norm_1.weight, tiny.blocks[0].norm_1.weight)
+    torch.testing.assert_close(scaled(ids), llama_to_quantize(ids), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(block.norm_1.weight, llama_to_quantize.blocks[0].norm_1.weight)
 
 
 def test_the_calibration_shares_no_play_with_the_test(chapter):

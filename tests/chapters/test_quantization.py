@@ -7,36 +7,11 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
-
-from llm_learn.model import Llama, LlamaConfig
+from package_fixtures import numbers
 
 SLUG = "inference/quantization"
 pytestmark = pytest.mark.usefixtures("no_gradients")
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
-
-
-def numbers(*shape: int, seed: int = 0, scale: float = 0.05) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return scale * torch.randn(*shape, generator=generator)
-
-
-@pytest.fixture
-def tiny(chapter) -> Llama:
-    """A Llama whose widths hold groups of 32, with SmolLM2's head_dim, and norms that differ by column."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50,
-        context_length=chapter.LENGTH,
-        d_model=128,
-        d_ff=96,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-    )
-    model = Llama(config)
-    for parameter in model.parameters():
-        parameter.copy_(0.1 * torch.randn_like(parameter) + (parameter.ndim == 1))
-    return model
 
 
 # --- Grids ---
@@ -237,12 +212,12 @@ def test_shuffled_rounds_other_neighbours_and_puts_columns_back(chapter):
 
 
 def test_rounded_leaves_its_model_alone_and_everything_outside_of_the_matrices(
-    chapter, tiny
+    chapter, llama_to_quantize
 ):
-    before = copy.deepcopy(tiny.state_dict())
-    small, bits = chapter.rounded(tiny, chapter.by_absmax(3, 32))
+    before = copy.deepcopy(llama_to_quantize.state_dict())
+    small, bits = chapter.rounded(llama_to_quantize, chapter.by_absmax(3, 32))
     assert bits == pytest.approx(3.5)
     for name, value in small.state_dict().items():
-        assert torch.equal(tiny.state_dict()[name], before[name])
+        assert torch.equal(llama_to_quantize.state_dict()[name], before[name])
         inside = name.removesuffix(".weight").split(".", 2)[-1] in chapter.MATRICES
         assert torch.equal(value, before[name]) != inside

@@ -5,32 +5,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from package_fixtures import sharp_llama
 
 from llm_learn.generate import generate
-from llm_learn.model import Llama, LlamaConfig
 
 SLUG = "inference/speculative-decoding"
 pytestmark = pytest.mark.usefixtures("no_gradients")
-
-
-def tiny(
-    seed: int, width: int = 16, vocab_size: int = 6, context_length: int = 48
-) -> Llama:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        context_length=context_length,
-        d_model=width,
-        d_ff=2 * width,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-    )
-    model = Llama(config).eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.detach().mul_(12)  # distributions that differ from place to place
-    return model
 
 
 @settings(max_examples=25)
@@ -45,7 +25,7 @@ def test_looked_up_guesses_leave_the_text_and_take_the_passes_that_can_be_read_o
 ):
     chapter = definitions_of(SLUG)
     with torch.no_grad():
-        model, generator = tiny(seed), torch.Generator().manual_seed(seed)
+        model, generator = sharp_llama(12, seed), torch.Generator().manual_seed(seed)
         settings = {"probs": chapter.greedy_probs, "generator": generator}
         draft = chapter.from_lookup(6)
         ours, passes = chapter.speculate(model, prompt, new, draft, k=k, **settings)
@@ -68,7 +48,7 @@ def test_one_guess_leaves_the_distribution_as_it_is(chapter):
 
 @pytest.mark.slow
 def test_texts_drawn_after_looked_up_guesses_have_the_models_distribution(chapter):
-    model, generator = tiny(1, vocab_size=3), torch.Generator().manual_seed(0)
+    model, generator = sharp_llama(12, 1, vocab_size=3), torch.Generator().manual_seed(0)
     texts = torch.cartesian_prod(*[torch.arange(3)] * 4)
     prompt = [0, 1, 0]
     whole = torch.cat([torch.tensor([prompt]).expand(81, -1), texts], 1)

@@ -400,17 +400,37 @@ def test_an_excused_role_is_not_missed(good, book):
     assert problems_of(text, "anatomy", book) == []
 
 
-def test_a_page_from_a_split_may_lack_roles_figures_and_length(good, book):
-    excuse = good.replace("extras: []", "extras: []\n  excused: {cost: second edition}")
-    for name, old, new in (
-        ("anatomy", "(cost-attention)=", "(cost-of-it)="),
-        ("anatomy", "(cost-attention)=", "(cost-attention)="),
-        ("figures", "  figure:\n", "  unknown:\n"),
-    ):
-        assert problems_of(excuse.replace(old, new), name, book) == []
-    assert "no label `(scale-attention)=`" in str(
-        problems_of(excuse.replace("(scale-attention)=", "(x)="), "anatomy", book)
-    )
+@pytest.mark.parametrize(
+    ("lacks", "check", "old", "new"),
+    [
+        ("cost", "anatomy", "(cost-attention)=", "(cost-of-it)="),
+        ("figure", "figures", "  figure:\n", "  unknown:\n"),
+        ("length", "substance", FILLER, ""),
+    ],
+)
+def test_a_page_from_a_split_may_lack_what_it_names(good, book, lacks, check, old, new):
+    assert old in good
+    less = good.replace(old, new)
+    excuse = f"extras: []\n  excused: {{{lacks}: second edition}}"
+    assert problems_of(less, check, book) != []
+    assert problems_of(less.replace("extras: []", excuse), check, book) == []
+    other = excuse.replace(lacks, "scale" if lacks == "cost" else "idea")
+    assert problems_of(less.replace("extras: []", other), check, book) != []
+
+
+@pytest.mark.parametrize(
+    ("excuse", "check"),
+    [("cost: second edition", "anatomy"), ("exercises: second edition", "exercises")],
+)
+def test_an_excuse_goes_when_the_page_is_complete(good, book, excuse, check):
+    text = good.replace("extras: []", f"extras: []\n  excused: {{{excuse}}}")
+    assert "remove the excuse" in str(problems_of(text, check, book))
+
+
+def test_what_exercises_there_are_keep_their_rules(good, book):
+    text = good.replace("extras: []", "extras: []\n  excused: {exercises: second edition}")
+    bare = text.replace(":class: dropdown", ":class: open")
+    assert "hide the solution" in str(problems_of(bare, "exercises", book))
 
 
 def test_new_chapter_writes_a_chapter_and_refuses_the_rest(tmp_path):

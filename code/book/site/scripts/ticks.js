@@ -22,7 +22,10 @@
 
   // A page that moved to another part keeps its name, and so its tick.
   const name = (slug) => slug.split("/").pop();
-  const present = (slug) => (spots.find((spot) => name(spot.dataset.slug) === name(slug)) || { dataset: { slug } }).dataset.slug;
+  const present = (slug) => {
+    const spot = spots.find((spot) => name(spot.dataset.slug) === name(slug));
+    return spot ? spot.dataset.slug : slug;
+  };
 
   const write = () => JSON.stringify({ book: "LLM Learn", read: [...read].sort() });
 
