@@ -158,7 +158,7 @@ class GGUF:
             (raw.size // stored.format.num_bytes, stored.format.numbers), np.float32
         )
         blocks = raw.reshape(len(weights), stored.format.num_bytes)
-        step = 1 << 16  # blocks at a time: what is needed in between stays small
+        step = 1 << 11  # blocks at a time: what is needed in between stays in the cache
         for i in range(0, len(blocks), step):
             weights[i : i + step] = stored.format.decode(blocks[i : i + step])
         return torch.from_numpy(weights.reshape(stored.shape))

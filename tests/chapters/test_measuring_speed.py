@@ -82,16 +82,16 @@ class TestMachines:
 
     @pytest.mark.parametrize("kind", ["quiet", "slowing down", "sometimes fast"])
     def test_in_turns_the_median_finds_the_truth(self, chapter, kind):
-        found = chapter.results(
+        found = chapter.simulated(
             "in turns, median of ratios", chapter.MACHINES[kind], times=40
         )
         assert found.median().item() == pytest.approx(chapter.TRUTH, rel=0.02)
 
     def test_one_after_the_other_is_wrong_where_the_machine_slows_down(self, chapter):
         way = "one after the other, means"
-        found = chapter.results(way, chapter.MACHINES["slowing down"], times=20)
+        found = chapter.simulated(way, chapter.MACHINES["slowing down"], times=20)
         assert found.min() > 1.3 * chapter.TRUTH
-        assert chapter.results(way, quiet, times=20).max() < 1.02 * chapter.TRUTH
+        assert chapter.simulated(way, quiet, times=20).max() < 1.02 * chapter.TRUTH
 
     def test_one_alone_has_all_its_rounds_before_the_next_begins(self, chapter):
         called = []

@@ -15,6 +15,7 @@ from llm_learn.argument_checks import expect
 from llm_learn.data import get_batch
 from llm_learn.distributed import DistributedContext
 from llm_learn.losses import distillation_loss, group_advantages, ppo_clip_loss
+from llm_learn.model.empty_weights import init_empty_weights
 from llm_learn.model.gpt import init_weights_fan_in
 from llm_learn.model.llama import Llama, LlamaConfig
 from llm_learn.optim import AdamW, muon_and_adamw, wsd_schedule
@@ -292,7 +293,7 @@ def flops(plan: Plan, prompt: float) -> dict[str, float]:
         plan: of all stages.
         prompt: ids of a prompt, on average.
     """
-    with torch.device("meta"):
+    with init_empty_weights():
         models = plan.models()
     # The embedding is the output layer as well, so it counts once.
     n, student = (sum(p.numel() for p in m.parameters() if p.ndim == 2) for m in models)

@@ -7,6 +7,7 @@ from torch import Tensor
 from llm_learn.argument_checks import expect
 from llm_learn.assets import asset_path
 from llm_learn.gguf_reader import GGUF, tokenizer_from_gguf
+from llm_learn.model.empty_weights import init_empty_weights
 from llm_learn.model.encoder import Encoder
 from llm_learn.model.llama import Llama, LlamaConfig
 from llm_learn.tokenizers import BPETokenizer
@@ -60,7 +61,7 @@ def llama_from_gguf(file: GGUF) -> Llama:
         }
         weights |= {f"blocks.{i}.{name}.weight": tensor for name, tensor in block.items()}
     # Without memory and without random numbers, since every weight is replaced.
-    with torch.device("meta"):
+    with init_empty_weights():
         model = Llama(config)
     model.load_state_dict(weights, assign=True)
     return model.eval()

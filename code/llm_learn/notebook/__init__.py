@@ -36,11 +36,23 @@ def start(seed: int = 0) -> torch.Generator:
     torch.set_num_threads(1)
     # The scores of a small model fit, and its updates need no fresh pages: up to a third of their time.
     keep_memory(2**26)
+    _leave_compiler_unimported()
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     use_book_style()
     return torch.Generator().manual_seed(seed)
+
+
+def _leave_compiler_unimported() -> None:
+    """PyTorch imports its compiler, which takes a second, with the first optimizer; no chapter compiles one.
+
+    The methods that do so keep what they call in an attribute; where a release of PyTorch has none, nothing changes.
+    """
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        plain = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if plain is not None:
+            vars(plain).setdefault("__dynamo_disable", plain)
 
 
 def keep_memory(num_bytes: int) -> bool:

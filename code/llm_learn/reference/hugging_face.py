@@ -2,10 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from llm_learn.assets import asset_path
 from llm_learn.gguf_reader import GGUF
+from llm_learn.model.empty_weights import init_empty_weights
 from llm_learn.model.gpt import GPT
 from llm_learn.model.llama import Llama
 
@@ -60,7 +59,7 @@ def to_hugging_face(model: Llama) -> "LlamaForCausalLM":
             "post_attention_layernorm": ours("norm_2.weight"),
         }
         weights |= {f"model.layers.{i}.{name}": weight for name, weight in layer.items()}
-    with torch.device("meta"):
+    with init_empty_weights():
         theirs = LlamaForCausalLM(config)
     weights = {f"{name}.weight": weight.detach() for name, weight in weights.items()}
     theirs.load_state_dict(weights, assign=True)

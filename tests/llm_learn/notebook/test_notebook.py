@@ -60,6 +60,24 @@ def check(screen) -> dict:
 # start and Stopwatch
 
 
+def test_a_first_optimizer_needs_no_compiler_and_works():
+    program = (
+        "import sys, torch\n"
+        "from llm_learn.notebook import start\n"
+        "from llm_learn.optim import AdamW\n"
+        "start()\n"
+        "weight = torch.nn.Parameter(torch.ones(3))\n"
+        "optimizer = AdamW([weight], lr=0.1)\n"
+        "weight.sum().backward()\n"
+        "optimizer.step()\n"
+        "optimizer.zero_grad()\n"
+        "optimizer.load_state_dict(optimizer.state_dict())\n"
+        "print('torch._dynamo' in sys.modules, bool((weight < 1).all()), weight.grad)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout.split() == ["False", "True", "None"], run.stderr
+
+
 def test_start_makes_every_generator_repeat():
     draws = []
     for seed in (3, 3, 4):
