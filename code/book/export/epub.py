@@ -57,6 +57,9 @@ def article(site: Path, docname: str, docnames: list[str], address: str) -> Tag:
     page = BeautifulSoup(text, "html.parser", parse_only=SoupStrainer("article"))
     if page.find("h1") is None:
         raise CannotBind(f"{path} has no article with a title")
+    for diagram in page.select("svg.diagram"):  # as a file, which brings its own style
+        alt = diagram.find("desc").get_text()
+        diagram.replace_with(page.new_tag("img", src=diagram["data-image"], alt=alt))
     for element in page.select(LEFT_OUT):
         element.decompose()
     for element in page.select("[id=exercise-content], [id=solution-content]"):

@@ -31,10 +31,15 @@ ONE = r"""<html><body><nav>menu</nav><main><article class="bd-article">
 <ul class="box-actions"><li>Open in Colab</li></ul><script>alert(1)</script><button>copy</button>
 <section id="below"><h2>Below</h2><p id="twice">a</p></section>
 <figure><img loading="lazy" src="../../_images/plot.png" alt="a curve &amp; more"></figure>
+<figure class="diagram" id="fig-d"><svg class="diagram" data-image="../../_images/drawing.svg" role="img"><title id="t">Boxes</title>
+<desc id="d">two boxes &amp; an arrow</desc><svg class="wide" viewBox="0 0 720 9"><rect width="9"/><text>noise</text></svg></svg>
+<figcaption>What it shows.</figcaption></figure><svg class="icon"><path d="M0 0"/></svg>
 <img src="https://elsewhere.example/badge.svg">
 <math display="block" alttext="\operatorname*{arg\,max}_a b &lt; c"><mi>x</mi></math>
 <div class="highlight-ipython3 notranslate"><div class="highlight"><pre><span class="kn">import</span> x &lt; 1</pre></div></div>
 <details><summary>Show</summary><p>hidden</p></details></section></article></main></body></html>"""
+DRAWING = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 9" width="720" height="9"><title>Boxes</title>
+<style>svg.diagram { fill: none; }</style><rect width="9" height="9"/></svg>"""
 TWO = """<html><body><article class="bd-article"><section id="two"><h1>Two</h1>
 <dl><dt id="there">There.</dt><dd id="twice">b</dd></dl></section></article></body></html>"""
 
@@ -47,6 +52,7 @@ def root(tmp_path):
         "_build/html/chapters/a/one.html": ONE,
         "_build/html/chapters/a/two.html": TWO,
         "_build/html/_images/plot.png": "not really",
+        "_build/html/_images/drawing.svg": DRAWING,
         "code/book/data/changelog.yml": "- {date: 2026-01-02}\n- {date: 2026-03-04}\n",
     }
     for name, text in files.items():
@@ -131,9 +137,17 @@ def test_without_an_address_a_link_to_the_site_is_only_its_words(root):
 
 
 def test_pictures_are_packed_with_their_description(files, page):
-    (image,) = ElementTree.fromstring(page).iterfind(".//{*}img")
+    image, _ = ElementTree.fromstring(page).iterfind(".//{*}img")
     assert image.get("alt") == "a curve & more"
     assert files[image.get("src").replace("..", "EPUB")] == "not really"
+
+
+def test_a_diagram_is_packed_as_the_file_with_its_own_style(files, page):
+    root = ElementTree.fromstring(page)
+    _, image = root.iterfind(".//{*}img")
+    assert image.get("alt") == "two boxes & an arrow"
+    assert files[image.get("src").replace("..", "EPUB")] == DRAWING
+    assert "What it shows." in page and "noise" not in page and "<svg" not in page
 
 
 @pytest.mark.parametrize(
