@@ -24,7 +24,7 @@ run = $(VENV)/bin/python -m
 resolve = $(VENV)/bin/uv pip compile --quiet --no-header --no-annotate --no-config --no-emit-index-url \
   --no-emit-find-links --no-emit-package llm-learn
 
-.PHONY: book check test help epub lab chapter experiment sync new-chapter modules links lock lowest clean
+.PHONY: book check test help epub lab chapter experiment sync new-chapter words modules links lock lowest clean
 .NOTPARALLEL:
 
 book: $(ready)  ## execute what has changed, and build the site
@@ -76,6 +76,10 @@ sync: $(ready)  ## write the package's text into the packaged cells
 new-chapter: $(ready)  ## start a chapter from the template: make new-chapter NAME=part/slug
 	@test -n "$(NAME)" || { echo "Which name? For example: make new-chapter NAME=first-model/attention"; exit 2; }
 	@$(run) book new-chapter "$(NAME)"
+
+words: $(ready)  ## the words of a page that its author should replace: make words NAME=attention
+	@test -n "$(NAME)" || { echo "Which page? For example: make words NAME=attention"; exit 2; }
+	@$(run) book words "$(NAME)"
 
 modules: $(ready)  ## the modules of the package and of the builder, each with what it is for
 	@$(run) book modules

@@ -1,4 +1,4 @@
-"""The book's command line: `python -m book build | prove | epub | links | lab | sync | new-chapter | modules`."""
+"""The command line: `python -m book build | prove | epub | links | lab | sync | new-chapter | words | modules`."""
 
 import argparse
 import sys
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         ("lab", "open the chapters in JupyterLab"),
         ("sync", "write the package's text into the packaged cells"),
         ("new-chapter", "start a chapter from the template"),
+        ("words", "list the words that a page should not use"),
         ("modules", "list all modules, each with what it is for"),
     ):
         commands.add_parser(name, help=text, add_help=False)
@@ -82,6 +83,10 @@ def run(args: argparse.Namespace, rest: list[str], root: Path) -> int | None:
             from book.commands import new_chapter
 
             return new_chapter.main(rest)
+        case "words":
+            from book.contract import language
+
+            return language.words(rest, root)
         case "modules":
             from book.commands import list_modules
 

@@ -20,7 +20,7 @@ Wrote {path}. Next:
 CONTRIBUTING.md explains each part of a chapter."""
 
 
-def render(slug: str, plan: dict) -> str:
+def render(slug: str, plan: dict, template: Path = TEMPLATE) -> str:
     """The template, filled in for `slug`."""
     entry = planned_chapters(plan).get(slug, {})
     part, name = slug.split("/")
@@ -37,7 +37,7 @@ def render(slug: str, plan: dict) -> str:
     return re.sub(
         r"\{\{(\w+)\}\}",
         lambda match: values[match[1]],
-        TEMPLATE.read_text(encoding="utf-8"),
+        template.read_text(encoding="utf-8"),
     )
 
 
