@@ -101,7 +101,8 @@ def execute(
         limit: After how many seconds by the clock the chapter is ended; `time_limit(chapter)` where None.
 
     Returns:
-        The notebook with its outputs, and its record: CPU-seconds, wall seconds, peak memory and checks.
+        The notebook with its outputs, and its record: CPU-seconds, wall seconds, peak memory, checks, the keys of
+        questions, and the conditions of claims.
 
     Raises:
         ChapterFailed: A cell raised an exception it is not tagged for, the kernel died, or the limit was reached.
@@ -159,17 +160,20 @@ def execute(
                     _describe(chapter, number, problem), str(error)
                 ) from None
         usage = _usage(client)
-    checks = [
-        output.metadata["llm_learn_check"]
-        for cell in notebook.cells
-        for output in cell.get("outputs", ())
-        if "llm_learn_check" in output.get("metadata", {})
-    ]
     return notebook, {
         **usage,
         "wall_seconds": round(time.perf_counter() - start, 2),
-        "checks": checks,
+        "checks": _recorded(notebook, "check"),
+        "answers": {a["name"]: a["key"] for a in _recorded(notebook, "answer")},
+        "claims": {c["name"]: c["conditions"] for c in _recorded(notebook, "claim")},
     }
+
+
+def _recorded(notebook: NotebookNode, kind: str) -> list[dict[str, Any]]:
+    """What the cells recorded of this kind, in their order."""
+    key = f"llm_learn_{kind}"
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", ()))
+    return [o.metadata[key] for o in outputs if key in o.get("metadata", {})]
 
 
 def stop_all() -> None:

@@ -1,4 +1,4 @@
-"""Sphinx extension: the page that lists every comparison that this build verified.
+"""Sphinx extension: the page that lists every comparison and every claim that this build verified.
 
 `{verified} totals` counts, `{verified} chapters` lists chapter by chapter. Both are filled when the page is written,
 and the page is written again whenever a record changes.
@@ -24,6 +24,7 @@ from book.contract.packaged_cells import (
 )
 from book.execute.records import notebook_path, read_record
 from book.pages.docutils_nodes import Pages, counted
+from book.pages.predictions import claim_id
 from book.pages.reference_libraries import (
     DOTTED,
     Reference,
@@ -238,12 +239,11 @@ class Verified:
                 ]
             )
         heads = ["Library", "Version here", "Comparisons", "Compared with"]
-        table = self.pages.table(heads, [18, 18, 14, 50], rows)
-        table["classes"] = ["verified-libraries"]
+        table = self.pages.table("verified-libraries", heads, [18, 18, 14, 50], rows)
         return [nodes.paragraph("", "", nodes.strong("", text)), table]
 
     def chapter(self, slug: str) -> list[nodes.Node]:
-        """One row for each check of the chapter."""
+        """One row for each check of the chapter, and in a second table one for each claim of its text."""
         docname = f"chapters/{slug}"
         record, chapter = read_record(self.root, slug), chapter_source(self.env, docname)
         page = self.app.builder.get_relative_uri(self.docname, docname)
@@ -273,9 +273,20 @@ class Verified:
                     [link("check", page + self.anchor(label))],
                 ]
             )
-        table = self.pages.table(HEADS, WIDTHS, rows)
-        table["classes"] = ["verified-table"]
-        return [table]
+        tables: list[nodes.Node] = [self.pages.table("verified-table", HEADS, WIDTHS, rows)]
+        claims = [
+            [
+                [nodes.Text(words)],
+                [nodes.literal("", ", ".join(record["claims"][name]))],
+                [link("cell", f"{page}#{claim_id(name)}")],
+            ]
+            for name, words in self.env.metadata[docname].get("claims", [])
+            if name in record.get("claims", {})
+        ]
+        if claims:
+            heads = ["Claim of the text", "Conditions that hold", "See"]
+            tables.append(self.pages.table("verified-claims", heads, [50, 35, 15], claims))
+        return tables
 
     def ours(
         self, name: str, detail: str, module: str | None, page: str
