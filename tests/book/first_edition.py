@@ -11,8 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from book.contract.registry import tree
-from book.contract.required_content import CITE, gates, role_at
+from book.contract.registry import CITE, directives, role_at, tree
 from book.execute.fingerprint import records_read
 from book.execute.records import read_record
 from book.read.chapters import ROOT, Source, read_source
@@ -54,8 +53,8 @@ def _names(node: ast.expr) -> Iterator[str]:
 
 
 def _exercises(chapter: Source) -> Iterator[str]:
-    for _, directive, _, options in gates(chapter):
-        if directive in ("exercise", "exercise-start") and "label" in options:
+    for *_, options in directives(chapter, "exercise|exercise-start"):
+        if "label" in options:
             yield options["label"]
 
 

@@ -65,8 +65,11 @@ class SmallBook:
     def index(self, *docnames: str) -> None:
         self.write("index.md", "# Book\n\n```{toctree}\n" + "\n".join(docnames) + "\n```\n")
 
-    def record(self, slug: str, checks: list[dict], cpu_seconds: float = 12.3) -> None:
+    def record(
+        self, slug: str, checks: list[dict], cpu_seconds: float = 12.3, **more: object
+    ) -> None:
         facts = {"cpu_seconds": cpu_seconds, "peak_memory_gib": 0.42, "checks": checks}
+        facts |= more
         self.write(
             f"_build/chapters/{slug}.json",
             json.dumps({"docname": f"chapters/{slug}"} | facts),

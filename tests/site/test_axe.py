@@ -117,7 +117,11 @@ DAMAGE = {
     "heading-order": "document.querySelector('article h2').outerHTML = '<h5>x</h5>'",
     "link-name": "document.querySelector('article p a.reference').innerHTML = ''",
 }
-PALE = ("article p", ".highlight .k", "details.dropdown p")
+PALE = (
+    "article p",
+    ".cell:not(.tag_setup) .highlight .k",
+    "details.hint p:not(.admonition-title)",
+)
 
 
 def test_axe_finds_what_is_broken(reader, axe_script):

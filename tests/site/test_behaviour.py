@@ -6,7 +6,10 @@ from urllib.parse import urlsplit
 import pytest
 import site_server as site
 
+from book.contract.second_edition import FOLDS
+
 CHAPTER = "chapters/first-model/attention"
+FIRST_EDITION = "chapters/first-model/gpt"
 
 pytestmark = pytest.mark.skipif(site.missing() is not None, reason=site.missing() or "")
 
@@ -332,7 +335,7 @@ BARS = """() => [...document.querySelectorAll('article details.admonition')].map
     const sign = getComputedStyle(line, '::before'), clear = 'rgba(0, 0, 0, 0)';
     const others = [line, ...titles].map(e => getComputedStyle(e, '::after'));
     return {
-        kind: ['hint', 'solution', 'hide'].find(name => box.classList.contains(name)),
+        kind: ['hint', 'solution', 'hide', 'predict-answer'].find(name => box.classList.contains(name)) ?? 'dropdown',
         words: line.innerText.trim(),
         patched: titles.some(e => getComputedStyle(e).backgroundColor !== clear),
         indented: box.getBoundingClientRect().right - line.getBoundingClientRect().right > 2,
@@ -348,7 +351,8 @@ BARS = """() => [...document.querySelectorAll('article details.admonition')].map
 def test_folded_boxes_are_one_bar_with_one_sign(visit, width, theme):
     page = visit(CHAPTER, width=width, theme=theme)
     closed = page.evaluate(BARS)
-    assert {bar["kind"] for bar in closed} == {"hint", "solution", "hide"}
+    kinds = {"hint", "solution", "hide", "predict-answer", "dropdown"}
+    assert {bar["kind"] for bar in closed} <= kinds
     assert {(round(b["size"], 1), b["signs"], b["indented"]) for b in closed} == {
         (0.8, 0, False)
     }
@@ -360,15 +364,19 @@ def test_folded_boxes_are_one_bar_with_one_sign(visit, width, theme):
     assert opened[0]["shape"] != closed[0]["shape"] != "none"
 
 
-def test_folded_code_says_what_a_click_shows(visit):
-    page = visit(CHAPTER)
+@pytest.mark.parametrize("name", [CHAPTER, FIRST_EDITION])
+def test_folded_code_says_what_a_click_shows(visit, name):
+    page = visit(name)
     checkers = page.locator(".tag_exercise-checker > details.hide > summary").all()
     others = page.locator(
         ".cell:not(.tag_exercise-checker) > details.hide.above-input > summary"
     ).all()
     assert checkers and len(others) >= 2
     assert {bar.inner_text().strip() for bar in checkers} == {"Show the checker"}
-    assert {bar.inner_text().strip() for bar in others} == {"Show the code"}
+    shown = (
+        {*FOLDS.values(), "The packaged version"} if name == CHAPTER else {"Show the code"}
+    )
+    assert {bar.inner_text().strip() for bar in others} <= shown
     checkers[0].click()
     assert checkers[0].inner_text().strip() == "Hide the checker"
 

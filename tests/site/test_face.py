@@ -211,7 +211,7 @@ def test_the_first_screen_says_how_much_there_is_and_where_to_begin(visit, addre
     words = facts.inner_text()
     planned = planned_chapters(load_plan())
     there = [s for s in find_sources(site.ROOT) if s.slug in planned]
-    hours = sum(source.meta["hours"] for source in there)
+    hours = sum(source.hours[0] for source in there)
     assert f"{len(there)} chapters, about {hours:g} hours to read" in words
     assert "PyTorch" in words and "make book" in words and " GB " in words
     assert re.search(r"in about \d+ minutes? on two cores", words)

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 
 import nbformat
 
+from book.contract.second_edition import is_core
 from book.read.chapters import Source
 
 GLUE_ROLE = re.compile(
     r"\{glue:(?:text|math|md)?\}`([^`:]+)|^[`:]{3,}\{glue(?::\w+)?\}\s*(\S+)", re.M
 )
+MAX_PRINTED = 2
 WARNING = re.compile(r"\b\w*Warning:|^WARNING\b|\bwarnings\.warn\(", re.M)
 
 
@@ -50,6 +52,9 @@ def _cell_problems(chapter: Source, notebook: nbformat.NotebookNode) -> Iterator
             yield f"cell {number} is an exercise's starter and must print `Not yet`: let its checker judge it"
         if "exercise-solution" in tags and ("Correct" not in text or "Not yet" in text):
             yield f"cell {number} is a solution and must print `Correct`, but printed {text[:80]!r}"
+        printed = [s for s in text.split("\n") if s.strip() and not s.startswith("<Figure")]
+        if chapter.edition == 2 and is_core(tags) and len(printed) > MAX_PRINTED:
+            yield f"cell {number} is a core cell and prints {len(printed)} lines: print {MAX_PRINTED} at most"
         if any(output.get("name") == "stderr" for output in cell.outputs):
             yield f"cell {number} writes to stderr: correct what it complains of"
         elif found := WARNING.search(text):

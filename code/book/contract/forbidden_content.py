@@ -155,15 +155,18 @@ def escaping_cells(chapter: Source, book: Book) -> Found:
         if any(isinstance(node, ast.Assert) for node in ast.walk(tree(cell))):
             yield cell.line, "move the assert out of the cell tagged `nbval-ignore-output`"
         for name, call in calls(tree(cell)):
-            if name == "verify":
+            if name in ("verify", "verify_module", "settle", "claim"):
                 yield (
                     at(cell, call),
-                    "move verify out of the cell tagged `nbval-ignore-output`: its result would not be proved",
+                    f"move {name} out of the cell tagged `nbval-ignore-output`: its result would not be proved",
                 )
-            if name == "glue" and not NOT_COMPARED.search(_key(call)):
+            keys = [_key(call)] if name == "glue" else []
+            if name == "results":
+                keys = [str(k.arg or "…").replace("_", "-") for k in call.keywords]
+            for key in (key for key in keys if not NOT_COMPARED.search(key)):
                 yield (
                     at(cell, call),
-                    f"a cell tagged `nbval-ignore-output` glues `{_key(call)}`, and the proof would not compare it: "
+                    f"a cell tagged `nbval-ignore-output` glues `{key}`, and the proof would not compare it: "
                     "if it is a time, a ratio or rate of times, or memory, begin or end its name with seconds, ms, "
                     "years, ratio, rate, fastest or memory; else glue it in a cell that is compared",
                 )
@@ -219,7 +222,7 @@ def empty_asserts(chapter: Source, book: Book) -> Found:
                     f"`assert {ast.unparse(node.test)}` cannot fail: assert what could be wrong",
                 )
         for name, call in calls(tree(cell)):
-            for keyword in call.keywords if name == "verify" else ():
+            for keyword in call.keywords if name.startswith("verify") else ():
                 value = getattr(keyword.value, "value", None)  # of a constant
                 endless = isinstance(
                     keyword.value, ast.Call | ast.Attribute

@@ -3,12 +3,33 @@
 import ast
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import wraps
+from itertools import takewhile
 from pathlib import Path
+
+import yaml
 
 from book.contract.packaged_cells import definitions
 from book.read.chapters import ROOT, Cell, Source, load_plan, project
 from book.read.recommended_links import load_materials
+
+ALWAYS = [
+    "question",
+    "idea",
+    "build",
+    "check",
+    "experiment",
+    "wrong",
+    "exercises",
+    "reading",
+]
+# The roles of the anatomy that a page must have, by its edition.
+ROLES = {1: [*ALWAYS, "cost", "scale"], 2: [*ALWAYS, "minute", "remember", "since"]}
+WORD_COUNTS = "code/book/data/word-counts.yml"
+OPTION = re.compile(r"^:(\w+):\s*(.*)$", re.M)
+Directive = tuple[int, str, str, dict[str, str]]  # line, kind, argument, options
+CITE = re.compile(r"\{cite(?::\w+)?\}`([^`]+)`")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +41,7 @@ class Book:
     packaged: frozenset[str]  # functions, classes and constants of llm_learn
     extras: frozenset[str]  # optional dependencies of pyproject.toml
     helped: frozenset[str]  # chapters that an entry of materials.yml helps
+    word_counts: dict[str, int] = field(default_factory=dict)  # word-counts.yml
 
 
 def load_book(root: Path = ROOT) -> Book:
@@ -42,7 +64,13 @@ def load_book(root: Path = ROOT) -> Book:
         packaged=frozenset(names),
         extras=frozenset(project(root).get("optional-dependencies", {})),
         helped=frozenset(slug for entry in load_materials() for slug in entry.helps),
+        word_counts=load_word_counts(root),
     )
+
+
+def load_word_counts(root: Path = ROOT) -> dict[str, int]:
+    """How many enforced words of the list a page still has."""
+    return yaml.safe_load((root / WORD_COUNTS).read_text(encoding="utf-8")) or {}
 
 
 Check = Callable[[Source, Book], list[str]]
@@ -50,13 +78,14 @@ Found = Iterator[tuple[int, str]]  # lines, and what to do there
 CHECKS: dict[str, Check] = {}
 
 
-def check(function: Callable[[Source, Book], Found]) -> Check:
-    """Registers a generator of (line, remedy) as a check that returns messages."""
+def check(function: Callable[[Source, Book], Found], editions: tuple = (1, 2)) -> Check:
+    """Registers a generator of (line, remedy) as a check that returns messages; other editions have none."""
 
+    @wraps(function)
     def run(chapter: Source, book: Book) -> list[str]:
-        return [f"{chapter.where}:{line}: {text}" for line, text in function(chapter, book)]
+        found = function(chapter, book) if chapter.edition in editions else ()
+        return [f"{chapter.where}:{line}: {text}" for line, text in found]
 
-    run.__doc__ = function.__doc__
     CHECKS[function.__name__] = run
     return run
 
@@ -98,6 +127,21 @@ def literal(call: ast.Call) -> str | None:
 
 def at(cell: Cell, node: ast.expr | ast.stmt) -> int:
     return cell.line + node.lineno - 1
+
+
+def role_at(chapter: Source, line: int) -> str:
+    """The anatomy role whose label stands last above `line`."""
+    roles = [label.split("-")[0] for n, label in chapter.labels if n < line]
+    known = {*ROLES[1], *ROLES[2]}
+    return next((role for role in reversed(roles) if role in known), "")
+
+
+def directives(chapter: Source, kinds: str) -> Iterator[Directive]:
+    """Every directive in the prose whose kind matches."""
+    for number, line in chapter.prose:
+        if match := re.match(rf"[`:]{{3,}}\{{({kinds})\}}\s*(.*?)\s*$", line):
+            given = takewhile(lambda text: text.startswith(":"), chapter.lines[number:])
+            yield number, match[1], match[2], dict(OPTION.findall("\n".join(given)))
 
 
 def allowed_escapes(num_cells: int) -> int:

@@ -1,21 +1,32 @@
 """Checks of what every chapter must have; each message names file, line and remedy.
 
-What a chapter must not do is in `book.contract.forbidden_content`; importing this module registers both in CHECKS.
+What a chapter must not do is in `book.contract.forbidden_content`; importing this module registers all in CHECKS.
 """
 
 import ast
 import re
-from collections.abc import Iterator
+from typing import Any
 
-from book.contract import declared_imports, forbidden_content  # noqa: F401 (register their checks)
-from book.contract.registry import CHECKS, Book, Found, calls, check, load_book, tree
+from book.contract import declared_imports, forbidden_content, language  # noqa: F401 (register their checks)
+from book.contract.registry import (
+    CHECKS,
+    CITE,
+    ROLES,
+    Book,
+    Found,
+    calls,
+    check,
+    directives,
+    load_book,
+    role_at,
+    tree,
+)
+from book.contract.second_edition import TWO_HINTS, sections
 from book.execute.budgets import MAX_CPU_SECONDS, MAX_MEMORY_GIB
-from book.read.chapters import COMMENT, Source, planned_chapters
+from book.read.chapters import Source, planned_chapters
 
-__all__ = ["CHECKS", "ROLES", "Book", "load_book"]
+__all__ = ["CHECKS", "Book", "load_book"]
 
-ROLES = ["question", "idea", "build", "check", "experiment"]
-ROLES += ["wrong", "cost", "scale", "exercises", "reading"]
 EXERCISE_TAGS = ("checker", "starter", "solution")
 MIN_ALT, MIN_WORDS, MIN_CELLS, MIN_EXERCISES, MIN_CITATIONS = 40, 900, 8, 3, 2
 
@@ -23,9 +34,12 @@ MIN_ALT, MIN_WORDS, MIN_CELLS, MIN_EXERCISES, MIN_CITATIONS = 40, 900, 8, 3, 2
 # tests/first_edition/unfinished.yml lists them.
 UNFINISHED, ELSE = "second edition", ["figure", "length"]
 
-CITE = re.compile(r"\{cite(?::\w+)?\}`([^`]+)`")
 DRAWING = {"subplots", "figure", "subplot_mosaic", "plot", "imshow", "matshow"}
 DRAWING |= {"pcolormesh", "scatter", "bar", "hist"}
+
+
+def _is_number(value: Any, limit: float) -> bool:
+    return type(value) in (int, float) and 0 < value <= limit
 
 
 @check
@@ -60,20 +74,16 @@ def front_matter(chapter: Source, book: Book) -> Found:
                 1,
                 f"llm_learn.{key} is {meta.get(key)!r}, chapters.yml has {listed!r}: make them agree",
             )
-    hours = meta.get("hours")
-    if isinstance(hours, bool) or not isinstance(hours, int | float) or not 0 < hours <= 12:
-        yield (
-            1,
-            f"set llm_learn.hours to the reading time, more than 0 and at most 12 (it is {hours!r})",
-        )
+    if meta.get("edition", 1) not in (1, 2):
+        yield 1, f"set llm_learn.edition to 2, or leave it out (it is {meta['edition']!r})"
+    hours, (core, everything) = meta.get("hours"), chapter.hours
+    times = _is_number(core, 12) and _is_number(everything, 12) and core <= everything
+    if not times or isinstance(hours, dict) != (chapter.edition == 2):
+        form = "{core: …, all: …}, core at most all" if chapter.edition == 2 else "a number"
+        yield 1, f"set llm_learn.hours to {form}, above 0 and at most 12 (it is {hours!r})"
     budget = meta.get("budget") if isinstance(meta.get("budget"), dict) else {}
     for key, limit in (("cpu_seconds", MAX_CPU_SECONDS), ("memory_gib", MAX_MEMORY_GIB)):
-        value = budget.get(key)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value <= limit
-        ):
+        if not _is_number(value := budget.get(key), limit):
             yield (
                 1,
                 f"set llm_learn.budget.{key} to more than 0 and at most {limit} (it is {value!r})",
@@ -106,7 +116,8 @@ def anatomy(chapter: Source, book: Book) -> Found:
     pieces = {*chapter.name.split("-"), chapter.name}
     excused = chapter.meta.get("excused")
     excused = excused if isinstance(excused, dict) else {}
-    for role in ROLES:
+    required = ROLES[chapter.edition]
+    for role in required:
         tails = [
             (n, label[len(role) + 1 :])
             for n, label in chapter.labels
@@ -132,18 +143,8 @@ def anatomy(chapter: Source, book: Book) -> Found:
                 1,
                 f"no label `({role}-{chapter.name})=`: add that role, or excuse it in the front matter",
             )
-    for role in set(excused) - {*ROLES, *(set(ELSE) & set(unfinished(chapter)))}:
-        yield 1, f"excused.{role} is not a role; the roles are {', '.join(ROLES)}"
-
-
-def role_at(chapter: Source, line: int) -> str:
-    """The anatomy role whose label stands last above `line`."""
-    roles = [
-        label.split("-")[0]
-        for n, label in chapter.labels
-        if n < line and label.split("-")[0] in ROLES
-    ]
-    return roles[-1] if roles else ""
+    for role in set(excused) - {*required, *(set(ELSE) & set(unfinished(chapter)))}:
+        yield 1, f"excused.{role} is not a role; the roles are {', '.join(required)}"
 
 
 @check
@@ -153,7 +154,7 @@ def verified(chapter: Source, book: Book) -> Found:
         return
     for cell in chapter.cells:
         if role_at(chapter, cell.line) == "check" and any(
-            name == "verify" for name, _ in calls(tree(cell))
+            name.startswith("verify") for name, _ in calls(tree(cell))
         ):
             return
     yield (
@@ -206,21 +207,14 @@ def figures(chapter: Source, book: Book) -> Found:
                 f"this cell draws, but mystnb.image.alt has {len(alt)} characters: "
                 f"say in at least {MIN_ALT} what the picture shows",
             )
+    shown = [
+        (n, o.get("alt", "")) for n, *_, o in directives(chapter, "figure|image|diagram")
+    ]
     for number, line in chapter.prose:
-        if re.match(r"^[`:]{3,}\{(?:figure|image)\}", line):
-            following = "\n".join(chapter.lines[number : number + 8])
-            alt = re.search(r"^:alt:\s*(.+)$|^alt:\s*(.+)$", following, re.M)
-            if not alt or len(alt[0]) < MIN_ALT:
-                yield (
-                    number,
-                    f"give the picture an alt text of at least {MIN_ALT} characters",
-                )
-        for alt in re.findall(r"!\[([^\]]*)\]\(", line):
-            if len(alt) < MIN_ALT:
-                yield (
-                    number,
-                    f"give the picture an alt text of at least {MIN_ALT} characters",
-                )
+        shown += [(number, alt) for alt in re.findall(r"!\[([^\]]*)\]\(", line)]
+    for number, alt in shown:
+        if len(alt) < MIN_ALT:
+            yield number, f"give the picture an alt text of at least {MIN_ALT} characters"
     if not captioned and "figure" not in unfinished(chapter):
         yield (
             1,
@@ -230,7 +224,7 @@ def figures(chapter: Source, book: Book) -> Found:
 
 @check
 def png_only(chapter: Source, book: Book) -> Found:
-    """Pictures are PNG: the proof skips those, and would fail on an SVG's date."""
+    """Cells draw PNG, which the proof skips: it would fail on an SVG's date. Only `{diagram}` shows an SVG."""
     for cell in chapter.cells:
         for number, line in enumerate(cell.source.split("\n"), cell.line):
             if re.search(
@@ -248,21 +242,6 @@ def png_only(chapter: Source, book: Book) -> Found:
             yield number, "show a PNG picture"
 
 
-def gates(chapter: Source) -> Iterator[tuple[int, str, str, dict[str, str]]]:
-    """(line, directive, argument, options) of every exercise and solution directive."""
-    for number, line in chapter.prose:
-        if match := re.match(
-            r"^[`:]{3,}\{((?:exercise|solution)(?:-start|-end)?)\}\s*(.*)$", line
-        ):
-            options = {}
-            for following in chapter.lines[number:]:
-                option = re.match(r"^:(\w+):\s*(.*)$", following)
-                if not option:
-                    break
-                options[option[1]] = option[2]
-            yield number, match[1], match[2].strip(), options
-
-
 def _needs_no_exercises(chapter: Source) -> bool:
     """A page with fewer than three, which still lacks some, keeps the rules for those that it has."""
     excused = chapter.meta.get("excused") or {}
@@ -274,17 +253,9 @@ def exercises(chapter: Source, book: Book) -> Found:
     """At least three gated exercises, each with a label, a hint and a hidden solution."""
     if _needs_no_exercises(chapter):
         return
-    found = list(gates(chapter))
-    starts = [
-        (n, options.get("label", ""))
-        for n, kind, _, options in found
-        if kind == "exercise-start"
-    ]
-    solutions = {
-        argument: (n, options)
-        for n, kind, argument, options in found
-        if kind == "solution-start"
-    }
+    starts = list(directives(chapter, "exercise-start"))
+    given = directives(chapter, "solution-start")
+    solutions = {label: (n, options) for n, _, label, options in given}
     enough = len(starts) >= MIN_EXERCISES
     if enough and "exercises" in unfinished(chapter):
         yield 1, f"there are {len(starts)} exercises: remove the excuse of the front matter"
@@ -293,15 +264,11 @@ def exercises(chapter: Source, book: Book) -> Found:
             (starts[-1][0] if starts else 1),
             f"{len(starts)} exercises: write at least {MIN_EXERCISES}, each with `{{exercise-start}}`",
         )
-    for n, kind, _, _ in found:
-        if kind in ("exercise", "solution"):
-            yield (
-                n,
-                f"use `{{{kind}-start}}` and `{{{kind}-end}}`, so that code inside runs",
-            )
+    for n, kind, *_ in directives(chapter, "exercise|solution"):
+        yield n, f"use `{{{kind}-start}}` and `{{{kind}-end}}`, so that code inside runs"
     for kind in ("exercise", "solution"):
-        opened = [n for n, k, _, _ in found if k == f"{kind}-start"]
-        closed = [n for n, k, _, _ in found if k == f"{kind}-end"]
+        opened = [n for n, *_ in directives(chapter, f"{kind}-start")]
+        closed = [n for n, *_ in directives(chapter, f"{kind}-end")]
         if len(opened) != len(closed) or any(
             a > b for a, b in zip(opened, closed, strict=False)
         ):
@@ -309,29 +276,23 @@ def exercises(chapter: Source, book: Book) -> Found:
                 (opened or closed)[-1],
                 f"every `{{{kind}-start}}` needs its `{{{kind}-end}}`",
             )
-    for position, (n, label) in enumerate(starts):
+    ends = [*(n for n, *_ in starts[1:]), len(chapter.lines) + 1]
+    for (n, _, _, options), end in zip(starts, ends, strict=False):
+        label, kinds = options.get("label", ""), {*options.get("class", "").split()}
         if not label:
             yield n, "give the exercise a `:label:`"
             continue
-        solution, options = solutions.get(label, (None, {}))
+        solution, folded = solutions.get(label, (None, {}))
         if solution is None:
             yield n, f"exercise `{label}` has no solution: add `{{solution-start}} {label}`"
-        elif "dropdown" not in options.get("class", ""):
+        elif "dropdown" not in folded.get("class", ""):
             yield solution, "hide the solution: `:class: dropdown`"
-        following = (
-            starts[position + 1][0]
-            if position + 1 < len(starts)
-            else len(chapter.lines) + 1
-        )
-        end = solution if solution and n < solution < following else following
-        if not any(
-            n < m < end and re.match(r"^[`:]{3,}\{hint\}|.*\} Hint", line)
-            for m, line in chapter.prose
-        ):
-            yield (
-                n,
-                f"exercise `{label}` has no hint: add a `{{hint}}` before its solution",
-            )
+        end = solution if solution and n < solution < end else end
+        hints = sum(n < m < end for m, *_ in directives(chapter, "hint"))
+        needed = 2 if chapter.edition == 2 and kinds & TWO_HINTS else 1
+        if hints < needed:
+            remedy = f"add a `{{hint}}` before its solution ({needed} in all)"
+            yield n, f"exercise `{label}` has {hints or 'no'} hint: {remedy}"
 
 
 @check
@@ -354,20 +315,15 @@ def exercise_code(chapter: Source, book: Book) -> Found:
             1,
             f"{len(lines['starter'])} starters and {len(lines['solution'])} solutions: pair them",
         )
-    found = list(gates(chapter))
-    opened = [n for n, kind, _, _ in found if kind == "solution-start"]
-    closed = [n for n, kind, _, _ in found if kind == "solution-end"]
+    opened = [n for n, *_ in directives(chapter, "solution-start")]
+    closed = [n for n, *_ in directives(chapter, "solution-end")]
     for line in lines["solution"]:
         if not any(a < line < b for a, b in zip(opened, closed, strict=False)):
             yield (
                 line,
                 "put the cell tagged `exercise-solution` inside `{solution-start}` … `{solution-end}`",
             )
-    labels = {
-        options.get("label", "")
-        for _, kind, _, options in found
-        if kind == "exercise-start"
-    }
+    labels = {options.get("label") for *_, options in directives(chapter, "exercise-start")}
     for cell in chapter.cells:
         if "exercise-checker" not in cell.tags:
             continue
@@ -412,10 +368,8 @@ def citations(chapter: Source, book: Book) -> Found:
 @check
 def materials(chapter: Source, book: Book) -> Found:
     """Further reading lists the learning plan's materials that help the chapter, from the one data file."""
-    for number, line in chapter.prose:
-        listed = re.match(r"^[`:]{3,}\{materials\}", line)
-        options = chapter.lines[number : number + 1]  # none where the file ends here
-        if listed and [line.strip() for line in options] == [":for: this chapter"]:
+    for number, _, _, options in directives(chapter, "materials"):
+        if options.get("for") == "this chapter":
             if role_at(chapter, number) != "reading":
                 yield number, "move `{materials}` below the label `(reading-…)=`"
             return
@@ -430,19 +384,10 @@ def materials(chapter: Source, book: Book) -> Found:
 @check
 def substance(chapter: Source, book: Book) -> Found:
     """There is enough prose to learn from and enough code to run."""
-    text = re.sub(
-        r"\$\$.*?\$\$",
-        " ",
-        COMMENT.sub(" ", "\n".join(line for _, line in chapter.prose)),
-        flags=re.S,
-    )
-    words = re.findall(
-        r"[^\W\d_]+(?:['’-]\w+)*",
-        re.sub(r"(?m)^(?:[`:]{3,}.*|:\w+:.*|\([\w-]+\)=)$", " ", text),
-    )
     if "length" in unfinished(chapter):
         return
-    if len(words) < MIN_WORDS:
-        yield 1, f"{len(words)} words of prose: a chapter needs at least {MIN_WORDS}"
+    words = sum(section.words for section in sections(chapter))
+    if words < MIN_WORDS:
+        yield 1, f"{words} words of prose: a chapter needs at least {MIN_WORDS}"
     if len(chapter.cells) < MIN_CELLS:
         yield 1, f"{len(chapter.cells)} code cells: a chapter needs at least {MIN_CELLS}"

@@ -76,7 +76,7 @@ class MarkdownWriter:
         self.address, self.numbers, self.images = address, numbers, images
         self.cells = Cells()
         self.depth = 0
-        self.hidden: set[int] = set()  # the code cells of solutions
+        self.hidden: dict[int, str] = {}  # of code cells: that "code" or "all" is hidden
 
     def write(self, document: nodes.document) -> list[str | int]:
         """Markdown cells as text, code cells as indices of the executed notebook, in the page's order."""
@@ -255,6 +255,8 @@ class MarkdownWriter:
     def block_container(self, node: nodes.container) -> None:
         if node.get("nb_element") == "cell_code":
             self.cells.code(node["cell_index"])
+            if node.get("hide_mode") in ("input", "all"):
+                self.hidden.setdefault(node["cell_index"], "code")
             for figure in node.findall(nodes.figure):
                 for caption in figure.findall(nodes.caption):
                     self._caption(figure, caption)
@@ -304,7 +306,7 @@ class MarkdownWriter:
                 f"*{title}, in the next {what}: show {whose} code to see it.{more}*"
             )
         for cell, text in zip(code, texts[1:], strict=True):
-            self.hidden.add(cell["cell_index"])
+            self.hidden[cell["cell_index"]] = "all"
             self.block(cell)
             if text:
                 self._box(f"{title}, explained", text, hidden=True)

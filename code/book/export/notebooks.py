@@ -5,7 +5,6 @@ branch `notebooks`. The proof executes these same files.
 """
 
 import os
-from collections.abc import Collection
 from pathlib import Path
 
 import nbformat
@@ -24,15 +23,15 @@ from book.read.chapters import Source, chapter_source
 from book.read.repository_urls import git, repository
 
 FOLDER = "notebooks"
-# Cells whose code a notebook hides, as the page does.
-HIDDEN = {"hide-input", "hide-cell"}
-# Colab reads the second key, and hides with it the code only; JupyterLab reads the first.
-HIDE_CODE = {"jupyter": {"source_hidden": True}, "cellView": "form"}
-# JupyterLab reads both: `collapsed` is the older word for a hidden output.
-HIDE_ALL = {
-    **HIDE_CODE,
-    "jupyter": {"source_hidden": True, "outputs_hidden": True},
-    "collapsed": True,
+# Colab reads `cellView`, and hides with it the code only; JupyterLab reads the others, of which `collapsed` is the
+# older word for a hidden output.
+HIDE = {
+    "code": {"jupyter": {"source_hidden": True}, "cellView": "form"},
+    "all": {
+        "jupyter": {"source_hidden": True, "outputs_hidden": True},
+        "cellView": "form",
+        "collapsed": True,
+    },
 }
 INSTALL = """\
 # Installs what this notebook imports where it is missing, as in Colab: at the commit that gave the outputs below.
@@ -130,14 +129,14 @@ def _text(notebook: NotebookNode) -> str:
 
 
 def published(
-    executed: NotebookNode, pieces: list[str | int], hidden: Collection[int] = ()
+    executed: NotebookNode, pieces: list[str | int], hidden: dict[int, str] | None = None
 ) -> NotebookNode:
     """A notebook of Markdown cells and executed cells, in the order of the page.
 
     Args:
         executed: the executed notebook.
         pieces: Markdown, or the index of a code cell in `executed`.
-        hidden: the cells of solutions, whose code and outputs are hidden; tags may hide the code of others.
+        hidden: the cells whose "code" is hidden, as on the page, or "all", as of solutions.
 
     Raises:
         NotebookError: a code cell of the chapter is not on the page, or stands there twice.
@@ -156,10 +155,7 @@ def published(
         cell = executed.cells[piece]
         tags = cell.metadata.get("tags", [])
         metadata = {"tags": tags} if tags else {}
-        if piece in hidden:
-            metadata |= HIDE_ALL
-        elif HIDDEN & set(tags):
-            metadata |= HIDE_CODE
+        metadata |= HIDE.get((hidden or {}).get(piece, ""), {})
         # The install cell is first.
         count = cell.execution_count and cell.execution_count + 1
         cells.append(

@@ -4,6 +4,7 @@ It shows what this build measured, so it is made when the page is written; `book
 whenever the chapter's record changes.
 """
 
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from book.pages.reference_libraries import (
     resolve,
     shown_difference,
 )
+from book.pages.second_edition import link, page_sections
 from book.read.chapters import Source, chapter_source
 from book.read.repository_urls import repository
 
@@ -40,10 +42,43 @@ class chapter_box(nodes.container, nodes.Admonition):
     """A container that descriptions of the page leave out."""
 
 
-def hours(chapter: Source) -> str:
-    """The declared reading time in words; empty where there is none."""
-    number = chapter.meta.get("hours")
-    return f"about {counted(number, 'hour')}" if number else ""
+Row = tuple[str, Sequence[nodes.Node]]
+
+
+def line(*content: nodes.Node | str) -> nodes.paragraph:
+    """A paragraph; in text, backticks mark code."""
+    made: list[nodes.Node] = []
+    for piece in content:
+        if isinstance(piece, nodes.Node):
+            made.append(piece)
+        else:
+            texts = enumerate(piece.split("`"))
+            made += [nodes.literal("", t) if i % 2 else nodes.Text(t) for i, t in texts]
+    return nodes.paragraph("", "", *made)
+
+
+def second_edition(
+    pages: Pages, chapter: Source, doctree: nodes.document, known: list[str], run: str
+) -> Iterator[Row]:
+    """What a page teaches, what it takes, and which of its sections can be left out."""
+    able = [nodes.list_item("", line(text)) for text in chapter.meta.get("able") or []]
+    yield "You will be able to", [nodes.bullet_list("", *able)]
+    asked = chapter.meta.get("before") or {}
+    skip = {slug: f"if you can say {text.rstrip('.?')}." for slug, text in asked.items()}
+    before = [
+        line(pages.link(slug), f"; skip it {skip[slug]}" if slug in skip else "")
+        for slug in known
+    ] or [line("No other chapter.")]
+    if "this" in skip:
+        before.append(line(f"Skip this chapter {skip['this']}"))
+    yield "Before this", before
+    core, all_ = (counted(hours, "hour") for hours in chapter.hours)
+    time = f"Core: {core}. With all optional sections: {all_}. Running all cells: {run}."
+    yield "Time", [line(time)]
+    for kind in ("core", "optional"):
+        found = [s for s, its_kind in page_sections(doctree, chapter) if its_kind == kind]
+        if links := [piece for section in found for piece in (" · ", link(section))]:
+            yield kind.capitalize(), [line(*links[1:])]
 
 
 def cost(record: dict | None) -> str:
@@ -121,25 +156,27 @@ def _buttons(links: list[tuple[str, str]]) -> list[nodes.Node]:
     return [nodes.raw("", f'<ul class="box-actions">{items}</ul>\n', format="html")]
 
 
-def box(app: Sphinx, chapter: Source, title: str) -> nodes.Node:
-    """The box of one chapter."""
+def facts(app: Sphinx, chapter: Source, doctree: nodes.document) -> Iterator[Row]:
+    """The rows of the box of one chapter."""
     pages = Pages(app, chapter.docname)
-    record = read_record(Path(app.srcdir), chapter.slug)
+    record, hours = read_record(Path(app.srcdir), chapter.slug), chapter.hours[0]
     known = [s for s in chapter.meta.get("prerequisites") or [] if s in pages.chapters]
-    rows: list[tuple[str, list[nodes.Node]]] = [
-        ("Before this", pages.links(known) or [nodes.Text("no other chapter")]),
-        ("Reading", [nodes.Text(text)] if (text := hours(chapter)) else []),
-        ("To run it", [nodes.Text(cost(record))]),
-        ("Verified against", verified_against(app, chapter, record)),
-    ]
+    if chapter.edition == 2:
+        yield from second_edition(pages, chapter, doctree, known, cost(record))
+    else:
+        yield "Before this", [line(*(pages.links(known) or ["no other chapter"]))]
+        if hours:
+            yield "Reading", [line(f"about {counted(hours, 'hour')}")]
+        yield "To run it", [line(cost(record))]
+    if verified := verified_against(app, chapter, record):
+        yield "Verified against", [line(*verified)]
+
+
+def box(app: Sphinx, chapter: Source, title: str, doctree: nodes.document) -> nodes.Node:
+    """The box of one chapter."""
     items = [
-        nodes.definition_list_item(
-            "",
-            nodes.term("", name),
-            nodes.definition("", nodes.paragraph("", "", *content)),
-        )
-        for name, content in rows
-        if content
+        nodes.definition_list_item("", nodes.term("", name), nodes.definition("", *content))
+        for name, content in facts(app, chapter, doctree)
     ]
     return chapter_box(
         "",
@@ -156,10 +193,11 @@ def insert(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     if chapter is None or section is None:
         return
     title = next(section.findall(nodes.title))
-    section.insert(section.index(title) + 1, box(app, chapter, title.astext()))
+    section.insert(section.index(title) + 1, box(app, chapter, title.astext(), doctree))
 
 
 def setup(app: Sphinx) -> dict:
     app.setup_extension("book.pages.docutils_nodes")
+    app.setup_extension("book.pages.second_edition")
     app.connect("doctree-resolved", insert)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -18,14 +18,14 @@ from book.execute.records import read_record
 from book.read.chapters import chapter_source, load_plan, planned_chapters
 
 SHOWN_CHECKS = 4
-Cell = Sequence[nodes.Node]  # of a table
+Rows = Sequence[Sequence[Sequence[nodes.Node]]]  # of a table
 
 
-def reading_hours(env: BuildEnvironment, slug: str, entry: dict) -> float:
-    """What a published chapter says in its front matter, else the estimate of chapters.yml."""
-    docname = f"chapters/{slug}"
+def reading_hours(env: BuildEnvironment, slug: str, entry: dict) -> tuple[float, float]:
+    """Hours for the core and for the page, from the front matter if published, else the estimate of chapters.yml."""
+    docname, estimate = f"chapters/{slug}", entry.get("hours", 0)
     source = chapter_source(env, docname) if docname in env.found_docs else None
-    return (source.meta.get("hours") if source else None) or entry.get("hours", 0)
+    return source.hours if source and source.hours[0] else (estimate, estimate)
 
 
 def measured(record: dict | None) -> str:
@@ -75,8 +75,9 @@ class Pages:
         return separated
 
     def table(
-        self, header: list[str], widths: list[int], rows: Sequence[Sequence[Cell]]
+        self, name: str, header: list[str], widths: list[int], rows: Rows
     ) -> nodes.table:
+        """A table of the class `name`."""
         group = nodes.tgroup(
             "", *(nodes.colspec(colwidth=w) for w in widths), cols=len(widths)
         )
@@ -91,7 +92,7 @@ class Pages:
                 )
                 parent += nodes.row("", *cells)
             group += parent
-        return nodes.table("", group)
+        return nodes.table("", group, classes=[name])
 
 
 def pages_to_rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:
@@ -107,6 +108,7 @@ def pages_to_rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:
                 else "",
                 reading_hours(env, slug, entry),
                 entry,
+                env.metadata.get(f"chapters/{slug}", {}).get("claims"),
             ],
             sort_keys=True,
         )
@@ -132,7 +134,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("env-updated", pages_to_rewrite, priority=900)
     return {
         "version": "1",
-        "env_version": 1,
+        "env_version": 2,
         "parallel_read_safe": True,
         "parallel_write_safe": True,
     }

@@ -192,7 +192,15 @@ class PlanPages(Pages):
         return self.app.builder.get_relative_uri(self.docname, docname)
 
     def hours(self, slug: str) -> float:
-        return reading_hours(self.env, slug, self.chapters[slug])
+        """Hours to read the core."""
+        return reading_hours(self.env, slug, self.chapters[slug])[0]
+
+    def time(self, slugs: list[str]) -> str:
+        """How long it takes to read the cores, in words."""
+        times = [reading_hours(self.env, slug, self.chapters[slug]) for slug in slugs]
+        less = any(core < everything for core, everything in times)
+        total = counted(sum(core for core, _ in times), "hour")
+        return f"{total} to read{' without optional sections' if less else ''}"
 
     def fill(self, slot: plan_slot) -> list[nodes.Node]:
         return getattr(self, f"show_{slot['show']}")(slot)
@@ -231,8 +239,7 @@ class PlanPages(Pages):
         """Reading time, what this build measured, what the chapter is verified against, and what it needs."""
         record = read_record(self.root, slug) if self.published(slug) else None
         about = "about " if self.published(slug) else "estimate: "
-        hours = nodes.Text(f"{about}{counted(self.hours(slug), 'hour')} to read")
-        facts: list[list[nodes.Node]] = [[hours]]
+        facts: list[list[nodes.Node]] = [[nodes.Text(f"{about}{self.time([slug])}")]]
         if record:
             facts.append([nodes.Text(measured(record))])
         if found := references(record):
@@ -265,8 +272,7 @@ class PlanPages(Pages):
 
     def totals(self, slugs: list[str]) -> str:
         there = [slug for slug in slugs if self.published(slug)]
-        total = sum(self.hours(slug) for slug in slugs)
-        text = f"{counted(len(slugs), 'chapter')}, about {counted(total, 'hour')} to read"
+        text = f"{counted(len(slugs), 'chapter')}, about {self.time(slugs)}"
         if len(there) == len(slugs):
             return f"{text}; all are published."
         hours = counted(sum(self.hours(slug) for slug in there), "hour")
@@ -276,8 +282,7 @@ class PlanPages(Pages):
     def show_count(self, slot: plan_slot) -> list[nodes.Node]:
         """The published chapters among the slot's, and their hours."""
         there = [slug for slug in slot["slugs"] if self.published(slug)]
-        hours = counted(sum(self.hours(slug) for slug in there), "hour")
-        return [nodes.Text(f"{counted(len(there), 'chapter')}, about {hours} to read")]
+        return [nodes.Text(f"{counted(len(there), 'chapter')}, about {self.time(there)}")]
 
     def show_minutes(self, slot: plan_slot) -> list[nodes.Node]:
         """How long the chapters of this build compute, as many at a time as a build executes."""

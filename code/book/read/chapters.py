@@ -54,6 +54,19 @@ class Source:
         return f"chapters/{self.slug}"
 
     @property
+    def edition(self) -> int:
+        """2 where the page has the form of the second edition, else 1."""
+        return 2 if self.meta.get("edition") == 2 else 1
+
+    @property
+    def hours(self) -> tuple[float, float]:
+        """Hours to read the core, and the whole page. They are equal in the first edition, and 0 where none is given."""
+        hours = self.meta.get("hours") or 0
+        if isinstance(hours, dict):
+            return hours.get("core", 0), hours.get("all", 0)
+        return hours, hours
+
+    @property
     def is_chapter(self) -> bool:
         """Whether it is executed: it has `llm_learn:` front matter and code cells."""
         return bool(self.meta and self.cells)

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 
 from docutils import nodes
-from myst_nb.sphinx_ import HideCodeCellNode
 from sphinx.application import Sphinx
 
 # The theme's script binds each sidebar to the first button of its kind, which would be in the top bar. This book does
@@ -75,15 +74,6 @@ def fold(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         box.replace_self(folded)
 
 
-def name_folded_code(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Says of folded cells what a click shows: the checker of an exercise, the code, or the output."""
-    for folded in doctree.findall(HideCodeCellNode):
-        what = "the code" if "above-input" in folded["classes"] else "the output"
-        if "tag_exercise-checker" in folded.parent["classes"]:
-            what = "the checker"
-        folded["prompt_show"], folded["prompt_hide"] = f"Show {what}", f"Hide {what}"
-
-
 def visit_disclosure(writer, node: disclosure) -> None:
     writer.body.append(writer.starttag(node, "details"))
 
@@ -106,5 +96,4 @@ def setup(app: Sphinx) -> dict:
     app.connect("builder-inited", mend_pages)
     # Late: by then numbers and links stand in the titles of exercises and solutions.
     app.connect("doctree-resolved", fold, priority=900)
-    app.connect("doctree-resolved", name_folded_code)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -10,12 +10,14 @@ import pytest
 from docutils import nodes
 from docutils.core import publish_doctree
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from tinybook import FRONT, TinyBook
+from tinybook import FRONT, REPOSITORY, TinyBook
 
 from book.export import notebooks
 from book.export.notebook_cells import CannotWrite, MarkdownWriter, raw_syntax
 
 PAGE = "https://somebody.github.io/Tiny/chapters/part/alpha.html"
+DRAWING = """<svg xmlns="http://www.w3.org/2000/svg"><title>Box</title>
+<svg class="wide" viewBox="0 0 720 90"/><svg class="narrow" viewBox="0 0 320 90"/></svg>"""
 # What a chapter of this book may hold. Every construct is here once.
 RICH = (
     FRONT.replace("  budget", "  extras: [more]\n  budget")
@@ -54,6 +56,13 @@ Image(base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4
   2. second
 
 > A quotation.
+
+```{diagram} drawing.svg
+:name: fig-drawing
+:alt: A box with a word in it, and nothing else that matters.
+
+One *box*.
+```
 
 ```{admonition} Mind the *gap*
 :class: warning
@@ -141,6 +150,9 @@ def book(tmp_path_factory) -> TinyBook:
         "sphinx:\n",
         "parse:\n  myst_enable_extensions: [amsmath, colon_fence, deflist, dollarmath]\nsphinx:\n  config: {numfig: true}\n",
     )
+    diagrams = f"book.pages.diagrams: {REPOSITORY / 'code'}, book.export.notebooks"
+    book.replace("_config.yml", "book.export.notebooks", diagrams)
+    book.write("chapters/part/drawing.svg", DRAWING)
     book.write("chapters/part/alpha.md", RICH)
     done = book.build()
     assert done.returncode == 0, done.stdout + done.stderr
@@ -166,6 +178,8 @@ def test_markdown_says_what_the_page_says(book):
         "[a page elsewhere](https://example.org/a_b)",
         "$$\nx = \\sum_i y_i\n\\tag{1}\n$$",
         "**Figure 1.** A dot at $x$.",
+        "![A box with a word in it, and nothing else that matters.](https://somebody.github.io/Tiny/_images/drawing.svg)",
+        "**Figure 2.** One *box*.",
         "- one\n\n  in two paragraphs\n\n- two\n\n  1. first\n  2. second",
         "> A quotation.",
         "> **Mind the *gap***\n>\n> It is wide.",
@@ -185,6 +199,14 @@ def test_markdown_says_what_the_page_says(book):
         assert piece in text, piece
     assert raw_syntax(text) == []
     assert "a comment" not in text and "<!--" not in text
+
+
+@pytest.mark.slow
+def test_a_diagram_stands_on_the_page_and_its_file_where_the_notebook_links_it(book):
+    html = (book.root / "_build/html/chapters/part/alpha.html").read_text(encoding="utf-8")
+    assert '<title id="svg-drawing-title">Box</title>' in html and "drawing.svg" in html
+    file = book.root / "_build/html/_images/drawing.svg"
+    assert "<style>" in file.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -303,6 +325,29 @@ def test_every_code_cell_appears_once_and_in_order():
             notebooks.published(executed, pieces)
 
 
+@pytest.mark.parametrize("mode", [None, "input", "all", "output"])
+def test_code_that_the_page_folds_is_hidden(mode):
+    document = nodes.document(None, None)
+    cell = nodes.container("", nb_element="cell_code", cell_index=0)
+    if mode:
+        cell["hide_mode"] = mode
+    document += cell
+    written = writer()
+    executed = new_notebook(cells=[new_code_cell("1")])
+    pieces = written.write(document)
+    (made,) = notebooks.published(executed, pieces, written.hidden).cells
+    assert ("cellView" in made.metadata) == (mode in ("input", "all"))
+    assert "collapsed" not in made.metadata
+
+
+def test_an_optional_section_says_so_in_its_heading():
+    badge = nodes.inline("", "", nodes.inline("", " ("), nodes.Text("optional"))
+    badge += nodes.inline("", ")")
+    document = nodes.document(None, None)
+    document += nodes.section("", nodes.title("", "Cost", badge))
+    assert writer().write(document) == ["# Cost (optional)"]
+
+
 def test_badges_are_set_apart():
     facts = [nodes.inline("", fact, classes=["material-fact"]) for fact in ("a", "b")]
     paragraph = nodes.paragraph("", "X · Y", nodes.Text(" "))
@@ -333,7 +378,7 @@ def test_a_solution_is_announced_and_its_words_are_folded():
     fold = "<details>\n<summary>Solution to Exercise 5</summary>\n\nWhy.\n\n</details>"
     assert solution(words).cells.done == [fold]
     found = solution(words, code_cell(3), code_cell(4))
-    assert found.hidden == {3, 4} and found.cells.done == [
+    assert found.hidden == {3: "all", 4: "all"} and found.cells.done == [
         f"{fold}\n\n*Solution to Exercise 5, in the next cells: show their code to see it.*",
         3,
         4,

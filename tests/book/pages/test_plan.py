@@ -149,7 +149,7 @@ def test_a_plain_string_is_an_item():
 
 
 def test_every_chapter_has_its_hours_and_a_planned_one_an_estimate():
-    published = {source.slug: source.meta.get("hours") for source in find_sources()}
+    published = {source.slug: source.hours[0] for source in find_sources()}
     for slug, chapter in CHAPTERS.items():
         hours = published.get(slug) or chapter.get("hours")
         assert hours and 0 < hours <= 12, (
@@ -415,6 +415,15 @@ class TestTotals:
     def test_what_is_published_is_counted_in_the_book_and_in_a_route(self, book):
         assert self.totals(book, "book") == "See 2 chapters, about 4.5 hours to read."
         assert self.totals(book, "short") == "See 1 chapter, about 2 hours to read."
+
+    def test_hours_are_those_of_the_cores(self, book):
+        hours = {"core": 1, "all": 2.5}
+        book.write(
+            "chapters/basics/one.md", smallbook.chapter("one", edition=2, hours=hours)
+        )
+        assert self.totals(book, "book") == (
+            "See 2 chapters, about 3.5 hours to read without optional sections."
+        )
 
     def test_the_minutes_are_those_of_the_records_on_two_cores(self, book):
         book.record("basics/one", [], cpu_seconds=200.0)

@@ -91,6 +91,21 @@ def test_a_cell_that_myst_nb_would_read_otherwise_is_refused(text: str, tmp_path
         _ = read_source(path).cells
 
 
+@pytest.mark.parametrize(
+    ("front", "edition", "hours"),
+    [
+        ("hours: 2.5", 1, (2.5, 2.5)),
+        ("part: part", 1, (0, 0)),
+        ("edition: 2, hours: {core: 1, all: 3}", 2, (1, 3)),
+        ("edition: 3, hours: {core: 1}", 1, (1, 0)),
+    ],
+)
+def test_a_page_says_its_edition_and_its_hours(front, edition, hours):
+    text = f"---\nllm_learn: {{{front}}}\n---\n"
+    page = Source(path=Path("page.md"), slug="part/page", text=text)
+    assert (page.edition, page.hours) == (edition, hours)
+
+
 def test_the_names_of_chapters_are_unique_slugs_or_paths(tiny_book: TinyBook):
     chapters = book_chapters(tiny_book.root)
     assert [chapter.slug for chapter in chapters] == [
