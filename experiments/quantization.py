@@ -1,6 +1,6 @@
 """The recorded experiment of the chapters on quantization and on GPTQ and AWQ: what each way of rounding SmolLM2's matrices costs.
 
-`make experiment NAME=quantization` runs the chapters' own code in two processes of one thread each, in about an hour,
+`make experiment NAME=quantization` runs the chapters' own code in two processes of one thread each, in about 75 minutes,
 and rewrites experiments/quantization.json, which the chapters print and draw. A seed stands for a play of the test and
 for a set of windows to calibrate on; no two seeds share either.
 """
@@ -142,6 +142,17 @@ def calibrated(seed: int) -> dict:
     return found | {name: measured(seed, name, model)}
 
 
+def shuffled(rounding):
+    """Rounds with the columns in a random order, so that the groups are not those of the file."""
+
+    def other(weight: torch.Tensor) -> tuple[torch.Tensor, float]:
+        order = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(0))
+        value, bits = rounding(weight[:, order])
+        return value[:, order.argsort()], bits
+
+    return other
+
+
 def controls(seed: int) -> dict:
     """What the other parts leave open: other neighbours, another grid, the first tokens, and the play."""
     torch.set_num_threads(1)
@@ -153,7 +164,7 @@ def controls(seed: int) -> dict:
             ("zero point", chapter.by_zero_point),
         ):
             name = f"{name}, {bits} bits, 32, shuffled"
-            model, taken = chapter.rounded(chapter.SMOLLM2, chapter.shuffled(way(bits, 32)))
+            model, taken = chapter.rounded(chapter.SMOLLM2, shuffled(way(bits, 32)))
             found[name] = measured(seed, name, model, taken)
     ids = with_data.CALIBRATION[seed]
     test = {tuple(row.tolist()) for row in chapter.TEST[seed]}
@@ -177,9 +188,104 @@ def controls(seed: int) -> dict:
     }
 
 
+def clipped(bits: int, group: int):
+    """Absmax with the best of eleven scales for each group, by the squared error of the weights; the rest is clipped."""
+
+    def way(weight: torch.Tensor) -> tuple[torch.Tensor, float]:
+        rows, most = weight.reshape(-1, group), 2 ** (bits - 1) - 1
+        full = rows.abs().amax(1, keepdim=True).clamp(min=1e-12) / most
+        best, least = torch.zeros_like(rows), torch.full_like(full, torch.inf)
+        for twentieths in range(20, 9, -1):
+            scales = chapter.through_float16(full * twentieths / 20).clamp(min=1e-12)
+            value = (rows / scales).round().clamp(-most, most) * scales
+            error = (value - rows).square().sum(1, keepdim=True)
+            best = torch.where(error < least, value, best)
+            least = torch.minimum(error, least)
+        return best.view_as(weight), bits + 16 / group
+
+    return way
+
+
+def compared(
+    seed: int, name: str, model, reference: list, bits: float | None = None
+) -> dict:
+    """Like `measured`, and the KL divergence from the reference's distributions, per token."""
+    row = {} if bits is None else {"bits": round(bits, 4)}
+    row |= {"losses": [], "kl": []}
+    for window, before in zip(chapter.TEST[seed], reference, strict=True):
+        after = model(window[None, :-1])[0].log_softmax(-1)
+        loss = torch.nn.functional.nll_loss(after, window[1:]).item()
+        row["losses"].append(round(loss, 5))
+        row["kl"].append(round((before.exp() * (before - after)).sum(-1).mean().item(), 5))
+    print(seed, name, f"{sum(row['losses']) / 8:.3f} {sum(row['kl']) / 8:.4f}", flush=True)
+    return row
+
+
+def ways_of_formats() -> dict:
+    """Formats that need no data."""
+    ways = {
+        "absmax, 8 bits, channel": chapter.by_absmax(8, "channel"),
+        "absmax, 4 bits, tensor": chapter.by_absmax(4, "tensor"),
+        "absmax, 4 bits, channel": chapter.by_absmax(4, "channel"),
+        "absmax, 4 bits, 64": chapter.by_absmax(4, 64),
+        "NF4, 64": chapter.by_normal_levels(64),
+        "NF4, 32": chapter.by_normal_levels(32),
+        "MXFP4": chapter.by_mxfp4,
+        "NVFP4": chapter.by_nvfp4,
+        "no zero, 3 bits, 32": without_zero(3, 32),
+    }
+    for bits in (4, 3):
+        for name, way in (
+            ("absmax", chapter.by_absmax),
+            ("all codes", chapter.by_all_codes),
+            ("clipped", clipped),
+            ("offset", chapter.by_offset),
+            ("zero point", chapter.by_zero_point),
+        ):
+            ways[f"{name}, {bits} bits, 32"] = way(bits, 32)
+    return ways
+
+
+def formats(seed: int) -> dict:
+    """Formats on SmolLM2, and how far its distributions move; offset in 4 bits is the format of the file."""
+    torch.set_num_threads(1)
+    windows = chapter.TEST[seed][:, None, :-1]
+    reference = [chapter.SMOLLM2(window)[0].log_softmax(-1) for window in windows]
+    found = {"before": compared(seed, "before", chapter.SMOLLM2, reference)}
+    for name, way in ways_of_formats().items():
+        model, bits = chapter.rounded(chapter.SMOLLM2, way)
+        found[name] = compared(seed, name, model, reference, bits)
+    return found
+
+
+def moved(seed: int) -> dict:
+    """SmolLM2 with weights that the format of the file would have rounded to those of the file."""
+    torch.set_num_threads(1)
+    move = chapter.moved_at_random(torch.Generator().manual_seed(seed))
+    model, _ = chapter.rounded(chapter.SMOLLM2, move)
+    return {"moved": measured(seed, "moved", model)}
+
+
+def encoder(seed: int) -> dict:
+    """The same formats on MiniLM, whose weights were never rounded: how far the vectors of a play move."""
+    torch.set_num_threads(1)
+    tokens, found = chapter.ENCODER_TEST[seed], {}
+    for name, way in ways_of_formats().items():
+        model, bits = chapter.rounded(chapter.ENCODER, way)
+        change = chapter.vector_change(model, tokens)
+        error = chapter.error_of_weights(chapter.ENCODER, model)
+        found[name] = {
+            "bits": round(bits, 4),
+            "change": round(change, 6),
+            "error": round(error, 6),
+        }
+        print(seed, name, f"{change:.5f}", flush=True)
+    return found
+
+
 if __name__ == "__main__":
     record_parts(
-        [calibrated, controls, rounding, inputs],
+        [calibrated, controls, rounding, inputs, formats, moved, encoder],
         data="SmolLM2-135M-Instruct, and plays of Shakespeare: eight windows of 256 tokens of each of four held-out "
         "plays for the test, one window of each of 17 others to calibrate on",
         seeds=SEEDS,

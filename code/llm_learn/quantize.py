@@ -1,25 +1,27 @@
-"""Quantization to eight and four bits: integer weights with scales, and layers that compute with them."""
+"""Quantization to 8 and 4 bits: integer codes with scales, and layers that compute with them."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from llm_learn.argument_checks import expect
+from llm_learn.model.empty_weights import init_empty_weights
 from llm_learn.model.llama import Llama
 
-# Of a block of a Llama.
+# The linear layers of a block of a Llama.
 MATRICES = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")
 
 
 def quantize_absmax(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
-    """Whole numbers and scales, so that weight = codes * scales, nearly.
+    """Integer codes and scales, with weight ≈ codes * scales.
 
     Args:
         weight: of any shape.
-        bits: of a whole number, at least 2.
-        group_size: neighbours that share a scale, a divisor of the number of weights.
+        bits: per code, at least 2.
+        group_size: number of neighbours that share a scale; must divide the number of weights.
 
     Returns:
         (N, group_size) codes from -(2**(bits - 1) - 1) to 2**(bits - 1) - 1, and (N, 1) scales; both float32 for a weight
@@ -35,24 +37,24 @@ def quantize_absmax(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor,
     return (rows * inverse).round(), scales
 
 
-# From a matrix to the matrix as it is read back, and the bits that are stored for a weight, its share of all else included.
+# From a matrix to the dequantized matrix and the bits stored per weight, with scales and zero points.
 Rounding = Callable[[Tensor], tuple[Tensor, float]]
 
 
 def group_size_of(group: int | str, weight: Tensor) -> int:
-    """How many weights share a scale: "tensor" for all, "channel" for those of a row, or a number."""
+    """How many weights share a scale: "tensor" for all, "channel" for those of one row, or the number itself."""
     if isinstance(group, int):
         return group
     return {"tensor": weight.numel(), "channel": weight.shape[1]}[group]
 
 
 def through_float16(scales: Tensor) -> Tensor:
-    """As 16 bits hold them: levels are found with exact scales, and read back with these."""
+    """The scales that are stored: codes are found with the exact ones and dequantized with these."""
     return scales.half().float()
 
 
 def by_absmax(bits: int, group: int | str) -> Rounding:
-    """Rounds to whole numbers times the scale of a group, from `-(2**(bits - 1) - 1)` on."""
+    """Rounds to integers times the scale of a group, with the codes of `quantize_absmax`."""
 
     def rounding(weight: Tensor) -> tuple[Tensor, float]:
         size = group_size_of(group, weight)
@@ -63,7 +65,7 @@ def by_absmax(bits: int, group: int | str) -> Rounding:
 
 
 def by_offset(bits: int, group: int) -> Rounding:
-    """Rounds to `2**bits` levels from the least weight of a group to the largest."""
+    """Rounds to `2**bits` levels from the smallest weight of a group to the largest."""
 
     def rounding(weight: Tensor) -> tuple[Tensor, float]:
         rows = weight.reshape(-1, group)
@@ -77,7 +79,7 @@ def by_offset(bits: int, group: int) -> Rounding:
 
 
 def by_zero_point(bits: int, group: int) -> Rounding:
-    """Rounds to `2**bits` levels that reach over a group and over 0, which is one of them."""
+    """Rounds to `2**bits` levels that span a group and 0; 0 is one of the levels."""
 
     def rounding(weight: Tensor) -> tuple[Tensor, float]:
         rows = weight.reshape(-1, group)
@@ -93,7 +95,7 @@ def by_zero_point(bits: int, group: int) -> Rounding:
 
 
 def pack_int4(codes: Tensor) -> Tensor:
-    """Two codes below 16 in a byte, (N, n) -> (N, n / 2) uint8"""
+    """Two codes below 16 per byte, the first half of a row in the low bits: (N, n) -> (N, n / 2) uint8."""
     expect("codes (N, n), n % 2 == 0", codes=codes)
     if codes.numel():
         expect("0 <= codes.min() <= codes.max() < 16", codes=codes)
@@ -102,41 +104,54 @@ def pack_int4(codes: Tensor) -> Tensor:
 
 
 def unpack_int4(packed: Tensor) -> Tensor:
-    """(N, n / 2) uint8 -> (N, n)"""
+    """(N, n / 2) uint8 -> (N, n) codes."""
     expect("packed (N, n), str(packed.dtype) == 'torch.uint8'", packed=packed)
     return torch.cat([packed & 15, packed >> 4], dim=1)
 
 
 def quantize_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes of eight bits, (..., N) int8, and a scale for each position, (..., 1), of 32 bits or more."""
+    """int8 codes (..., N) and one scale per position (..., 1), in float32 or float64."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     largest = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp(min=1e-12)
     return (x * (127 / largest)).round().to(torch.int8), largest / 127
 
 
+@cache
+def int_mm_is_exact() -> bool:
+    """Whether `torch._int_mm` is exact on this CPU. Without VNNI instructions its sums can saturate at 16 bits."""
+    # Sums of two products of the largest codes need more than 16 bits. One row takes another path than several.
+    codes = torch.full((16, 64), 127, dtype=torch.int8)
+    codes[::2] = -127
+    exact = codes.long() @ codes.long().T
+    return all(
+        torch.equal(torch._int_mm(codes[:n], codes.T), exact[:n].int()) for n in (1, 16)
+    )
+
+
 def int8_matmul_float32(codes: Tensor, weights: Tensor) -> Tensor:
-    """Exact sums of products: int8 (N, K) and (M, K) -> int32 (N, M)"""
+    """Exact sums of products: int8 (N, K) and (M, K) -> int32 (N, M)."""
     expect("codes (N, K), weights (M, K)", codes=codes, weights=weights)
+    # float32 holds integers up to 2**24, and 1024 * 127**2 is below that.
     parts = zip(codes.split(1024, 1), weights.split(1024, 1), strict=True)
     return sum(((a.float() @ b.float().T).int() for a, b in parts), torch.tensor(0))
 
 
 def int8_matmul(codes: Tensor, weights: Tensor) -> Tensor:
-    """The same, in the way that is fast on this processor."""
+    """The same sums, computed in the faster of the ways that are exact on this device."""
     if codes.device.type != "cpu":
         return int8_matmul_float32(codes, weights)
     capable = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    # Of rows with a single number, torch._int_mm gives what happens to lie in memory.
-    if (len(codes) == 1 or capable) and codes.shape[1] > 1:
+    # With K = 1, torch._int_mm returns uninitialised memory.
+    if (len(codes) == 1 or capable) and codes.shape[1] > 1 and int_mm_is_exact():
         return torch._int_mm(codes, weights.T)
     return int8_matmul_float32(codes, weights)
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with weights in eight bits, whose inputs are rounded to eight bits as they come.
+    """A linear layer with int8 weights, which quantizes its inputs to int8 as well (W8A8, dynamic).
 
     Args:
-        weight: (out_features, in_features); each row has a scale.
+        weight: (out_features, in_features); each row gets a scale.
     """
 
     def __init__(self, weight: Tensor):
@@ -157,7 +172,7 @@ class Int8Linear(nn.Module):
 
 
 class Int8Embedding(nn.Module):
-    """An embedding that shares its rows with an output layer in eight bits."""
+    """An embedding that shares its rows with an int8 output layer."""
 
     def __init__(self, output: Int8Linear):
         super().__init__()
@@ -165,7 +180,7 @@ class Int8Embedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """All rows, decoded: (V, C)."""
+        """All rows, dequantized: (V, C)."""
         return self.output.codes * self.output.scales.T
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -174,11 +189,11 @@ class Int8Embedding(nn.Module):
 
 
 def quantize_model(model: Llama, make_layer: Callable[[Tensor], nn.Module]) -> Llama:
-    """The model with layers made from its matrices; embedding and output layer are in eight bits.
+    """A model with layers made from the matrices of another; embedding and output layer are int8.
 
     Args:
-        model: a Llama of plain linear layers. It stays as it is, and its norms are shared.
-        make_layer: from a matrix (out_features, in_features) to the layer that takes its place.
+        model: a Llama of plain linear layers. It is not changed; the new model shares its norms.
+        make_layer: from a matrix (out_features, in_features) to the layer that replaces it.
     """
     parts = model.modules() if isinstance(model, Llama) else ()
     kinds = {type(part) for part in parts if hasattr(part, "in_features")}
@@ -188,7 +203,7 @@ def quantize_model(model: Llama, make_layer: Callable[[Tensor], nn.Module]) -> L
             "expected a Llama whose linear layers are all nn.Linear"
         )
     config = replace(model.config, tie_embeddings=False)
-    with torch.device("meta"):  # no memory for weights that are replaced at once
+    with init_empty_weights():  # no memory for weights that are replaced at once
         small = Llama(config)
     small.load_state_dict(model.state_dict(), strict=False, assign=True)
     for block in small.blocks:
@@ -198,17 +213,17 @@ def quantize_model(model: Llama, make_layer: Callable[[Tensor], nn.Module]) -> L
             setattr(block.get_submodule(part), name, layer)
     table = Int8Linear(model.token_embedding.weight)
     small.add_module("token_embedding", Int8Embedding(table))
-    # Where the model shares its weights, the small one shares its codes.
+    # Where embedding and output layer share their weights, they share their codes.
     tied = model.config.tie_embeddings
     small.output = table if tied else Int8Linear(model.get_parameter("output.weight"))
     return small.eval()
 
 
 class Int4Linear(nn.Module):
-    """A linear layer with weights in four bits, in groups of 32, which are unpacked for each use.
+    """A linear layer with 4-bit weights in groups of 32, which are dequantized for each use (W4A16).
 
     Args:
-        weight: (out_features, in_features), the latter a multiple of 32.
+        weight: (out_features, in_features); in_features must be a multiple of 32.
     """
 
     def __init__(self, weight: Tensor):
@@ -230,6 +245,6 @@ class Int4Linear(nn.Module):
 
 
 def memory_footprint(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, of those that are shared once."""
+    """Bytes of all parameters and buffers; shared ones count once."""
     tensors = [*model.parameters(), *model.buffers()]
     return sum({t.data_ptr(): t.nbytes for t in tensors}.values())

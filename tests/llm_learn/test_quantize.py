@@ -1,7 +1,10 @@
 """Weights of few bits: torch's rounding, exact sums, and layers that compute what their levels stand for."""
 
 import copy
+import os
 import re
+import subprocess
+import sys
 
 import hypothesis.strategies as st
 import pytest
@@ -22,6 +25,7 @@ from llm_learn.quantize import (
     group_size_of,
     int8_matmul,
     int8_matmul_float32,
+    int_mm_is_exact,
     memory_footprint,
     pack_int4,
     quantize_absmax,
@@ -41,6 +45,21 @@ def whole(*shape: int, seed: int = 0) -> torch.Tensor:
     """int8, all of -127 to 127."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-127, 128, shape, generator=generator).to(torch.int8)
+
+
+def saturating(codes: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """torch._int_mm on a CPU without VNNI instructions: pairs of products are added in 16 bits, which saturate."""
+    pairs = (codes.int() + 128)[:, None] * columns.T.int()
+    pairs = pairs.unflatten(-1, (-1, 2)).sum(-1).clamp(-(2**15), 2**15 - 1)
+    return (pairs.sum(-1) - 128 * columns.int().sum(0)).int()
+
+
+@pytest.fixture
+def fresh_test_of_int_mm():
+    """What was found of this CPU is forgotten, before and after."""
+    int_mm_is_exact.cache_clear()
+    yield
+    int_mm_is_exact.cache_clear()
 
 
 class TestAbsmax:
@@ -154,18 +173,38 @@ class TestSums:
         # Some are odd and above 2**24, which no float32 can hold.
         large = (127 - torch.arange(5 * 1536).view(5, 1536) % 27).to(torch.int8)
         sums = int8_matmul_float32(large, large)
-        assert torch.equal(sums, torch._int_mm(large, large.T))
+        assert torch.equal(sums.long(), large.long() @ large.long().T)
         assert sums.max() > 2**24
 
     @pytest.mark.parametrize("capability", ["DEFAULT", "AVX2", "AVX512", "AVX512_VNNI"])
+    @pytest.mark.parametrize("product", [saturating, torch._int_mm])
     @pytest.mark.parametrize("rows", [1, 3])
-    def test_every_processor_gives_the_same(self, monkeypatch, capability, rows):
+    def test_every_cpu_gives_the_same(
+        self, monkeypatch, fresh_test_of_int_mm, capability, product, rows
+    ):
         monkeypatch.setattr(
             torch.backends.cpu, "get_cpu_capability", lambda: capability, raising=True
         )
+        monkeypatch.setattr(torch, "_int_mm", product)
         codes, weights = whole(rows, 1100), whole(9, 1100, seed=1)
         exact = codes.long() @ weights.long().T
         assert torch.equal(int8_matmul(codes, weights).long(), exact)
+
+    def test_a_product_that_saturates_is_noticed(self, monkeypatch, fresh_test_of_int_mm):
+        monkeypatch.setattr(torch, "_int_mm", saturating)
+        assert not int_mm_is_exact()
+
+    def test_a_cpu_without_vnni_gives_the_same(self):
+        """oneDNN can be told to use older instructions, with which its sums saturate."""
+        code = """
+import torch
+from llm_learn.quantize import int8_matmul
+codes = torch.full((4, 64), 127, dtype=torch.int8)
+for rows in (1, 4):
+    assert (int8_matmul(codes[:rows], codes) == 64 * 127**2).all()
+"""
+        environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
     def test_rows_of_different_lengths_are_refused(self):
         with pytest.raises(
