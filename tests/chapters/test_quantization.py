@@ -1,6 +1,9 @@
 """What the chapter on quantization defines: against brute force, float64, and themselves."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import gguf
 import hypothesis.strategies as st
@@ -25,6 +28,7 @@ def test_a_group_of_zeros_stays_zero_everywhere(chapter):
         chapter.by_absmax(4, "channel"),
         chapter.by_offset(4, 32),
         chapter.by_zero_point(4, 32),
+        chapter.by_all_codes(4, 32),
         chapter.by_normal_levels(64),
         chapter.by_mxfp4,
         chapter.by_nvfp4,
@@ -42,10 +46,11 @@ def test_a_group_of_zeros_stays_zero_everywhere(chapter):
         (lambda c: c.by_absmax(3, 32), 3.5),
         (lambda c: c.by_offset(4, 32), 5),
         (lambda c: c.by_zero_point(4, 32), 4.625),
+        (lambda c: c.by_all_codes(4, 32), 4.5),
         (lambda c: c.by_normal_levels(64), 4.25),
         (lambda c: c.by_mxfp4, 4.25),
         (lambda c: c.by_nvfp4, 4.5),
-        (lambda c: c.but_the_largest(4, 32, share=1 / 64), 4.5 + 32 / 64),
+        (lambda c: c.but_the_largest(4, 32, fraction=1 / 64), 4.5 + 32 / 64),
     ],
 )
 def test_bits_of_a_weight_are_those_that_are_stored(chapter, way, bits):
@@ -64,6 +69,42 @@ def test_what_is_read_back_has_scales_of_sixteen_bits(chapter):
     assert chapter.by_normal_levels(32)(weight)[0].max() == largest
     absmax = chapter.by_absmax(4, 32)(weight)[0]
     assert absmax.max() == 7 * torch.tensor(0.8 / 7).half().float()
+
+
+@given(st.integers(0, 10**6), st.integers(2, 8))
+def test_all_codes_are_used_and_the_largest_weight_gets_the_lowest(
+    definitions_of, seed, bits
+):
+    chapter = definitions_of(SLUG)
+    weight = numbers(8, 64, seed=seed)
+    value, _ = chapter.by_all_codes(bits, 64)(weight)
+    largest = weight.gather(1, weight.abs().argmax(1, keepdim=True))
+    scales = chapter.through_float16(largest / -(2 ** (bits - 1)))
+    codes = (value / scales).round()
+    assert (codes.amin(1) == -(2 ** (bits - 1))).all()
+    assert codes.max() <= 2 ** (bits - 1) - 1
+    # Half a step, or a whole one where a weight of the other sign is cut off; and the 16 bits of the scale.
+    off = (value - weight).abs() / (largest / 2 ** (bits - 1)).abs()
+    assert (off <= 1.001 + 2**bits * 2**-11).all()
+
+
+def test_all_codes_are_those_of_q4_0(chapter):
+    weight = numbers(32, 64)
+    theirs = gguf.quants.quantize(weight.numpy(), gguf.GGMLQuantizationType.Q4_0)
+    theirs = gguf.quants.dequantize(theirs, gguf.GGMLQuantizationType.Q4_0)
+    value, _ = chapter.by_all_codes(4, 32)(weight)
+    assert torch.equal(value, torch.from_numpy(theirs))
+
+
+def test_moved_weights_are_rounded_back_by_q4_1(chapter):
+    generator = torch.Generator().manual_seed(0)
+    weight, _ = chapter.by_offset(4, 32)(numbers(64, 64))
+    moved, _ = chapter.moved_at_random(generator)(weight)
+    rows = weight.view(-1, 32)
+    step = (rows.amax(1, keepdim=True) - rows.amin(1, keepdim=True)) / 15
+    off = (moved.view(-1, 32) - rows) / step
+    assert (off.abs() <= 0.5001).all() and (off != 0).double().mean() > 0.99
+    assert off.square().mean().item() == pytest.approx(1 / 12, rel=0.05)
 
 
 @given(st.integers(0, 10**6))
@@ -143,14 +184,28 @@ def test_nvfp4_reaches_the_largest_weight_of_each_block(chapter, scale):
 # --- Bytes ---
 
 
-@pytest.mark.parametrize("name", ["Q8_0", "Q4_1", "MXFP4"])
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "Q4_1", "MXFP4"])
 @pytest.mark.parametrize("seed", range(5))
 def test_bytes_are_those_of_gguf(chapter, name, seed):
     weight = numbers(32, 64, seed=seed, scale=10.0 ** (seed - 3))
     weight[3] = 0
+    assert_bytes_of_gguf(chapter, name, weight)
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "Q4_1", "MXFP4"])
+@pytest.mark.parametrize("largest", [127.0, -8.0, 15.0, 6.0])
+def test_bytes_are_those_of_gguf_halfway_between_codes(chapter, name, largest):
+    generator = torch.Generator().manual_seed(0)
+    most = int(2 * abs(largest))
+    weight = torch.randint(-most, most + 1, (64, 32), generator=generator) / 2
+    weight[:, 0] = largest
+    assert_bytes_of_gguf(chapter, name, weight)
+
+
+def assert_bytes_of_gguf(chapter, name, weight):
     theirs = gguf.quants.quantize(weight.numpy(), gguf.GGMLQuantizationType[name])
     ours = getattr(chapter, f"encode_{name.lower()}")(weight)
-    assert torch.equal(ours.view(32, -1), torch.from_numpy(theirs))
+    assert torch.equal(ours.view(len(weight), -1), torch.from_numpy(theirs))
 
 
 # --- Layers ---
@@ -178,6 +233,32 @@ def test_the_fused_layer_is_as_exact_as_ours_for_a_single_token(chapter):
         assert 0.003 < off < 0.012
 
 
+def test_sums_saturate_as_those_of_a_cpu_without_vnni(chapter):
+    """oneDNN can be told to use older instructions. Elsewhere torch._int_mm may be exact in spite of that."""
+    code = """
+import torch
+generator = torch.Generator().manual_seed(0)
+codes = torch.randint(-127, 128, (5, 64), generator=generator).to(torch.int8)
+print(torch._int_mm(codes, codes.T).tolist())
+"""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, check=True
+    )
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-127, 128, (5, 64), generator=generator).to(torch.int8)
+    ours, exact = chapter.saturating_matmul(codes, codes), codes.long() @ codes.long().T
+    assert not torch.equal(ours.long(), exact)
+    assert eval(run.stdout) in (ours.tolist(), exact.tolist())
+
+
+def test_neighbours_are_packed_without_loss_in_another_order(chapter):
+    codes = torch.randint(16, (3, 32), generator=torch.Generator().manual_seed(0))
+    packed = chapter.pack_neighbours(codes)
+    assert torch.equal(chapter.unpack_neighbours(packed), codes)
+    assert not torch.equal(packed, chapter.pack_int4(codes))
+
+
 def test_int4_linear_stores_the_bits_that_absmax_says(chapter):
     weight = numbers(40, 64)
     layer = chapter.Int4Linear(weight)
@@ -192,23 +273,13 @@ def test_int4_linear_stores_the_bits_that_absmax_says(chapter):
 def test_the_largest_weights_are_kept_and_the_rest_is_rounded_without_them(chapter):
     weight = numbers(8, 64)
     weight[2, 3], weight[5, 60] = 7.0, -9.0
-    value, _ = chapter.but_the_largest(4, "tensor", share=2 / 512)(weight)
+    value, _ = chapter.but_the_largest(4, "tensor", fraction=2 / 512)(weight)
     assert value[2, 3] == 7 and value[5, 60] == -9
     rest = weight.clone()
     rest[2, 3] = rest[5, 60] = 0
     expected, _ = chapter.by_absmax(4, "tensor")(rest)
     expected[2, 3], expected[5, 60] = 7, -9
     assert torch.equal(value, expected)
-
-
-def test_shuffled_rounds_other_neighbours_and_puts_columns_back(chapter):
-    weight = numbers(8, 64)
-    same, _ = chapter.shuffled(lambda w: (w, 0.0))(weight)
-    assert torch.equal(same, weight)
-    by_row = chapter.by_absmax(4, "channel")
-    assert torch.equal(chapter.shuffled(by_row)(weight)[0], by_row(weight)[0])
-    by_group = chapter.by_absmax(4, 32)
-    assert not torch.equal(chapter.shuffled(by_group)(weight)[0], by_group(weight)[0])
 
 
 def test_rounded_leaves_its_model_alone_and_everything_outside_of_the_matrices(
