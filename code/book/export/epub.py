@@ -23,7 +23,7 @@ HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
 # Of the website alone, as is the style of its drawings. An exercise's hint or solution stays, and so does a cell that is folded.
 LEFT_OUT = (
     "script, style, link, button, form, nav, iframe, template, noscript, svg, .headerlink, .copybtn,"
-    " .prev-next-footer, .sd-stretched-link, .box-actions, img[src*='://']"
+    " .prev-next-footer, .sd-stretched-link, .box-actions, summary .expanded, img[src*='://']"
 )
 
 
