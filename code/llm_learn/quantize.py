@@ -119,7 +119,7 @@ def quantize_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
 @cache
 def int_mm_is_exact() -> bool:
     """Whether `torch._int_mm` is exact on this CPU. Without VNNI instructions its sums can saturate at 16 bits."""
-    # Sums of two products of the largest codes need more than 16 bits. One row takes another path than several.
+    # There 128 is added to one side, and a pair of products, 2 * 255 * 127, exceeds 16 bits. One row takes another path.
     codes = torch.full((16, 64), 127, dtype=torch.int8)
     codes[::2] = -127
     exact = codes.long() @ codes.long().T

@@ -12,9 +12,6 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from IPython.core.history import HistoryManager
-from IPython.core.interactiveshell import InteractiveShell
-from IPython.utils.capture import capture_output
 from myst_nb.core.variables import format_plain_text
 from myst_nb.ext.glue import extract_glue_data
 
@@ -34,22 +31,6 @@ from llm_learn.notebook import (
 from llm_learn.notebook.plotting import COLORS
 
 NAN, INF = float("nan"), float("inf")
-
-
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
-        monkeypatch.setattr(HistoryManager, "enabled", False)
-        yield InteractiveShell.instance()
-        InteractiveShell.clear_instance()
-
-
-@pytest.fixture
-def screen(shell):
-    """What a notebook's front end would receive, collected by IPython itself: `screen.outputs`."""
-    with capture_output() as captured:
-        yield captured
 
 
 def check(screen) -> dict:

@@ -3,9 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from IPython.core.history import HistoryManager
-from IPython.core.interactiveshell import InteractiveShell
-from IPython.utils.capture import capture_output
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,22 +16,6 @@ from llm_learn.notebook.results import (
     show_table,
     verify_module,
 )
-
-
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
-        monkeypatch.setattr(HistoryManager, "enabled", False)
-        yield InteractiveShell.instance()
-        InteractiveShell.clear_instance()
-
-
-@pytest.fixture
-def screen(shell):
-    with capture_output() as captured:
-        yield captured
-
 
 # results and spreads
 
