@@ -37,7 +37,7 @@ ONE = r"""<html><body><nav>menu</nav><main><article class="bd-article">
 <img src="https://elsewhere.example/badge.svg">
 <math display="block" alttext="\operatorname*{arg\,max}_a b &lt; c"><mi>x</mi></math>
 <div class="highlight-ipython3 notranslate"><div class="highlight"><pre><span class="kn">import</span> x &lt; 1</pre></div></div>
-<details><summary>Show</summary><p>hidden</p></details></section></article></main></body></html>"""
+<details><summary><p class="collapsed">Show</p><p class="expanded">Show</p></summary><p>hidden</p></details></section></article></main></body></html>"""
 DRAWING = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 9" width="720" height="9"><title>Boxes</title>
 <style>svg.diagram { fill: none; }</style><rect width="9" height="9"/></svg>"""
 TWO = """<html><body><article class="bd-article"><section id="two"><h1>Two</h1>
@@ -103,6 +103,7 @@ def test_what_is_the_website_s_alone_is_gone(page):
     for gone in ("Colab", "menu", "alert", "copy", "#</a>", "badge"):
         assert gone not in page
     assert "One <em>and</em> only" in page and "hidden" in page and "<details" not in page
+    assert page.count(">Show<") == 1
     assert '<span class="im">import</span>' in page, "code is coloured"
     assert "<munder>" in page and "b &lt; c</annotation>" in page
 
