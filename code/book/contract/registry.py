@@ -24,8 +24,9 @@ ALWAYS = [
     "exercises",
     "reading",
 ]
-# The roles of the anatomy that a page must have, by its edition.
-ROLES = {1: [*ALWAYS, "cost", "scale"], 2: [*ALWAYS, "minute", "remember", "since"]}
+# The roles that a page with a head has in addition, and those that a page must have, by its edition.
+SUMMARIES = ["minute", "remember"]
+ROLES = {1: [*ALWAYS, "cost", "scale"], 2: [*ALWAYS, *SUMMARIES, "since"]}
 WORD_COUNTS = "code/book/data/word-counts.yml"
 OPTION = re.compile(r"^:(\w+):\s*(.*)$", re.M)
 Directive = tuple[int, str, str, dict[str, str]]  # line, kind, argument, options
@@ -78,12 +79,15 @@ Found = Iterator[tuple[int, str]]  # lines, and what to do there
 CHECKS: dict[str, Check] = {}
 
 
-def check(function: Callable[[Source, Book], Found], editions: tuple = (1, 2)) -> Check:
-    """Registers a generator of (line, remedy) as a check that returns messages; other editions have none."""
+def check(
+    function: Callable[[Source, Book], Found],
+    applies: Callable[[Source], bool] = lambda chapter: True,
+) -> Check:
+    """Registers a generator of (line, remedy) as a check that returns messages; pages where it does not apply have none."""
 
     @wraps(function)
     def run(chapter: Source, book: Book) -> list[str]:
-        found = function(chapter, book) if chapter.edition in editions else ()
+        found = function(chapter, book) if applies(chapter) else ()
         return [f"{chapter.where}:{line}: {text}" for line, text in found]
 
     CHECKS[function.__name__] = run

@@ -12,6 +12,7 @@ from book.contract.registry import (
     CHECKS,
     CITE,
     ROLES,
+    SUMMARIES,
     Book,
     Found,
     calls,
@@ -78,8 +79,8 @@ def front_matter(chapter: Source, book: Book) -> Found:
         yield 1, f"set llm_learn.edition to 2, or leave it out (it is {meta['edition']!r})"
     hours, (core, everything) = meta.get("hours"), chapter.hours
     times = _is_number(core, 12) and _is_number(everything, 12) and core <= everything
-    if not times or isinstance(hours, dict) != (chapter.edition == 2):
-        form = "{core: …, all: …}, core at most all" if chapter.edition == 2 else "a number"
+    if not times or isinstance(hours, dict) != chapter.headed:
+        form = "{core: …, all: …}, core at most all" if chapter.headed else "a number"
         yield 1, f"set llm_learn.hours to {form}, above 0 and at most 12 (it is {hours!r})"
     budget = meta.get("budget") if isinstance(meta.get("budget"), dict) else {}
     for key, limit in (("cpu_seconds", MAX_CPU_SECONDS), ("memory_gib", MAX_MEMORY_GIB)):
@@ -117,6 +118,8 @@ def anatomy(chapter: Source, book: Book) -> Found:
     excused = chapter.meta.get("excused")
     excused = excused if isinstance(excused, dict) else {}
     required = ROLES[chapter.edition]
+    if chapter.headed and chapter.edition == 1:
+        required = [*required, *SUMMARIES]
     for role in required:
         tails = [
             (n, label[len(role) + 1 :])

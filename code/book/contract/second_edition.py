@@ -11,8 +11,9 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from book.contract.registry import (
+    ALWAYS,
     CITE,
-    ROLES,
+    SUMMARIES,
     Book,
     Found,
     at,
@@ -43,9 +44,9 @@ FOLDS = {
 KINDS = ("write", "predict", "derive", "bug", "project")  # of exercises
 TWO_HINTS = {"write", "derive", "bug"}
 
-SECTION_WORDS = {"minute": (90, 130), "core": (0, 500), "since": (0, 120)}
+SUMMARY_WORDS = {"minute": (90, 130), "since": (0, 120)}
 CORE_LIMITS, PAGE_LIMITS = (2000, 150), (4000, 400)  # words, visible lines of code
-MAX_PARAGRAPH, MAX_CELL, MAX_PACKAGED, MAX_BRACKETS = 120, 30, 25, 2
+MAX_SECTION, MAX_PARAGRAPH, MAX_CELL, MAX_PACKAGED, MAX_BRACKETS = 500, 120, 30, 25, 2
 
 # What is not counted as text: comments, solutions, questions to predict, formulas, marks.
 UNCOUNTED = (
@@ -72,7 +73,8 @@ PROOFS = re.compile(
 SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?]\*\*))\s+(?=[A-Z(*_{\[])")
 CHOICE = re.compile(r"^- ([a-z]): ", re.M)  # of a question to predict
 
-second = partial(check, editions=(2,))
+second = partial(check, applies=lambda chapter: chapter.edition == 2)
+headed = partial(check, applies=lambda chapter: chapter.headed)
 
 
 class Section(NamedTuple):
@@ -156,7 +158,7 @@ def _texts(value: object) -> list[str]:
     return texts if all(isinstance(text, str) for text in texts) else []
 
 
-@second
+@headed
 def head(chapter: Source, book: Book) -> Found:
     """The front matter holds what the head box shows, and the core has every required role."""
     able, before, optional = (chapter.meta.get(k) for k in ("able", "before", "optional"))
@@ -173,7 +175,7 @@ def head(chapter: Source, book: Book) -> Found:
     labels = {label for section in found for label in section.labels}
     if optional and not (_texts(optional) and {*optional} <= labels):
         yield 1, f"llm_learn.optional must list labels above `##` (it is {optional!r})"
-    for role in ROLES[chapter.edition]:
+    for role in (*ALWAYS, *SUMMARIES):
         lines = [n for n, label in chapter.labels if label.startswith(f"{role}-")]
         kinds = {section.kind for section in found for n in lines if n in section.lines}
         if kinds == {"optional"}:
@@ -182,22 +184,30 @@ def head(chapter: Source, book: Book) -> Found:
 
 @second
 def lengths(chapter: Source, book: Book) -> Found:
-    """Paragraphs, sections, core and page keep to their limits; `hours.core` agrees with them."""
+    """Paragraphs, sections, core and page keep to their limits."""
     page = [section for section in sections(chapter) if section.kind != "reading"]
     core = [section for section in page if section.kind in CORE]
     for section in page:
         for line, text in section.paragraphs if section.kind != "minute" else []:
             if words(text) > MAX_PARAGRAPH:
                 yield line, f"{words(text)} words in a paragraph, at most {MAX_PARAGRAPH}"
-        low, high = SECTION_WORDS.get(section.kind, (0, section.words))
-        if not low <= section.words <= high:
-            yield section.lines[0], f"{section.words} words in a section of {low} to {high}"
+        if section.kind == "core" and section.words > MAX_SECTION:
+            yield (
+                section.lines[0],
+                f"{section.words} words in a section, at most {MAX_SECTION}",
+            )
     for name, part, limits in (("core", core, CORE_LIMITS), ("page", page, PAGE_LIMITS)):
         num_words, num_lines = sum(s.words for s in part), sum(s.code for s in part)
         if num_words > limits[0]:
             yield 1, f"the {name} has {num_words} words, at most {limits[0]}: shorten it"
         if num_lines > limits[1]:
             yield 1, f"the {name} shows {num_lines} lines of code, at most {limits[1]}"
+
+
+@headed
+def core_hours(chapter: Source, book: Book) -> Found:
+    """`hours.core` agrees with the length of the core."""
+    core = [section for section in sections(chapter) if section.kind in CORE]
     asked = [line for line, *_ in directives(chapter, "predict")]
     questions = sum(line in section.lines for line in asked for section in core)
     minutes = sum(s.words / 90 + s.code / 10 for s in core) + 2 * questions
@@ -207,10 +217,13 @@ def lengths(chapter: Source, book: Book) -> Found:
         yield 1, f"llm_learn.hours.core is {stated:g}, but {why}: state {needed:g}"
 
 
-@second
+@headed
 def summaries(chapter: Source, book: Book) -> Found:
-    """What to remember has five short items, and Since 2025 its citations."""
+    """The summaries keep to their limits: In one minute, What to remember, and Since 2025 with its citations."""
     for section in sections(chapter):
+        low, high = SUMMARY_WORDS.get(section.kind, (0, section.words))
+        if not low <= section.words <= high:
+            yield section.lines[0], f"{section.words} words in a section of {low} to {high}"
         texts = [text for _, text in section.paragraphs]
         items = [words(text) for text in texts if ITEM.match(text)]
         if section.kind == "remember" and not (len(items) == 5 and max(items) <= 20):
@@ -239,14 +252,19 @@ def predictions(chapter: Source, book: Book) -> Found:
         yield line, f'no cell settles it: call `settle("{name}", a=…, …)`'
 
 
-@second
-def sentence_forms(chapter: Source, book: Book) -> Found:
-    """Comparisons of measured numbers, and numbers in bold, carry a claim; few sentences are in brackets."""
+@headed
+def brackets(chapter: Source, book: Book) -> Found:
+    """Few sentences are in brackets."""
     pieces = [pair for section in sections(chapter) for pair in section.paragraphs]
     found = [(n, m[0]) for n, text in pieces for m in BRACKETS.finditer(plain(text))]
     for line, sentence in found[MAX_BRACKETS:]:
         yield line, f"`{sentence[:40]}`: at most {MAX_BRACKETS} sentences in brackets"
-    for line, text in pieces:
+
+
+@second
+def sentence_forms(chapter: Source, book: Book) -> Found:
+    """Comparisons of measured numbers, and numbers in bold, carry a claim."""
+    for line, text in [p for section in sections(chapter) for p in section.paragraphs]:
         for sentence in SENTENCE_END.split(text):
             if "{claim}" in sentence:
                 continue
@@ -261,7 +279,7 @@ def sentence_forms(chapter: Source, book: Book) -> Found:
 
 @second
 def cell_forms(chapter: Source, book: Book) -> Found:
-    """Cells have the tag of what they hold, core cells are short, and only some cells check and store numbers."""
+    """Cells are folded by the tag of what they hold, and core cells are short."""
     remedy = f"fold the cell by the tag of what it holds: {', '.join(FOLDS)}"
     opened = [cell for cell in chapter.cells if "show-input" in cell.tags]
     for cell in opened[1:] or [c for c in opened if "check" not in c.tags]:
@@ -272,6 +290,13 @@ def cell_forms(chapter: Source, book: Book) -> Found:
             yield cell.line, remedy
         if is_core(cell.tags) and (length := cell.source.count("\n") + 1) > MAX_CELL:
             yield cell.line, f"{length} lines in a core cell, at most {MAX_CELL}: {remedy}"
+
+
+@headed
+def proofs_folded(chapter: Source, book: Book) -> Found:
+    """Only some cells check and store numbers."""
+    for cell in chapter.cells:
+        exercise = any(tag.startswith("exercise-") for tag in cell.tags)
         if exercise or {"packaged", "check", "results"} & set(cell.tags):
             continue
         for line, text in enumerate(cell.source.split("\n"), cell.line):

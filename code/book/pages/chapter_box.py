@@ -161,7 +161,7 @@ def facts(app: Sphinx, chapter: Source, doctree: nodes.document) -> Iterator[Row
     pages = Pages(app, chapter.docname)
     record, hours = read_record(Path(app.srcdir), chapter.slug), chapter.hours[0]
     known = [s for s in chapter.meta.get("prerequisites") or [] if s in pages.chapters]
-    if chapter.edition == 2:
+    if chapter.headed:
         yield from second_edition(pages, chapter, doctree, known, cost(record))
     else:
         yield "Before this", [line(*(pages.links(known) or ["no other chapter"]))]

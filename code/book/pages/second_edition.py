@@ -23,7 +23,7 @@ def fold_cells(app: Sphinx, doctree: nodes.document) -> None:
         tags, source = cell["cell_metadata"].get("tags", []), cell[0].astext()
         what = "the checker" if "exercise-checker" in tags else "the code"
         cell["prompt_show"], cell["prompt_hide"] = f"Show {what}", f"Hide {what}"
-        if chapter.edition == 2 and (title := fold_title(tags, source)):
+        if title := fold_title(tags, source):
             # The output stays open, except that of numbers, which the prose shows.
             whole = "results" in tags and "show_table(" not in source
             cell["hide_mode"] = "all" if whole else "input"
@@ -51,7 +51,7 @@ def link(section: nodes.section) -> nodes.reference:
 def mark_optional(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Gives an optional section a badge, and a link to the next section that is not optional."""
     chapter = chapter_source(app.env, docname)
-    sections = page_sections(doctree, chapter) if chapter and chapter.edition == 2 else []
+    sections = page_sections(doctree, chapter) if chapter and chapter.headed else []
     for number, (section, kind) in enumerate(sections):
         if kind != "optional":
             continue

@@ -59,6 +59,11 @@ class Source:
         return 2 if self.meta.get("edition") == 2 else 1
 
     @property
+    def headed(self) -> bool:
+        """Whether it has the head, the summaries and the tags of the second edition; a rewritten page has more."""
+        return "able" in self.meta
+
+    @property
     def hours(self) -> tuple[float, float]:
         """Hours to read the core, and the whole page. They are equal in the first edition, and 0 where none is given."""
         hours = self.meta.get("hours") or 0

@@ -114,20 +114,20 @@ BAD = [
     ("head", ("[cost-attention]", "cost-attention"), "must list labels"),
     ("head", ("[cost-attention]", "[wrong-attention]"), "`wrong` is required"),
     ("head", ("## What it costs", "### What it costs"), "must list labels above `##`"),
-    ("lengths", ("## In one minute", "## In one minute\n\nMore. " * 20), "of 90 to 130"),
-    ("lengths", ("## In one minute", "## In one minute\n\n## More"), "of 90 to 130"),
-    ("lengths", core(f"## More\n\n{MANY}"), "of 0 to 500"),
+    ("summaries", ("## In one minute", "## In one minute\n\nMore. " * 20), "of 90 to 130"),
+    ("summaries", ("## In one minute", "## In one minute\n\n## More"), "of 90 to 130"),
+    ("lengths", core(f"## More\n\n{MANY}"), "in a section, at most 500"),
     ("lengths", core(f"## More\n\n{MANY}" * 4), "the core has"),
     ("lengths", (READING, MANY * 6 + READING), "the page has"),
     ("lengths", core(f"{SENTENCE} " * 9), "135 words in a paragraph"),
-    ("lengths", ("## Since 2025", f"## Since 2025\n\n{MANY}"), "120"),
+    ("summaries", ("## Since 2025", f"## Since 2025\n\n{MANY}"), "120"),
     ("lengths", cell("\n".join(["x = 1"] * 140)), "the core shows"),
     (
         "lengths",
         (READING, cell(LONG)[1].replace("(library-attention)=", "") * 12 + READING),
         "the page shows",
     ),
-    ("lengths", ("{core: 1,", "{core: 2,"), "takes 9 minutes: state 0.5"),
+    ("core_hours", ("{core: 1,", "{core: 2,"), "takes 9 minutes: state 0.5"),
     ("summaries", (FIRST, ""), "five list items"),
     ("summaries", (FIRST, FIRST * 2), "five list items"),
     ("summaries", (FIRST, FIRST.replace("add", "always " * 10 + "add")), "not of [22,"),
@@ -151,7 +151,7 @@ BAD = [
         asked('settle("a" + "b", a=x > y, b=x == y)', QUESTION),
         "question None",
     ),
-    ("sentence_forms", core("(It works.) " * 3), "sentences in brackets"),
+    ("brackets", core("(It works.) " * 3), "sentences in brackets"),
     ("sentence_forms", core("It is much worse: {glue:text}`x`."), "`worse` compares"),
     (
         "sentence_forms",
@@ -165,7 +165,7 @@ BAD = [
     ("cell_forms", cell("x = 1", "data, show-input"), "is for one cell"),
     ("cell_forms", cell("x = 1", "check, show-input"), "is for one cell"),
     *(
-        ("cell_forms", cell(code, tags), f"move `{name}`")
+        ("proofs_folded", cell(code, tags), f"move `{name}`")
         for name, code in (
             ("assert", "assert x"),
             ("raise", "def f(x):\n    raise ValueError(x)"),
@@ -198,10 +198,19 @@ def test_every_check_of_the_form_has_a_bad_page():
     assert {bad[0] for bad in BAD} >= set(OURS)
 
 
-@pytest.mark.parametrize("name", OURS)
-@pytest.mark.parametrize("change", [bad[1] for bad in BAD], ids=str)
-def test_no_page_of_the_first_edition_is_asked_for_the_form(name, change, good, book):
+# What a page of the first edition has, too, once it has a head.
+HEADED = {"head", "core_hours", "summaries", "brackets", "proofs_folded"}
+
+
+@pytest.mark.parametrize(("name", "change"), [bad[:2] for bad in BAD if bad[0] in OURS])
+def test_a_page_of_the_first_edition_is_asked_for_its_head(name, change, good, book):
     text = replaced(good, change, ("  edition: 2\n", ""))
+    assert bool(CHECKS[name](source(text), book)) == (name in HEADED)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_page_without_a_head_is_asked_for_none_of_this(name, good, book):
+    text = replaced(good, ("  edition: 2\n", ""), ("  able:", "  abilities:"))
     assert CHECKS[name](source(text), book) == []
 
 
@@ -226,8 +235,8 @@ FINE = [
     ("predictions", asked(SETTLE, QUESTION)),
     ("predictions", asked(SETTLE, QUESTION.replace("```", ":::"))),
     ("predictions", asked(SETTLE, QUESTION.replace("Which", "$$\na\n$$\n\nWhich"))),
-    ("sentence_forms", core("(It works.) " * 2)),
-    ("sentence_forms", core("A pair (T, C), and a set (x, y), (a) or (b). " * 3)),
+    ("brackets", core("(It works.) " * 2)),
+    ("brackets", core("A pair (T, C), and a set (x, y), (a) or (b). " * 3)),
     (
         "sentence_forms",
         core("Worse, {claim}`a <it is lower: {glue:text}>` {glue:text}`x`."),
@@ -236,9 +245,9 @@ FINE = [
     ("sentence_forms", core("**Value 3.** **One thing to note.** **Why more than that?**")),
     ("cell_forms", cell("\n".join(["x = 1"] * 30))),
     ("cell_forms", cell(LONG, "data")),
-    ("cell_forms", cell("assert x\nraise ValueError", "results")),
-    ("cell_forms", cell("assert x\nraise ValueError", "packaged")),
-    ("cell_forms", cell("assert x\nraise ValueError", "exercise-starter")),
+    ("proofs_folded", cell("assert x\nraise ValueError", "results")),
+    ("proofs_folded", cell("assert x\nraise ValueError", "packaged")),
+    ("proofs_folded", cell("assert x\nraise ValueError", "exercise-starter")),
     (
         "cell_forms",
         cell("def f():\n    raise NotImplementedError\n\n\nx.results()  # assert"),
@@ -257,7 +266,7 @@ def test_what_is_allowed_passes(name, change, good, book):
 def test_a_message_names_the_line(good, book):
     text = replaced(good, cell("x = 1\nassert x"))
     line = text.split("\n").index("assert x") + 1
-    (problem,) = CHECKS["cell_forms"](source(text), book)
+    (problem,) = CHECKS["proofs_folded"](source(text), book)
     assert problem.startswith(f"chapters/first-model/attention.md:{line}: ")
 
 
