@@ -294,9 +294,13 @@ def cell_forms(chapter: Source, book: Book) -> Found:
 
 @headed
 def proofs_folded(chapter: Source, book: Book) -> Found:
-    """Only some cells check and store numbers."""
+    """Only some cells check and store numbers; those of solutions are closed anyway."""
+    opened, closed = (
+        [n for n, *_ in directives(chapter, f"solution-{end}")] for end in ("start", "end")
+    )
     for cell in chapter.cells:
         exercise = any(tag.startswith("exercise-") for tag in cell.tags)
+        exercise |= sum(n < cell.line for n in opened) > sum(n < cell.line for n in closed)
         if exercise or {"packaged", "check", "results"} & set(cell.tags):
             continue
         for line, text in enumerate(cell.source.split("\n"), cell.line):
