@@ -105,13 +105,13 @@ if __name__ == "__main__":
     ]
     print(record["counters"], flush=True)
     learning_rates = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
-    for name, recipe in (("nanoGPT", nanogpt), ("nanoGPT, small shape", small)):
+    for name, recipe in (("nanoGPT", nanogpt), ("nanoGPT, small", small)):
         candidates = {
             f"{learning_rate:g}": replace(recipe, learning_rate=learning_rate)
             for learning_rate in learning_rates
         }
         best = best_of(chapter, name, candidates, FULL, tuning)
-        run(f"{name}, best rate", best, FULL)
+        run(f"{name}, tuned", best, FULL)
     run("nanoGPT", nanogpt, FULL)
     grids = {
         "modern": {
@@ -142,7 +142,7 @@ if __name__ == "__main__":
         for name, recipe in chapter.WITHOUT.items():
             run(f"without {name}", recipe, num_updates, evaluations=1)
     without = {f"without {name}": recipe for name, recipe in chapter.WITHOUT.items()}
-    timed = {"nanoGPT": nanogpt, "nanoGPT, small shape": small, "modern": modern} | without
+    timed = {"nanoGPT": nanogpt, "nanoGPT, small": small, "modern": modern} | without
     record["update_seconds"] = update_seconds(chapter, timed)
     print(record["update_seconds"], flush=True)
     save()
