@@ -70,14 +70,18 @@ def solved(seed: int) -> dict:
 
 def attacked(seed: int) -> dict:
     """What is called and answered after a note to which a stranger has added something."""
-    notes, shots, pen = agents.guide(seed), agents.examples(seed), agents.Pen()
+    notes, shots, session = (
+        agents.guide(seed),
+        agents.examples(seed),
+        agents.GenerationSession(),
+    )
     some = [task for task in agents.tasks(seed, 20) if task.tool == "guide"]
     result, first = {}, {}
     for name, added in agents.ATTACKS.items():
         rows = []
         for task in some:
             note = agents.find_note(**task.arguments, notes=notes) + added
-            rows.append(agents.after_reading(pen, task, note, shots))
+            rows.append(agents.after_reading(session, task, note, shots))
         first[name] = rows[0][2]
         said = [re.findall(r"\w+", text.lower()) for _, _, text in rows]
         result[name] = {

@@ -13,7 +13,7 @@ Change = Callable[[Tensor], Tensor]  # (B, T, C) -> (B, T, C)
 
 
 def module_at(model: Llama, place: Place) -> tuple[nn.Module, bool]:
-    """The module at a place, and whether the place is its input. Raises ValueError where there is none."""
+    """The module at a place, and whether the place is the module's input. Raises ValueError if there is none."""
     kind, layer = place
     num_layers = model.config.num_layers
     expect(
@@ -44,7 +44,7 @@ def _on_output(change: Change) -> Callable:
 
 @contextmanager
 def changed(model: Llama, changes: dict[Place, Change]) -> Iterator[None]:
-    """While it is open, what passes a place is replaced by what the place's function makes of it."""
+    """Inside the `with` block, the result of each place's function replaces the activation there."""
     places = {place: module_at(model, place) for place in changes}
     handles = []
     try:
@@ -62,7 +62,7 @@ def changed(model: Llama, changes: dict[Place, Change]) -> Iterator[None]:
 def run_with_cache(
     model: Llama, ids: Tensor, places: Sequence[Place]
 ) -> tuple[Tensor, dict[Place, Tensor]]:
-    """Runs the model: the hidden states that its output layer reads, (B, T, C), and what passed each place."""
+    """Runs the model: the hidden states that its output layer receives, (B, T, C), and the activation at each place."""
     seen = {}
 
     def keep(place: Place) -> Change:

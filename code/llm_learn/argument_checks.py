@@ -103,7 +103,7 @@ def _kind(dtype: object) -> str:
 
 @cache
 def _parse(description: str, names: tuple[str, ...]) -> Description:
-    """Compiles a description to a function, since layers check their inputs in every pass."""
+    """Compiles a description to a function, since layers check their inputs in every forward pass."""
     clauses, letters, lines = [], {}, []
     for number, text in enumerate(_split(description)):
         if match := SHAPE_CLAUSE.fullmatch(text):
@@ -149,7 +149,7 @@ def _shape_lines(
 
 
 def _split(text: str) -> list[str]:
-    """The parts between commas that stand in no brackets and no quotes."""
+    """Splits at the commas that are outside brackets and quotes."""
     parts, depth = [""], 0
     for piece in re.findall(r"'[^']*'|\"[^\"]*\"|.", text):
         depth += (piece in "([{") - (piece in ")]}")
@@ -161,7 +161,7 @@ def _split(text: str) -> list[str]:
 
 
 def _operands(node: ast.AST, text: str) -> Iterator[str]:
-    """The parts of a condition whose values tell why it fails, such as `len(ids)`, `x.ndim` and `x`."""
+    """The parts of a condition whose values show why it fails, such as `len(ids)`, `x.ndim` and `x`."""
     parts = ast.iter_child_nodes(node)
     whole = isinstance(node, ast.Attribute | ast.Name)
     if isinstance(node, ast.Call):

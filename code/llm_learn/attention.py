@@ -10,14 +10,14 @@ from llm_learn.positional_encoding import apply_rope
 
 
 def causal_mask(num_queries: int, num_keys: int | None = None, *, device=None) -> Tensor:
-    """Which keys each query may use: those at its own position and before it.
+    """Marks the keys that each query may attend to: those at its own position and before it.
 
     Args:
         num_queries: T; the queries are the last T of the S positions.
-        num_keys: S, at least T; T where left out.
+        num_keys: S, at least T; by default T.
         device: where the mask lives.
 
-    Returns:
+    (T, S) bool; True marks a key that the query may attend to.
         (T, S) bool, True = use.
     """
     num_keys = num_queries if num_keys is None else num_keys
@@ -28,21 +28,21 @@ def causal_mask(num_queries: int, num_keys: int | None = None, *, device=None) -
 
 
 def document_mask(document_ids: Tensor) -> Tensor:
-    """Whether a query may read a key: not later, and of the same document. (B, T) -> (B, 1, T, T)"""
+    """True where a query may attend to a key: not later, and in the same document. (B, T) -> (B, 1, T, T)"""
     same = document_ids[:, :, None] == document_ids[:, None, :]
     return (same & causal_mask(document_ids.shape[1], device=document_ids.device))[:, None]
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
-    """How much each query reads from each key (Vaswani et al. 2017, arXiv:1706.03762, Eq. 1, the softmax).
+    """How much each query attends to each key (Vaswani et al. 2017, arXiv:1706.03762, Eq. 1, the softmax).
 
     Args:
         q: (..., T, D) queries.
         k: (..., S, D) keys.
-        mask: bool, broadcastable to (..., T, S), True = use. A query with no key to use gets zeros.
+        mask: bool, broadcastable to (..., T, S), True = may be attended to. A query without such a key gets zeros.
 
     Returns:
-        (..., T, S) weights; each row sums to 1, or to 0 where no key may be used.
+        (..., T, S) weights; each row sums to 1, or to 0 if all its keys are masked.
     """
     expect("q (..., T, D), k (..., S, D), q.shape[:-2] == k.shape[:-2]", q=q, k=k)
     scores = q @ k.mT / math.sqrt(q.shape[-1])  # (..., T, S)
@@ -54,7 +54,7 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
         mask=mask,
         scores=scores,
     )
-    # The lowest finite number, not -inf, which would make a row without any key NaN on its way.
+    # The lowest finite number: -inf would make a row without any key NaN.
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(-1).masked_fill(~mask, 0.0)
 
@@ -68,7 +68,7 @@ def scaled_dot_product_attention(
         q: (..., T, D) queries.
         k: (..., S, D) keys.
         v: (..., S, D) values; their width may differ.
-        mask: bool, broadcastable to (..., T, S), True = use.
+        mask: bool, broadcastable to (..., T, S), True = may be attended to.
 
     Returns:
         (..., T, D)
@@ -78,7 +78,7 @@ def scaled_dot_product_attention(
 
 
 class MultiHeadAttention(nn.Module):
-    """Several attentions side by side, each on its own projection (Vaswani et al. 2017, Section 3.2.2).
+    """Multi-head attention: several heads, each on its own projection (Vaswani et al. 2017, Section 3.2.2).
 
     Args:
         d_model: C, width of the input and the output.
@@ -100,17 +100,17 @@ class MultiHeadAttention(nn.Module):
         return qkv.permute(2, 0, 3, 1, 4).unbind(0)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C); `mask` is bool, broadcastable to (B, H, T, T), True = use."""
+        """(B, T, C) -> (B, T, C); `mask` is bool, broadcastable to (B, H, T, T), True = may be attended to."""
         expect("x (B, T, C)", x=x, C=self.out.in_features)
         heads = scaled_dot_product_attention(*self.heads(x), mask)  # (B, H, T, D)
         return self.out(heads.transpose(1, 2).flatten(2))  # (B, T, C)
 
 
 class KVCache:
-    """The keys and values that one layer has computed, so that text that comes later can read them.
+    """The keys and values that one layer has computed, so that later tokens can attend to them.
 
     Args:
-        batch_size: B, texts side by side.
+        batch_size: B, sequences.
         num_kv_heads: K, key/value heads.
         capacity: the most positions that it can hold.
         head_dim: D, width of one head.
@@ -137,10 +137,10 @@ class KVCache:
         self.length = 0
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends keys and values (B, K, T, D), and returns all that it holds: twice (B, K, length, D)."""
+        """Appends keys and values (B, K, T, D), and returns all keys and all values, (B, K, length, D) each."""
         expect("k.shape == v.shape", k=k, v=v)
         expect("keys (B, K, S, D), k (B, K, T, D), length + T <= S", k=k, **vars(self))
-        # Its memory is written in place, call after call, which would end every later backward pass.
+        # Each call writes into the same memory, which would break every later backward pass.
         if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
             raise ValueError(
                 "k or v requires a gradient: use a cache under torch.no_grad()"
@@ -158,7 +158,7 @@ class GroupedQueryAttention(nn.Module):
     Args:
         d_model: C, width of the input and the output.
         num_heads: H, query heads; must divide `d_model`.
-        num_kv_heads: K, key/value heads; must divide `num_heads`. Query head h reads those of number h // (H / K).
+        num_kv_heads: K, key/value heads; must divide `num_heads`. Query head h uses number h // (H / K).
     """
 
     def __init__(self, *, d_model: int, num_heads: int, num_kv_heads: int):
@@ -178,7 +178,7 @@ class GroupedQueryAttention(nn.Module):
     def heads(
         self, x: Tensor, rope: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, T, D), keys and values (B, K, T, D); the first two turned by `rope`."""
+        """Queries (B, H, T, D), keys and values (B, K, T, D); `rope` rotates queries and keys."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         H, K = self.num_heads, self.num_kv_heads
         qk, v = qkv.split([H + K, K], dim=1)
@@ -194,13 +194,13 @@ class GroupedQueryAttention(nn.Module):
         rope: tuple[Tensor, Tensor] | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Lets every position read from those that the mask allows.
+        """Lets every position attend to those that the mask allows.
 
         Args:
             x: (B, T, C)
-            mask: bool, broadcastable to (B, H, T, S), True = use; every query needs a key.
+            mask: bool, broadcastable to (B, H, T, S), True = may be attended to; every query needs such a key.
             rope: cosines and sines from `rope_tables`, broadcastable to (B, H, T, D / 2).
-            cache: what came before the T positions; they are read too, and those of `x` appended.
+            cache: what came before the T positions; it is attended to as well, and keys and values of `x` are appended.
 
         Returns:
             (B, T, C)
@@ -209,7 +209,7 @@ class GroupedQueryAttention(nn.Module):
         q, k, v = self.heads(x, rope)
         if cache is not None:
             k, v = cache.extend(k, v)  # (B, K, S, D)
-        # On a CPU, torch's kernel reads each key for its whole group, and copies none.
+        # On a CPU, torch's kernel reads each key for its whole group, without copying it.
         heads = nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, enable_gqa=True
         )  # (B, H, T, D)

@@ -19,12 +19,12 @@ def words(text: str) -> list[str]:
 class BM25:
     """Scores passages by the words that they share with a query.
 
-    Robertson and Zaragoza 2009, in the form of Lucene.
+    Robertson and Zaragoza 2009, in Lucene's variant.
 
     Args:
         passages: the words of each, at least one passage.
-        k1: how soon more of the same word stops to count.
-        b: how much the length counts, from 0 to 1.
+        k1: how soon repetitions of a word stop adding to the score.
+        b: strength of the length normalisation, from 0 to 1.
     """
 
     def __init__(

@@ -22,12 +22,12 @@ def save_checkpoint(
     optimizers: Sequence[torch.optim.Optimizer],
     progress: dict,
 ) -> None:
-    """Writes a new folder; an error, or the end of the process, leaves none of that name.
+    """Writes a new folder atomically: after an error, or the end of the process, none of that name exists.
 
     Args:
         folder: must not exist.
         model: its weights.
-        optimizers: their running means and settings.
+        optimizers: their states and settings.
         progress: everything else that decides what comes next, such as the step, the state of the loader and that of
             a random generator: tensors, and what JSON can hold; no key has a slash.
     """
@@ -36,7 +36,7 @@ def save_checkpoint(
         raise ValueError(f"folder is {str(folder)!r}: it exists already")
     tensors: dict[str, Tensor] = {}
     states = [optimizer.state_dict() for optimizer in optimizers]
-    for state in states:  # JSON knows no numbers as keys
+    for state in states:  # JSON does not allow numbers as keys
         state["state"] = {str(number): entry for number, entry in state["state"].items()}
     whole = {"model": model.state_dict(), "optimizers": states, "progress": progress}
     text = json.dumps(_take_out(whole, "", tensors), indent=1) + "\n"
@@ -99,7 +99,7 @@ def _groups(state: dict) -> list[tuple[int, list[str]]]:
 
 
 def _take_out(value, name: str, tensors: dict[str, Tensor]):
-    """The value with None in the place of every tensor, which `tensors` receives under its path."""
+    """The value with None instead of every tensor; `tensors` receives each tensor under its path."""
     if isinstance(value, Tensor):
         tensors[name] = value.contiguous()
         return None
@@ -116,7 +116,7 @@ def _take_out(value, name: str, tensors: dict[str, Tensor]):
 
 
 def _put_back(value, name: str, tensors: dict[str, Tensor]):
-    """What `_take_out` was given, with lists in the place of tuples."""
+    """The value that `_take_out` was given, with lists instead of tuples."""
     if name in tensors:
         return tensors[name].clone()  # the file may be removed
     if isinstance(value, dict):

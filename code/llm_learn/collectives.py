@@ -1,4 +1,4 @@
-"""Collective operations over a ring of processes, and the vectors that travel in it."""
+"""Collective operations over a ring of processes, and the vectors that they exchange."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from llm_learn.argument_checks import expect
 
 
 class Ring:
-    """The processes in a circle; counts the bytes that this one has sent."""
+    """The processes in a ring; counts the bytes that this one has sent."""
 
     def __init__(self):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.bytes_sent = 0
 
     def step(self, chunks: Tensor, send: int, receive: int, add: bool) -> None:
-        """Sends one of the chunks (R, n) to the next process; what arrives is added to another, or replaces it."""
+        """Sends one of the chunks (R, n) to the next process; the received one is added to another, or replaces it."""
         arriving = torch.empty_like(chunks[receive])
         sending = dist.P2POp(dist.isend, chunks[send], (self.rank + 1) % self.size)
         receiving = dist.P2POp(dist.irecv, arriving, (self.rank - 1) % self.size)
@@ -62,13 +62,13 @@ class Ring:
 
 
 def as_vector(tensors: Sequence[Tensor], size: int) -> Tensor:
-    """All numbers as one vector, with zeros at the end so that `size` divides its length."""
+    """All entries as one vector, padded with zeros so that `size` divides its length."""
     vector = torch.cat([t.flatten() for t in tensors])
     return F.pad(vector, (0, -len(vector) % size))
 
 
 def split_like(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors, shaped like others, of which `as_vector` made a vector."""
+    """Splits a vector of `as_vector` into tensors, shaped like others."""
     sizes = [t.numel() for t in like]
     expect("vector (N,), sum(sizes) <= N", vector=vector, sizes=sizes)
     parts = vector[: sum(sizes)].split(sizes)

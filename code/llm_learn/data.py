@@ -30,7 +30,7 @@ def shakespeare() -> str:
 
 
 def shakespeare_characters() -> tuple[CharTokenizer, Tensor, Tensor]:
-    """A tokenizer of characters, the ids (N,) of the plays to learn from, and those (M,) of the plays held out."""
+    """A character tokenizer, the token IDs (N,) of the training plays, and those (M,) of the held-out plays."""
     plays = shakespeare_plays()
     tokenizer = CharTokenizer("\n".join(plays.values()))
     known = "\n".join(text for name, text in plays.items() if name not in HELD_OUT)
@@ -46,19 +46,19 @@ def shakespeare_characters() -> tuple[CharTokenizer, Tensor, Tensor]:
 def get_batch(
     ids: Tensor, batch_size: int, context_length: int, *, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draws random windows of a text, and for each position the id that follows.
+    """Samples random windows of a corpus, and for each position the token that follows.
 
     Args:
-        ids: (N,) the whole text.
+        ids: (N,) token IDs of the whole corpus.
         batch_size: B, windows in the batch.
-        context_length: T, ids in a window.
+        context_length: T, tokens in a window.
         generator: decides the windows.
 
     Returns:
         Inputs (B, T) and targets (B, T); `targets[:, t]` follows `inputs[:, t]`.
 
     Raises:
-        ValueError: where `ids` is no vector, or too short for one window and its last target.
+        ValueError: if `ids` is not a vector, or too short for one window and its last target.
     """
     expect("batch_size >= 1", batch_size=batch_size)
     expect("ids (N,), 1 <= context_length < N", ids=ids, context_length=context_length)
@@ -70,15 +70,15 @@ def get_batch(
 def pack_documents(
     docs: Sequence[Sequence[int]], context_length: int, *, eos_id: int
 ) -> tuple[Tensor, Tensor]:
-    """Lays documents end to end, each closed by `eos_id`, and cuts the result into rows.
+    """Concatenates documents, each ended by `eos_id`, and cuts the result into rows.
 
     Args:
-        docs: the ids of each document.
-        context_length: T, ids in a row.
-        eos_id: closes each document, and fills the end of the last row.
+        docs: the token IDs of each document.
+        context_length: T, tokens in a row.
+        eos_id: ends each document, and pads the last row.
 
     Returns:
-        Ids (N, T) and document ids (N, T): which document each position belongs to, -1 where it is filling.
+        Token IDs (N, T) and document IDs (N, T): which document each position belongs to, -1 for padding.
     """
     expect("len(docs) >= 1, eos_id >= 0", docs=docs, eos_id=eos_id)
     expect("context_length >= 1", context_length=context_length)
@@ -96,16 +96,16 @@ def pack_documents(
 def save_tokens(
     path: str | Path, ids: Sequence[int] | np.ndarray, *, vocab_size: int
 ) -> None:
-    """Writes ids as a NumPy file in the smallest type that holds the vocabulary; an error leaves no half file.
+    """Writes token IDs as a NumPy file in the smallest type that holds the vocabulary; an error leaves no partial file.
 
     Args:
         path: ends in .npy.
-        ids: (N,) the whole text.
-        vocab_size: V; ids go from 0 to V - 1.
+        ids: (N,) token IDs of the whole corpus.
+        vocab_size: V; IDs go from 0 to V - 1.
     """
     path = Path(path)
     ids = np.asarray(ids)
-    # An id too large for its type would be stored as another id, silently.
+    # A token ID too large for its type would silently be stored as another one.
     expect(
         "path.suffix == '.npy', ids int (N,), N >= 1, 0 <= ids.min() <= ids.max() < vocab_size",
         path=path,
@@ -130,7 +130,7 @@ def load_tokens(path: str | Path) -> np.ndarray:
 
 
 def epoch_order(num_windows: int, seed: int, epoch: int) -> np.ndarray:
-    """Which window comes when in an epoch: the numbers from 0 to num_windows - 1, shuffled.
+    """The order of the windows in an epoch: the numbers from 0 to num_windows - 1, shuffled.
 
     NumPy may change how it shuffles: end a run with the version of NumPy that began it.
     """
@@ -138,17 +138,17 @@ def epoch_order(num_windows: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class TokenLoader:
-    """Reads every whole window of a text once an epoch, shuffled, and goes on exactly where it stopped.
+    """Reads every full window of a corpus once per epoch, shuffled, and resumes exactly where it stopped.
 
-    The order depends on `seed` and the epoch alone. So the state is a count, and another batch size, or another
-    number of processes, goes on in the same order.
+    The order depends only on `seed` and the epoch. So the state is a count, and a run with another batch size, or
+    another number of processes, resumes in the same order.
 
     Args:
-        ids: (N,) the text, such as a memory map.
+        ids: (N,) token IDs of the corpus, such as a memory map.
         batch_size: B, windows in a batch of all processes together.
-        context_length: T, ids in a window.
+        context_length: T, tokens in a window.
         seed: decides the order.
-        rank, world_size: this process and how many share each batch, every one its own B / world_size windows.
+        rank, world_size: this process, and how many share each batch; each reads its own B / world_size windows.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class TokenLoader:
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def _start(self, number: int) -> int:
-        """Where the window begins that is read as that number."""
+        """The start of the window that is read as that number."""
         epoch, place = divmod(number, self.num_windows)
         if epoch != self._epoch:
             order = epoch_order(self.num_windows, self.identity["seed"], epoch)
@@ -203,11 +203,11 @@ class TokenLoader:
         return rows[:, :-1], rows[:, 1:]
 
     def state_dict(self) -> dict[str, int]:
-        """What `load_state_dict` needs to go on from here."""
+        """The state that `load_state_dict` needs to resume from here."""
         return {"windows_read": self.windows_read, **self.identity}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on where a loader stood whose seed, windows and length of text were the same.
+        """Resumes where another loader with the same seed, windows and corpus length stopped.
 
         Batch size and processes may differ.
         """

@@ -26,7 +26,7 @@ SECONDS_TO_END = 10  # for a process that has given its result
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process among those of a run; by itself where there are no others."""
+    """This process among those of a run; it may be the only one."""
 
     rank: int = 0  # from 0
     world_size: int = 1  # processes
@@ -37,7 +37,7 @@ class DistributedContext:
         return self.rank == 0
 
     def mean(self, values: Sequence[float]) -> list[float]:
-        """The means over all processes, each of which calls this."""
+        """The means over all processes; each process must call this."""
         if self.world_size == 1:
             return list(values)
         numbers = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -73,7 +73,7 @@ def _portable(error: Exception) -> Exception:
 
 @contextmanager
 def _silent_stdout() -> Iterator[None]:
-    """Drops what is written to stdout, even by C++: with PyTorch 2.9, each process greets its peers there."""
+    """Drops what is written to stdout, even by C++: with PyTorch 2.9, each process prints a greeting there."""
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 1)
@@ -86,7 +86,7 @@ def _silent_stdout() -> Iterator[None]:
 
 @contextmanager
 def init_distributed(device: str = "cpu") -> Iterator[DistributedContext]:
-    """Joins the processes that torchrun has started, or is by itself.
+    """Joins the processes that torchrun has started, or runs as a single process.
 
     Args:
         device: "cpu", or "cuda" for a GPU of its own in each process.
@@ -115,7 +115,7 @@ def is_connection_error(error: RuntimeError) -> bool:
 
 
 def apply_fsdp(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Divides the weights of a model, and its optimizer's means, among all processes, by PyTorch's FSDP2.
+    """Shards the weights of a model, and its optimizer's state, over all processes, by PyTorch's FSDP2.
 
     Args:
         model: the same in every process; its `blocks` are gathered one at a time.
@@ -143,7 +143,7 @@ def apply_fsdp(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 class FullStateDict:
-    """The state of a model or an optimizer with whole tensors; every process makes one at the same time."""
+    """The state of a model or an optimizer with full tensors; all processes must create it at the same time."""
 
     def __init__(self, part: nn.Module | torch.optim.Optimizer):
         self.whole = _gather(part.state_dict())
@@ -166,7 +166,7 @@ def launch_processes(work: Callable[[], object], world_size: int = 2) -> list:
     """Runs `work()` in several new processes that can reach each other by `torch.distributed`, on one machine.
 
     Returns:
-        What each has returned, by rank.
+        The result of each process, by rank.
 
     Raises:
         RuntimeError: one of them failed; the others are ended.
@@ -214,7 +214,7 @@ def launch_processes(work: Callable[[], object], world_size: int = 2) -> list:
                         error = found[rank]
                         why = f"{type(error).__name__}: {error}"
                         raise RuntimeError(f"process {rank} failed: {why}") from error
-            # What they had to say is here. With PyTorch 2.7 the end of a gloo group has been seen to wait for ever.
+            # All results are here. With PyTorch 2.7 the end of a gloo group has been seen to wait for ever.
             for process in processes:
                 process.join(SECONDS_TO_END)
         finally:

@@ -10,12 +10,12 @@ from llm_learn.argument_checks import expect
 def bootstrap_interval(
     values: np.ndarray, resamples: int = 4000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval for the mean of some values, by drawing them again with repetition (Efron 1979).
+    """95 % bootstrap interval for the mean of some values, by resampling with replacement (Efron 1979).
 
     Args:
         values: (N,), one for each question.
-        resamples: how often N values are drawn.
-        seed: decides the draws.
+        resamples: number of bootstrap samples.
+        seed: decides the samples.
     """
     expect("values (N,), N >= 1", values=values)
     rng, means = np.random.default_rng(seed), []
@@ -39,7 +39,7 @@ def cluster_interval(
         values: (N,), one for each question.
         clusters: (N,), what each question belongs to, such as its country.
         resamples: number of bootstrap samples.
-        seed: decides the draws.
+        seed: decides the samples.
     """
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
     expect("values (N,), clusters (N,), N >= 1", values=values, clusters=cluster)

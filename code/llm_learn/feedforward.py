@@ -14,7 +14,7 @@ class MLP(nn.Module):
 
     Args:
         d_model: C, width of the input and the output.
-        d_ff: width in between.
+        d_ff: width of the hidden layer.
     """
 
     def __init__(self, *, d_model: int, d_ff: int):
@@ -26,7 +26,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)"""
         expect("x (..., C)", x=x, C=self.up.in_features)
-        # GPT-2 approximates the GELU with tanh, and so must whoever loads its weights.
+        # GPT-2 approximates the GELU with tanh, so code that loads its weights must do the same.
         return self.down(nn.functional.gelu(self.up(x), approximate="tanh"))
 
 
@@ -35,7 +35,7 @@ class SwiGLU(nn.Module):
 
     Args:
         d_model: C, width of the input and the output.
-        d_ff: width in between.
+        d_ff: width of the hidden layer.
     """
 
     def __init__(self, *, d_model: int, d_ff: int):
@@ -61,7 +61,7 @@ def check_top_k(top_k: int, num_experts: int) -> None:
 
 
 def softmax_gates(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The largest of all experts' probabilities, as they are (Fedus et al. 2022, arXiv:2101.03961, Eqs. 1 and 2)."""
+    """The largest expert probabilities, not renormalised (Fedus et al. 2022, arXiv:2101.03961, Eqs. 1 and 2)."""
     check_top_k(top_k, logits.shape[-1])
     return logits.softmax(-1).topk(top_k, dim=-1)
 
@@ -99,7 +99,7 @@ def sigmoid_gates(
     Args:
         logits: (N, E) the router's scores.
         top_k: k, experts that a token visits.
-        bias: (E,) or a number, which counts in the choice only.
+        bias: (E,) or a number, which is used only for the choice.
         groups: how many there are, and how many a token may use.
     """
     check_top_k(top_k, logits.shape[-1])
@@ -113,11 +113,11 @@ def sigmoid_gates(
 
 
 class BiasedGates(nn.Module):
-    """Gates that balance themselves: an expert that had too many tokens gets less bias, one that had too few more.
+    """Self-balancing gates: an expert's bias falls if it received too many tokens, and rises if it received too few.
 
     Args:
         num_experts: E, as many as the router scores.
-        speed: what an expert's bias changes by after each batch in training.
+        speed: the change of an expert's bias after each batch in training.
     """
 
     def __init__(self, num_experts: int, speed: float):
@@ -136,7 +136,7 @@ class BiasedGates(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """A layer of which each token visits a part (Shazeer et al. 2017, arXiv:1701.06538, Eq. 1).
+    """A layer of experts, of which each token visits a few (Shazeer et al. 2017, arXiv:1701.06538, Eq. 1).
 
     Args:
         d_model: C, width of the input and the output.
@@ -176,7 +176,7 @@ class MixtureOfExperts(nn.Module):
 
 
 class SharedAndRouted(nn.Module):
-    """An expert for every token, and a mixture that adds what it lacks (Dai et al. 2024, arXiv:2401.06066, Eq. 9).
+    """A shared expert for every token, plus a mixture of routed experts (Dai et al. 2024, arXiv:2401.06066, Eq. 9).
 
     Args:
         shared: maps (..., C) to (..., C).
@@ -193,7 +193,7 @@ class SharedAndRouted(nn.Module):
 
 
 def load_balancing_loss(logits: Tensor, chosen: Tensor) -> Tensor:
-    """1 where all experts are used alike, up to E / k where the same k have everything (Fedus et al. 2022, Eqs. 4 to 6).
+    """1 if all experts are used equally, up to E / k if the same k get all tokens (Fedus et al. 2022, Eqs. 4 to 6).
 
     Args:
         logits: (N, E) the router's scores.
@@ -249,7 +249,7 @@ class AddAuxiliaryLoss(torch.autograd.Function):
 def with_aux_loss(gates: Gates, weight: float) -> Gates:
     """The same gates; training them lowers `weight` times the load-balancing loss as well.
 
-    With micro-batches this is the mean of their losses, each computed from the shares in its own micro-batch.
+    With micro-batches this is the mean of their losses, each computed from the fractions in its own micro-batch.
     """
     expect("weight >= 0", weight=weight)
 

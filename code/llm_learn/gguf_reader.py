@@ -22,7 +22,7 @@ _VALUES = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 
 @dataclass(frozen=True, kw_only=True)
 class BlockFormat:
-    """How weights lie in a file: in blocks of equally many numbers and bytes."""
+    """How weights are stored in a file: in blocks of equally many weights and bytes."""
 
     name: str
     numbers: int  # weights in a block
@@ -37,7 +37,7 @@ def _halves(blocks: np.ndarray, first: int) -> np.ndarray:
 
 
 def _nibbles(packed: np.ndarray) -> np.ndarray:
-    """Two 4-bit numbers a byte, the low ones first: (blocks, n) -> (blocks, 2 n)."""
+    """Two 4-bit codes per byte, the low ones first: (blocks, n) -> (blocks, 2 n)."""
     return np.concatenate([packed & 15, packed >> 4], axis=1)
 
 
@@ -47,12 +47,12 @@ def decode_q8_0(blocks: np.ndarray) -> np.ndarray:
 
 
 def decode_q4_0(blocks: np.ndarray) -> np.ndarray:
-    """A scale d and 32 numbers q of 4 bits: d (q - 8)."""
+    """A scale d and 32 codes q of 4 bits: d (q - 8)."""
     return _halves(blocks, 0) * (_nibbles(blocks[:, 2:]).astype(np.int8) - 8)
 
 
 def decode_q4_1(blocks: np.ndarray) -> np.ndarray:
-    """A scale d, an offset m and 32 numbers q of 4 bits: d q + m."""
+    """A scale d, an offset m and 32 codes q of 4 bits: d q + m."""
     return _halves(blocks, 0) * _nibbles(blocks[:, 4:]) + _halves(blocks, 2)
 
 
@@ -67,7 +67,7 @@ BLOCK_FORMATS = {
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """Where a tensor lies in the file, and in which format."""
+    """Where a tensor is in the file, and in which format."""
 
     shape: tuple[int, ...]  # as in torch: rows first
     format: BlockFormat
@@ -81,18 +81,18 @@ class StoredTensor:
 class GGUF:
     """A model file in the GGUF format (version 2 or 3, little-endian), opened without reading the weights.
 
-    The file stays open until `close`, or until the object is gone; it can be used in a `with` statement. Tensors
-    that were read do not need it.
+    The file stays open until `close`, or until the object is deleted; it can be used in a `with` statement. Tensors
+    that have been read do not need it.
 
     Args:
         path: the file.
 
     Attributes:
-        settings: name -> value, as the file says them; arrays are lists.
+        settings: name -> value, as stored in the file; arrays are lists.
         tensors: name -> `StoredTensor`.
 
     Raises:
-        ValueError: the file is no GGUF, is cut off, contradicts itself, or holds a format that is not in
+        ValueError: the file is not a GGUF file, is truncated, contradicts itself, or holds a format that is not in
             `BLOCK_FORMATS`.
     """
 
@@ -158,7 +158,7 @@ class GGUF:
             (raw.size // stored.format.num_bytes, stored.format.numbers), np.float32
         )
         blocks = raw.reshape(len(weights), stored.format.num_bytes)
-        step = 1 << 11  # blocks at a time: what is needed in between stays in the cache
+        step = 1 << 11  # blocks at a time: intermediate results stay in the CPU's cache
         for i in range(0, len(blocks), step):
             weights[i : i + step] = stored.format.decode(blocks[i : i + step])
         return torch.from_numpy(weights.reshape(stored.shape))
@@ -205,20 +205,20 @@ class GGUF:
         return name, shape, BLOCK_FORMATS[kind], offset
 
 
-# How SmolLM2 cuts: like GPT-2, but every digit stands alone, and all the space before it goes together.
+# How SmolLM2 splits text: like GPT-2, but every digit is a chunk, and all the space before it is one.
 SMOLLM2_PATTERN = (
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
 )
 
 
 def tokenizer_from_gguf(file: GGUF) -> BPETokenizer:
-    """The tokenizer in a GGUF file whose vocabulary is written like GPT-2's and cut like SmolLM2's.
+    """The tokenizer in a GGUF file spelled like GPT-2's, which splits text like SmolLM2's.
 
     Such vocabularies spell each byte as one visible character (Radford et al. 2019, as released): printable bytes
     as themselves, the others as the characters from U+0100 on.
 
     Raises:
-        ValueError: the file holds another kind of tokenizer, or merges that cannot be.
+        ValueError: the file holds another kind of tokenizer, or impossible merges.
     """
     kind = [file.settings.get(f"tokenizer.ggml.{name}") for name in ("model", "pre")]
     if kind != ["gpt2", "smollm"]:

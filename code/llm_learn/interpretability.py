@@ -1,4 +1,4 @@
-"""Instruments for a look inside a model: heads replaced, attention patterns, gradients at a place, and probes."""
+"""Interpretability: replacement of heads, attention patterns, gradients of activations, and linear probes."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,7 +11,7 @@ from llm_learn.argument_checks import expect
 from llm_learn.attention import attention_weights, causal_mask
 from llm_learn.model.llama import Llama, LlamaBlock
 
-Head = tuple[int, int]  # the block, and the number in it
+Head = tuple[int, int]  # the block, and the head's number in it
 # Hidden states (B, T, C) -> a number for each sequence, (B,).
 Metric = Callable[[Tensor], Tensor]
 
@@ -19,7 +19,7 @@ Metric = Callable[[Tensor], Tensor]
 def replace_heads(
     model: Llama, heads: Sequence[Head], source: dict[Place, Tensor]
 ) -> dict[Place, Change]:
-    """Changes that put into each head what the source has there: (B, T, C), or less, such as (C,) for all positions."""
+    """Changes that replace each head's output by the source's: (B, T, C), or less, such as (C,) for all positions."""
     D, num_heads = model.config.head_dim, model.config.num_heads
     expect(
         "all(0 <= number < num_heads for _, number in heads)",
@@ -41,7 +41,7 @@ def replace_heads(
 
 
 def attention_patterns(model: Llama, ids: Tensor) -> Iterator[Tensor]:
-    """How much each head reads from each position, (B, H, T, T), block after block."""
+    """How much each head attends to each position, (B, H, T, T), block after block."""
     _, seen = run_with_cache(model, ids, every_place("stream", model))
     num_positions = ids.shape[1]
     mask, rope = causal_mask(num_positions), model.rope(torch.arange(num_positions))
@@ -59,10 +59,10 @@ def activation_gradients(
     places: Sequence[Place],
     values: dict[Place, Tensor] | None = None,
 ) -> dict[Place, Tensor]:
-    """Slopes of the metric at each place, (B, T, C).
+    """Gradients of the metric at each place, (B, T, C).
 
     Args:
-        values: what passes some of the places instead of what would, (B, T, C).
+        values: they replace the activations at some of the places, (B, T, C).
     """
     added, values = {}, values or {}
     expect("set(values) <= set(places)", values=values, places=places)
@@ -81,13 +81,13 @@ def activation_gradients(
 
 
 def linear_probe(x: Tensor, labels: Tensor, new_x: Tensor, new_labels: Tensor) -> float:
-    """How often a linear map, fitted by least squares, reads the label of new vectors.
+    """Accuracy of a linear map, fitted by least squares, on the labels of new vectors.
 
     Args:
         x: vectors to fit on, (N, C)
-        labels: theirs, whole numbers from 0, (N,)
-        new_x: vectors to read, (M, C)
-        new_labels: theirs, (M,)
+        labels: integers from 0, (N,)
+        new_x: vectors to classify, (M, C)
+        new_labels: their labels, (M,)
     """
     expect(
         "x (N, C), labels int (N,), new_x (M, C), new_labels int (M,)",
@@ -104,7 +104,7 @@ def linear_probe(x: Tensor, labels: Tensor, new_x: Tensor, new_labels: Tensor) -
 
 
 def top_heads(scores: Tensor, count: int) -> list[Head]:
-    """The heads with the largest scores, (L, H), the first one first."""
+    """The heads with the largest of the scores (L, H), the largest first."""
     expect("scores (L, H), 0 <= count <= L * H", scores=scores, count=count)
     order = scores.flatten().argsort(descending=True)[:count].tolist()
     return [divmod(i, scores.shape[1]) for i in order]

@@ -12,7 +12,7 @@ from llm_learn.argument_checks import expect
 
 
 def check_rank(layer: nn.Module, rank: int, alpha: float) -> None:
-    """Raises ValueError unless a layer can have a product of that rank."""
+    """Raises ValueError unless a layer can have low-rank factors of that rank."""
     expect(
         "hasattr(layer, 'in_features') and hasattr(layer, 'out_features'), "
         "1 <= rank <= min(layer.in_features, layer.out_features), alpha > 0",
@@ -23,12 +23,12 @@ def check_rank(layer: nn.Module, rank: int, alpha: float) -> None:
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer plus a product of two thin matrices that is learned (Hu et al. 2021, arXiv:2106.09685, Eq. 3).
+    """A frozen linear layer plus a trainable product of two low-rank factors (Hu et al. 2021, arXiv:2106.09685, Eq. 3).
 
     Args:
         base: the layer, frozen in place: a module with `in_features` and `out_features`.
-        rank: r, the short side of both thin matrices.
-        alpha: their product counts alpha / rank times.
+        rank: r, the short side of both factors.
+        alpha: the product is scaled by alpha / rank.
     """
 
     def __init__(self, base: nn.Module, *, rank: int, alpha: float):
@@ -37,13 +37,13 @@ class LoRALinear(nn.Module):
         sides = (getattr(base, name) for name in ("in_features", "out_features"))
         self.in_features, self.out_features = sides
         self.base, self.scale = base.requires_grad_(False), alpha / rank
-        # A base may keep its weights in few bits; what is learned has 32 at least.
+        # A base may store its weights in few bits; the trainable factors have 32 at least.
         held = next(itertools.chain(base.parameters(), base.buffers()), torch.empty(0))
         dtype = torch.promote_types(held.dtype, torch.float32)
         kind = {"dtype": dtype, "device": held.device}
         self.a = nn.Parameter(torch.empty(rank, self.in_features, **kind))
         self.b = nn.Parameter(torch.zeros(self.out_features, rank, **kind))
-        # As nn.Linear draws its weights. The other one is zero, so that nothing changes at first.
+        # Initialised as in nn.Linear. The other factor is zero, so that nothing changes at first.
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,15 +59,15 @@ class LoRALinear(nn.Module):
 def add_lora(
     model: nn.Module, names: Sequence[str], *, rank: int, alpha: float
 ) -> nn.Module:
-    """Freezes a model and gives some of its linear layers thin matrices to learn; returns the same model.
+    """Freezes a model and adds trainable low-rank factors to some of its linear layers; returns the same model.
 
     Args:
-        model: changed in place; thin matrices that it has already go on learning.
+        model: changed in place; factors that it has already stay trainable.
         names: of the layers, such as "qkv": all whose last name in the model is one of these.
         rank, alpha: as in `LoRALinear`.
 
     Raises:
-        ValueError: no layer has one of these names, or one cannot have such a product; the model is as it was.
+        ValueError: no layer has one of these names, or one cannot have such factors; the model is as it was.
     """
     found, thin = {}, []
     for path, module in model.named_modules():
@@ -75,7 +75,7 @@ def add_lora(
             thin += [module.a, module.b]
         elif path.rpartition(".")[2] in names:
             found[path] = module
-    layers = {path.rpartition(".")[2] for path in found}  # that have no thin matrices yet
+    layers = {path.rpartition(".")[2] for path in found}  # that have no factors yet
     expect("len(names) >= 1, set(names) <= layers", names=names, layers=layers)
     for layer in found.values():  # before anything is changed
         check_rank(layer, rank, alpha)
@@ -91,7 +91,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
     """A copy of the model with plain linear layers, to whose weights the learned products are added.
 
     Raises:
-        ValueError: a base keeps its weights in a form to which nothing can be added.
+        ValueError: a base stores its weights in a format to which nothing can be added.
     """
     whole = nn.ModuleDict({"model": copy.deepcopy(model)})  # the model may be one layer
     for path, layer in list(whole.named_modules()):
@@ -109,9 +109,9 @@ def merge_lora(model: nn.Module) -> nn.Module:
 
 
 def lora_state(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the thin matrices alone, by their paths.
+    """Copies of the low-rank factors only, by their paths.
 
-    It is what one saves, with rank and alpha beside it; `load_state_dict(…, strict=False)` puts it back.
+    Save it together with rank and alpha; `load_state_dict(…, strict=False)` restores it.
     """
     return {
         f"{path}.{name}": parameter.detach().clone()

@@ -26,13 +26,13 @@ def preference_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
 def ppo_clip_loss(
     logps: Tensor, old_logps: Tensor, advantages: Tensor, *, clip: float
 ) -> Tensor:
-    """PPO's clipped loss of each token (Schulman et al. 2017, arXiv:1707.06347, eq. 7, with its sign turned).
+    """PPO's clipped loss of each token (Schulman et al. 2017, arXiv:1707.06347, eq. 7, negated).
 
     Args:
-        logps: (B, T) log-probabilities of the drawn tokens by the policy that learns, in nats.
-        old_logps: (B, T) the same by the policy that drew them; constants.
+        logps: (B, T) log-probabilities of the sampled tokens under the policy that is trained, in nats.
+        old_logps: (B, T) the same under the policy that sampled them; constants.
         advantages: (B, T) how much better each token was than expected; constants.
-        clip: how far the ratio of the two probabilities may leave 1 and still gain, above 0 and below 1.
+        clip: how far the ratio of the two probabilities can move from 1 and still gain, above 0 and below 1.
 
     Returns:
         (B, T)
@@ -52,16 +52,16 @@ def ppo_clip_loss(
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
-    """How much better each answer is than others to its prompt (Shao et al. 2024, arXiv:2402.03300, section 4.1.2).
+    """How much better each answer is than the others to its prompt (Shao et al. 2024, arXiv:2402.03300, section 4.1.2).
 
     Args:
         rewards: (prompts, samples), of two or more answers to each prompt.
 
     Returns:
-        (prompts, samples), with mean 0 in each group, and deviation 1 unless all its rewards are nearly equal.
+        (prompts, samples), with mean 0 in each group, and standard deviation 1 unless all its rewards are nearly equal.
 
     Raises:
-        ValueError: the shape is another, or a group has one answer.
+        ValueError: the shape is different, or a group has one answer.
     """
     expect("rewards (prompts, samples), samples >= 2", rewards=rewards)
     deviation = rewards.std(1, keepdim=True)
@@ -70,18 +70,18 @@ def group_advantages(rewards: Tensor) -> Tensor:
 
 
 def sequence_logps(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
-    """The log-probability of each answer: the sum over its ids, in nats.
+    """The log-probability of each answer: the sum over its tokens, in nats.
 
     Args:
-        logits: (B, T, V), at each position what the model expects there; already shifted.
-        labels: (B, T) the ids that stand there.
-        loss_mask: (B, T), True for the ids of the answer; what stands elsewhere does not count.
+        logits: (B, T, V), the predictions for each position; already shifted.
+        labels: (B, T) the tokens at these positions.
+        loss_mask: (B, T), True for the tokens of the answer; other positions do not count.
 
     Returns:
         (B,)
 
     Raises:
-        ValueError: the shapes do not match, the mask is none, or an answer has no id.
+        ValueError: the shapes do not match, the mask is not boolean, or an answer has no token.
     """
     expect(
         "logits (B, T, V), labels int (B, T), loss_mask bool (B, T), loss_mask.any(1).all()",
@@ -89,7 +89,7 @@ def sequence_logps(logits: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
         labels=labels,
         loss_mask=loss_mask,
     )
-    # Padding may hold an id that no vocabulary has, such as -100.
+    # Padding may be an ID outside the vocabulary, such as -100.
     ids = labels.masked_fill(~loss_mask, 0).unsqueeze(2)
     logps = logits.log_softmax(-1).gather(2, ids).squeeze(2)  # (B, T)
     return logps.masked_fill(~loss_mask, 0).sum(1)
@@ -106,9 +106,9 @@ def dpo_loss(
     """The loss of direct preference optimization, of each pair (Rafailov et al. 2023, arXiv:2305.18290, eq. 7).
 
     Args:
-        policy_chosen, policy_rejected: (B,) log-probabilities of the two answers by the policy that learns, in nats.
-        ref_chosen, ref_rejected: (B,) the same by the reference; constants.
-        beta: the price of a nat of distance from the reference, above 0.
+        policy_chosen, policy_rejected: (B,) log-probabilities of the two answers under the trained policy, in nats.
+        ref_chosen, ref_rejected: (B,) the same under the reference model; constants.
+        beta: the weight of the KL divergence from the reference model, above 0.
 
     Returns:
         (B,)
@@ -116,7 +116,7 @@ def dpo_loss(
     Raises:
         ValueError: the shapes differ, `beta` is not above 0, or the reference carries a gradient.
     """
-    # A reference that follows the policy would hold nothing in place.
+    # A reference model that changes with the policy would constrain nothing.
     expect(
         "policy_chosen.shape == policy_rejected.shape == ref_chosen.shape == ref_rejected.shape, beta > 0, "
         "not ref_chosen.requires_grad, not ref_rejected.requires_grad",
@@ -135,7 +135,7 @@ def distillation_loss(
 ) -> Tensor:
     """How far a student is from its teacher at each position (Hinton et al. 2015, arXiv:1503.02531, section 2).
 
-    KL(p || q) for the teacher's distribution p and the student's q, both at the temperature, times the square of it:
+    KL(p || q) for the teacher's distribution p and the student's q, both at the temperature, times its square:
     without the square the gradient would vanish as the temperature rises.
 
     Args:

@@ -1,4 +1,4 @@
-"""Multiple choice by likelihood: how probable a model finds each of some answers."""
+"""Multiple choice by likelihood: the probability of each answer under a model."""
 
 from collections.abc import Sequence
 
@@ -21,9 +21,9 @@ def choice_log_probs(
     """log p of each choice after its prompt, (N, choices), in nats.
 
     Args:
-        prompts: N of them, as ids, at least one each.
-        choices: for each prompt as many, as ids, at least one each.
-        pad_id: fills up what is shorter; it changes no result.
+        prompts: N prompts, as token IDs, at least one each.
+        choices: as many for each prompt, as token IDs, at least one each.
+        pad_id: pads shorter sequences; it changes no result.
     """
     expect(
         "len(prompts) == len(choices) >= 1, all(len(row) == len(choices[0]) >= 1 for row in choices)",
@@ -31,7 +31,7 @@ def choice_log_probs(
         choices=choices,
     )
     expect("all(len(choice) for row in choices for choice in row)", choices=choices)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little to fill up
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding
     rows = []
     for k in range(0, len(order), 48):
         some = order[k : k + 48]

@@ -30,12 +30,12 @@ class KneserNey:
     """Modified, interpolated Kneser-Ney n-grams (Chen and Goodman 1999).
 
     Args:
-        ids: (N,) the text to count.
+        ids: (N,) the token IDs to count.
         order: tokens of an n-gram: those of the context, and the one that is predicted.
-        vocab_size: V, different ids.
+        vocab_size: V, different tokens.
 
     Raises:
-        ValueError: the text is shorter than an n-gram, an id is not below V, or V**order does not fit into 64 bits.
+        ValueError: `ids` is shorter than an n-gram, an ID is not below V, or V**order does not fit into 64 bits.
     """
 
     def __init__(self, ids: Sequence[int], order: int, vocab_size: int):
@@ -48,12 +48,12 @@ class KneserNey:
             vocab_size=vocab_size,
         )
         self.vocab_size = V = vocab_size
-        # A gram is one number, whose digits are its ids: NumPy counts a million of them at once.
+        # An n-gram is one integer, whose digits are its token IDs: NumPy counts a million of them at once.
         places = V ** np.arange(order)[::-1]
         grams = sliding_window_view(text, order) @ places
         grams, counts = np.unique(grams, return_counts=True)
         self.levels = []
-        for length in reversed(range(order)):  # ids in the context
+        for length in reversed(range(order)):  # tokens in the context
             discounts = estimate_discounts(counts)
             contexts, first = np.unique(grams // V, return_index=True)
             total = np.add.reduceat(counts, first).tolist()
@@ -63,7 +63,7 @@ class KneserNey:
             )
             of_gram = dict(zip(grams.tolist(), counts.tolist(), strict=True))
             self.levels.insert(0, (of_gram, of_context, discounts.tolist()))
-            # One id shorter: how many different tokens came before
+            # One token shorter: how many different tokens came before
             grams, counts = np.unique(grams % V**length, return_counts=True)
 
     def probability(self, context: list[int], token: int) -> float:
@@ -72,7 +72,7 @@ class KneserNey:
         for length, (of_gram, of_context, discounts) in enumerate(
             self.levels[: len(context) + 1]
         ):
-            if length:  # one more id, in front
+            if length:  # one more token, in front
                 seen += context[-length] * self.vocab_size ** (length - 1)
             if seen not in of_context:
                 break
@@ -85,11 +85,11 @@ class KneserNey:
 def n_gram_loss(
     probability: Callable[[list[int], int], float], ids: list[int], *, longest: int = 5
 ) -> float:
-    """The mean cross-entropy of a text without its first token, in nats per token.
+    """The mean cross-entropy of a sequence without its first token, in nats per token.
 
     Args:
         probability: of a token after a context, such as `KneserNey.probability`.
-        ids: (N,) the text, at least two tokens.
+        ids: (N,) token IDs, at least two.
         longest: the highest order that is used; a context has at most one token less.
     """
     expect("len(ids) >= 2, longest >= 1", ids=ids, longest=longest)

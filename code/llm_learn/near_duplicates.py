@@ -16,7 +16,7 @@ NUM_HASHES = 126
 
 
 def normalise(text: str) -> str:
-    """One spelling for what looks the same."""
+    """One spelling for texts that look the same."""
     text = unicodedata.normalize("NFC", text.replace("\r\n", "\n"))
     text = re.sub(r"[^\S\n]+", " ", text)  # any run of spaces, in a line
     return "\n".join(line.strip() for line in text.split("\n")).strip()
@@ -35,7 +35,7 @@ def shingles(text: str) -> set[str]:
 
 
 def jaccard(a: set[str], b: set[str]) -> float:
-    """What two sets share, of all that they hold."""
+    """The Jaccard similarity: the part of all elements that both sets contain."""
     return len(a & b) / len(a | b)
 
 
@@ -47,26 +47,26 @@ def stirred(h: np.ndarray) -> np.ndarray:
 
 
 def random_orders(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers a and b of each order: (k,), (k,)"""
+    """The coefficients a and b of each permutation: (k,), (k,)"""
     numbers = np.random.default_rng(seed).integers(2**32, size=(2, NUM_HASHES))
     a, b = numbers.astype(np.uint32)
     return a | 1, b
 
 
 def hashes(text: str) -> np.ndarray:
-    """A number of 32 bits for each shingle."""
+    """A 32-bit hash of each shingle."""
     sums = [zlib.crc32(shingle.encode()) for shingle in shingles(text)]
     return stirred(np.array(sums, dtype=np.uint32))
 
 
 def signature(hashes: np.ndarray, orders: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """The first shingle in each order, by its number: (k,)"""
+    """The first hash in each permutation (MinHash): (k,)"""
     a, b = (numbers[:, None] for numbers in orders)
     return (a * hashes + b).min(1)
 
 
 def meetings(signatures: np.ndarray, r: int) -> set[tuple[int, int]]:
-    """The pairs of pages, of signatures (N, k), that agree in at least one band of r numbers."""
+    """The pairs of pages, of signatures (N, k), that agree in at least one band of r entries."""
     expect("signatures (N, K), r >= 1, K % r == 0", signatures=signatures, r=r)
     pairs = set()
     for band in np.split(signatures, signatures.shape[1] // r, axis=1):
@@ -95,7 +95,7 @@ def groups(num_pages: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
 def near_copies(
     signatures: np.ndarray, r: int, threshold: float = 0.3
 ) -> set[tuple[int, int]]:
-    """The pairs that meet in a band of r, and whose estimated similarity reaches the threshold."""
+    """The pairs that agree in a band of r, and whose estimated similarity reaches the threshold."""
     return {
         (a, b)
         for a, b in meetings(signatures, r)
@@ -106,7 +106,7 @@ def near_copies(
 def without_copies(
     hashed: Sequence[np.ndarray], pairs: Iterable[tuple[int, int]]
 ) -> list[int]:
-    """Of each group the page with the most shingles."""
+    """The page with the most shingles of each group."""
     best = {}
     for page, group in enumerate(groups(len(hashed), pairs)):
         best[group] = max(best.get(group, page), page, key=lambda i: len(hashed[i]))

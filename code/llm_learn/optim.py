@@ -15,9 +15,9 @@ class AdamW(torch.optim.Optimizer):
     Args:
         params: parameters, or dictionaries of them with their own settings.
         lr: learning rate.
-        betas: decay of the running means of the gradient and of its square.
+        betas: decay of the first and second moments of the gradient.
         eps: added to the denominator.
-        weight_decay: the share of each weight, times `lr`, that a step takes away.
+        weight_decay: the fraction of each weight, times `lr`, that a step subtracts.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Muon(torch.optim.Optimizer):
         params: matrices, or dictionaries of them with their own settings.
         lr: learning rate, for a matrix with as many rows as columns.
         momentum: decay of the running mean of the gradient.
-        weight_decay: the share of each weight, times `lr`, that a step takes away.
+        weight_decay: the fraction of each weight, times `lr`, that a step subtracts.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ def muon_and_adamw(
 ) -> list[torch.optim.Optimizer]:
     """Muon for the matrices in `model.blocks`, AdamW for everything else, neither with weight decay.
 
-    AdamW averages squared gradients over about a hundred updates, for models that are trained in some hundreds.
+    AdamW averages squared gradients over about a hundred steps, because these models train for a few hundred.
     """
     expect("hasattr(model, 'blocks')", model=model)
     matrices = [p for p in model.get_submodule("blocks").parameters() if p.ndim == 2]
@@ -164,15 +164,15 @@ def decay_groups(
 def mup_parameter_groups(
     model: nn.Module, learning_rate: float, base_width: int = 32
 ) -> list[dict]:
-    """Groups for AdamW in which a rate chosen at one width serves at others (Yang et al. 2022, arXiv:2203.03466).
+    """Groups for AdamW: a learning rate chosen at one width serves at others (Yang et al. 2022, arXiv:2203.03466).
 
-    Matrices that sum over the width get `learning_rate` times base_width / d_model; embeddings and norms the rate as
-    it is.
+    Matrices that sum over the width get `learning_rate` times base_width / d_model; embeddings and norms get it
+    unchanged.
 
     Args:
-        model: has `config.d_model` and a `token_embedding`, and was drawn by `init_weights_fan_in`.
+        model: has `config.d_model` and a `token_embedding`, and was initialised by `init_weights_fan_in`.
         learning_rate: the best at `base_width`.
-        base_width: C of the model on which the rate was chosen.
+        base_width: C of the model on which the learning rate was chosen.
     """
     expect("base_width >= 1", base_width=base_width)
     embedding = model.get_parameter("token_embedding.weight")
@@ -191,9 +191,9 @@ def cosine_schedule(
     """The factor on the learning rate: linear warm-up, then half a cosine (Loshchilov and Hutter 2017).
 
     Args:
-        step: 0 is the first update.
-        max_steps: updates in all; later steps stay at the floor.
-        warmup_steps: updates until the factor reaches 1.
+        step: 0 is the first training step.
+        max_steps: training steps; later steps stay at the floor.
+        warmup_steps: steps until the factor reaches 1.
         floor: the factor at the end.
 
     Returns:
@@ -212,13 +212,13 @@ def wsd_schedule(
 ) -> float:
     """The factor on the learning rate: warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395).
 
-    The decay is a line, as in Hägele et al. 2024, arXiv:2405.18392.
+    The decay is linear, as in Hägele et al. 2024, arXiv:2405.18392.
 
     Args:
-        step: 0 is the first update.
-        max_steps: updates in all; later steps get 0.
-        decay_steps: the last updates, over which the factor falls along a line; one more would get 0.
-        warmup_steps: updates until the factor reaches 1.
+        step: 0 is the first training step.
+        max_steps: training steps; later steps get 0.
+        decay_steps: the last steps, over which the factor falls linearly; one more would get 0.
+        warmup_steps: steps until the factor reaches 1.
 
     Returns:
         A factor between 0 and 1, never 0 before `max_steps`.

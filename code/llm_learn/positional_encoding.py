@@ -13,7 +13,7 @@ def sinusoids(num_positions: int, d_model: int) -> Tensor:
 
     Args:
         num_positions: how many, from 0 on.
-        d_model: C, an even number: sine and cosine of each speed stand side by side.
+        d_model: C, an even number: sine and cosine of each frequency are neighbours.
 
     Returns:
         (num_positions, C)
@@ -27,14 +27,14 @@ def sinusoids(num_positions: int, d_model: int) -> Tensor:
 
 
 def rope_frequencies(head_dim: int, *, theta: float = 10_000.0) -> Tensor:
-    """How fast each pair of numbers in a head turns (Su et al. 2021, arXiv:2104.09864, Section 3.2.2).
+    """The rotation frequency of each pair in a head (Su et al. 2021, arXiv:2104.09864, Section 3.2.2).
 
     Args:
-        head_dim: D, an even number: two numbers make a pair.
+        head_dim: D, an even number: two components make a pair.
         theta: the larger, the slower the slow pairs; `rope_theta` elsewhere.
 
     Returns:
-        (D / 2,) radians a position, from 1 downwards.
+        (D / 2,) radians per position, from 1 downwards.
     """
     expect("head_dim >= 2, head_dim % 2 == 0, theta > 1", head_dim=head_dim, theta=theta)
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
@@ -48,7 +48,7 @@ def rope_tables(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair by its angle (Su et al. 2021, Eq. 15); number i is paired with number i + D / 2.
+    """Rotates each pair by its angle (Su et al. 2021, Eq. 15); component i is paired with component i + D / 2.
 
     Args:
         x: (..., T, D) queries or keys.
@@ -60,13 +60,13 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     expect(
         "x.shape[-1] == 2 * cos.shape[-1], cos.shape == sin.shape", x=x, cos=cos, sin=sin
     )
-    # Whole heads, since half ones are shorter rows, which take a processor longer for each number.
+    # On whole heads, since halves are shorter rows, which take a CPU longer per component.
     other = x.roll(x.shape[-1] // 2, dims=-1)  # of each pair
     return x * torch.cat([cos, cos], dim=-1) + other * torch.cat([-sin, sin], dim=-1)
 
 
 class NoPositions(nn.Module):
-    """Where a model learns the order of its text; here, nowhere."""
+    """Where a model learns the order of its tokens; here, nowhere."""
 
     def add(self, x: Tensor, positions: Tensor) -> Tensor:
         """Acts on the input of the first block: (B, T, C), (T,) -> (B, T, C)"""
@@ -94,7 +94,7 @@ class Sinusoids(NoPositions):
 
 
 class ALiBi(NoPositions):
-    """A fixed price for every step back (Press et al. 2022, arXiv:2108.12409, Section 3).
+    """A penalty on scores, linear in the distance (Press et al. 2022, arXiv:2108.12409, Section 3).
 
     Args:
         num_heads: H, each with its own slope.
@@ -112,7 +112,7 @@ class ALiBi(NoPositions):
 
 
 class RoPE(NoPositions):
-    """Queries and keys turned by their position (Su et al. 2021, arXiv:2104.09864).
+    """Rotates queries and keys by their position (Su et al. 2021, arXiv:2104.09864).
 
     Args:
         head_dim: D, width of a head.

@@ -27,14 +27,14 @@ class _Layer(nn.Module):
 
 
 class RNN(_Layer):
-    """One recurrent layer in the form of Elman 1990: h' = tanh(W x + b + U h + c)."""
+    """One recurrent layer as in Elman 1990: h' = tanh(W x + b + U h + c)."""
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, T, C), state (B, H) or None for zero -> (B, T, H), last state (B, H)."""
         self.check(x, state)
         h = x.new_zeros(len(x), self.hidden_size) if state is None else state
         outputs = []
-        # What comes from the input needs no state: one product for all positions.
+        # The projection of the input needs no state: one product for all positions.
         for from_input in self.input(x).unbind(1):
             h = torch.tanh(from_input + self.hidden(h))  # (B, H)
             outputs.append(h)

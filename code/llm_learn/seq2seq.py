@@ -13,12 +13,12 @@ State = tuple[Tensor, Tensor]  # an LSTM's h and c, each (1, B, H)
 
 
 class Seq2Seq(nn.Module):
-    """An LSTM reads, its last state starts another, which writes (Sutskever et al. 2014).
+    """An LSTM encoder, whose last state initialises an LSTM decoder (Sutskever et al. 2014).
 
     Args:
-        source_size, target_size: how many ids the two vocabularies have.
-        hidden_size: H, numbers in a state.
-        d_embed: numbers in a word's vector.
+        source_size, target_size: sizes of the two vocabularies.
+        hidden_size: H, width of a state.
+        d_embed: width of a word's vector.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Seq2Seq(nn.Module):
         self.output = nn.Linear(hidden_size, target_size)
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor, State]:
-        """(B, S) -> the memory (B, S, H), which of it are words (B, S), the last state."""
+        """(B, S) -> the memory (B, S, H), the mask of its words (B, S), the last state."""
         expect(
             "source int (B, S), (source != pad_id).any(1).all()",
             source=source,
@@ -41,7 +41,7 @@ class Seq2Seq(nn.Module):
         mask = source != Vocabulary.pad_id
         packed = pack_padded_sequence(
             self.source_embedding(source),
-            mask.sum(1).cpu(),  # lengths are read there, wherever the model is
+            mask.sum(1).cpu(),  # lengths must be there, wherever the model is
             batch_first=True,
             enforce_sorted=False,
         )
@@ -70,14 +70,14 @@ def dot_scores(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def attend(scores: Tensor, memory: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores (B, T, S), memory (B, S, H), which are words (B, S) -> context, weights."""
+    """Scores (B, T, S), memory (B, S, H), mask of its words (B, S) -> context, weights."""
     expect("memory (B, S, H), mask bool (B, S)", memory=memory, mask=mask)
     weights = scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)  # (B, T, S)
     return weights @ memory, weights
 
 
 class AttentionSeq2Seq(Seq2Seq):
-    """The decoder looks back at every state of the encoder (Luong et al. 2015).
+    """The decoder attends to every state of the encoder (Luong et al. 2015).
 
     Args:
         scores: from queries (B, T, H) and keys (B, S, H) to scores (B, T, S).
@@ -109,12 +109,12 @@ class AttentionSeq2Seq(Seq2Seq):
 def greedy_translation(
     model: nn.Module, source: Tensor, max_new_tokens: int = 16
 ) -> Tensor:
-    """The likeliest next word, again and again: (B, S) -> (B, T), T at most `max_new_tokens`.
+    """The most likely next word, step by step: (B, S) -> (B, T), T at most `max_new_tokens`.
 
     Args:
         model: has `encode` and `decode`, as `Seq2Seq` has.
-        source: (B, S) ids.
-        max_new_tokens: the most words to write, the end mark among them.
+        source: (B, S) token IDs.
+        max_new_tokens: the most words to generate, including the end token.
     """
     expect("max_new_tokens >= 1", max_new_tokens=max_new_tokens)
     memory, mask, state = model.encode(source)

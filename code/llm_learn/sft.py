@@ -10,21 +10,21 @@ from llm_learn.argument_checks import expect
 from llm_learn.optim import AdamW, decay_groups
 from llm_learn.train import IGNORE_INDEX, TrainConfig, train_step
 
-# Ids, and the loss mask: which of them are learned.
+# Token IDs, and the loss mask: which of them are trained on.
 Example = tuple[Sequence[int], Sequence[bool]]
 
 
 def collate_examples(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Examples as inputs and targets of one batch; what is not to be learned is no target.
+    """Examples as inputs and targets of one batch; tokens outside the loss mask are no targets.
 
-    Rows are filled on the right, where a causal model never looks: no mask is needed.
+    Rows are padded on the right, which a causal model never attends to: no mask is needed.
 
     Args:
-        examples: ids and loss mask of each, at least two ids.
-        pad_id: fills the end of the shorter rows.
+        examples: token IDs and loss mask of each, at least two tokens.
+        pad_id: pads the shorter rows.
 
     Returns:
-        x (B, T), and y (B, T): the next id where the loss mask has it, else `IGNORE_INDEX`.
+        x (B, T), and y (B, T): the next token where the loss mask has it, else `IGNORE_INDEX`.
     """
     expect(
         "len(examples) >= 1, all(len(ids) == len(loss_mask) >= 2 for ids, loss_mask in examples)",
@@ -36,7 +36,7 @@ def collate_examples(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, 
     for row, (ids, loss_mask) in enumerate(examples):
         ids, counts = torch.tensor(ids), torch.tensor(loss_mask, dtype=torch.bool)
         x[row, : len(ids) - 1] = ids[:-1]
-        # A target is the id that comes next, so it is the next one's mask that counts.
+        # A target is the next token, so it is the next token's mask that counts.
         y[row, : len(ids) - 1] = ids[1:].where(counts[1:], IGNORE_INDEX)
     return x, y
 
@@ -49,17 +49,17 @@ def fine_tune(
     pad_id: int,
     generator: torch.Generator,
 ) -> list[float]:
-    """Trains what is not frozen on examples, again and again in a new order, with AdamW and a cosine schedule.
+    """Trains what is not frozen on examples, in a new order each epoch, with AdamW and a cosine schedule.
 
     Args:
-        model: maps ids (B, T) to logits (B, T, V); changed in place.
-        examples: ids and loss mask of each.
+        model: maps token IDs (B, T) to logits (B, T, V); changed in place.
+        examples: token IDs and loss mask of each.
         config: the recipe; its `batch_size` counts examples.
-        pad_id: fills the rows of a batch.
+        pad_id: pads the rows of a batch.
         generator: decides the order.
 
     Returns:
-        The loss of each update's batch before the update, nats a target.
+        The loss of each step's batch before the update, in nats per target.
     """
     expect("len(examples) >= 1", examples=examples)
     optimizer = AdamW(

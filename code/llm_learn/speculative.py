@@ -1,4 +1,4 @@
-"""Speculative decoding: a draft proposes ids, and the model verifies them in one pass."""
+"""Speculative decoding: a draft proposes tokens, and the model verifies them in one forward pass."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,25 +9,25 @@ from torch.nn import functional as F
 from llm_learn.argument_checks import expect
 from llm_learn.model.llama import Llama
 
-Probs = Callable[[Tensor], Tensor]  # from logits (T, V) to what is drawn from, (T, V)
-# From a text and a number to at most that many ids (n,), and the probabilities from which
-# they were drawn, (n, V).
+Probs = Callable[[Tensor], Tensor]  # from logits (T, V) to what is sampled from, (T, V)
+# From a sequence and a number to at most that many tokens (n,), and the probabilities from which
+# they were sampled, (n, V).
 Draft = Callable[[list[int], int], tuple[Tensor, Tensor]]
 
 
 def accept(
     target: Tensor, draft: Tensor, drafted: Tensor, *, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Which drafted ids stay, and from what the next is drawn (Leviathan et al. 2023, arXiv:2211.17192).
+    """Which draft tokens stay, and from what the next is sampled (Leviathan et al. 2023, arXiv:2211.17192).
 
     Args:
-        target: (k + 1, V), the model's probabilities p, at the places of the draft and behind.
-        draft: (k, V), the probabilities q from which the draft was drawn.
-        drafted: (k,) ids; these three on one device.
+        target: (k + 1, V), the model's probabilities p, at the positions of the draft and after it.
+        draft: (k, V), the probabilities q from which the draft was sampled.
+        drafted: (k,) token IDs; these three on one device.
         generator: decides what stays; it may be on another device.
 
     Returns:
-        (n,) ids with n <= k, and weights of the next id, (V,), which need not add up to 1.
+        (n,) tokens with n <= k, and weights of the next token, (V,), which need not add up to 1.
     """
     rule = "drafted (k,), draft (k, V), target (k + 1, V)"
     expect(rule, target=target, draft=draft, drafted=drafted)
@@ -36,16 +36,16 @@ def accept(
     ratio = target[places, drafted] / draft[places, drafted]
     draws = torch.rand(k, generator=generator, device=generator.device)
     stays = draws.to(ratio.device) < ratio
-    n = int(stays.long().cumprod(0).sum())  # up to the first that does not
+    n = int(stays.long().cumprod(0).sum())  # up to the first that is rejected
     if n == k:
         return drafted, target[n]
     excess = (target[n] - draft[n]).clamp(min=0)
-    # Where p and q differ by rounding only, nothing may be left of the excess.
+    # Where p and q differ by rounding only, the residual may be empty.
     return drafted[:n], excess if excess.any() else target[n]
 
 
 def sample_id(weights: Tensor, *, generator: torch.Generator) -> int:
-    """An id sampled in proportion to the weights (V,), on the device of the generator."""
+    """A token sampled in proportion to the weights (V,), on the device of the generator."""
     return int(torch.multinomial(weights.to(generator.device), 1, generator=generator))
 
 
@@ -61,19 +61,19 @@ def speculate(
     generator: torch.Generator,
     eos_id: int | None = None,
 ) -> tuple[list[int], int]:
-    """Writes as the model would, in fewer passes: the new ids, and the number of passes.
+    """Generates as the model would, in fewer forward passes: the new tokens, and the number of passes.
 
     Args:
-        model: writes.
-        prompt: ids, at least one.
-        max_new_tokens: ids to add.
-        draft: guesses how the text goes on; see `Draft`.
-        k: ids that are drafted at a time, at most; 0 drafts none.
-        probs: from the model's logits to what is drawn from.
-        generator: decides the draws.
-        eos_id: ends the text, and is its last id.
+        model: the target model.
+        prompt: token IDs, at least one.
+        max_new_tokens: tokens to add.
+        draft: proposes the next tokens; see `Draft`.
+        k: draft tokens per pass, at most; 0 drafts none.
+        probs: from the model's logits to what is sampled from.
+        generator: decides the samples.
+        eos_id: ends the sequence, and is its last token.
     """
-    # The last id is written and never read.
+    # The last token is sampled and never processed.
     expect(
         "max_new_tokens >= 0, k >= 0, len(prompt) >= 1, len(prompt) + max_new_tokens <= context_length + 1",
         prompt=prompt,
@@ -100,7 +100,7 @@ def speculate(
             break
         text += new
         for cache in caches:
-            cache.length = len(text) - 1  # what was not accepted is forgotten
+            cache.length = len(text) - 1  # rejected tokens are forgotten
     return text[len(prompt) :], passes
 
 
@@ -110,10 +110,10 @@ def draft_from_model(
     """Drafts with a smaller model of the same vocabulary.
 
     Args:
-        model: guesses.
-        capacity: ids of a text and its draft, at most.
-        probs: from the smaller model's logits to what is drawn from.
-        generator: decides the draws.
+        model: the draft model.
+        capacity: tokens of a sequence and its draft, at most.
+        probs: from the smaller model's logits to what is sampled from.
+        generator: decides the samples.
     """
     caches, read = model.new_caches(1, capacity), []
 
@@ -122,7 +122,7 @@ def draft_from_model(
         expect("len(text) + k <= capacity", text=text, k=k, capacity=capacity)
         device = caches[0].keys.device
         ids, q = list(text), [torch.empty(0, model.config.vocab_size, device=device)]
-        # The last id must be read again for its logits; refused guesses have been read too.
+        # The last token must be processed again for its logits; rejected tokens have been processed too.
         same = 0
         while same < min(len(read), len(text) - 1) and read[same] == text[same]:
             same += 1
@@ -146,5 +146,5 @@ def softmax_probs(logits: Tensor) -> Tensor:
 
 
 def greedy_probs(logits: Tensor) -> Tensor:
-    """Greedy decoding as a distribution: (T, V) -> (T, V), 1 for the likeliest id."""
+    """Greedy decoding as a distribution: (T, V) -> (T, V), 1 for the most likely token."""
     return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()

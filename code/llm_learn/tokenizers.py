@@ -1,4 +1,4 @@
-"""Text to ids and back: characters, and byte-level byte-pair encoding (BPE)."""
+"""Text to token IDs and back: characters, and byte-level byte-pair encoding (BPE)."""
 
 import heapq
 import json
@@ -24,11 +24,11 @@ GPT4_PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Ids 0-255 stand for the 256 bytes, printable ones first. It is GPT-2's order, and it decides ties between
+# IDs 0-255 stand for the 256 bytes, printable ones first. It is GPT-2's order, and it decides ties between
 # equally frequent pairs, so keeping it makes our merges those of the reference library.
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_ORDER = bytes(PRINTABLE + sorted(set(range(256)) - set(PRINTABLE)))
-BYTE_IDS = bytes(BYTE_ORDER.index(byte) for byte in range(256))  # the id of each byte
+BYTE_IDS = bytes(BYTE_ORDER.index(byte) for byte in range(256))  # the token ID of each byte
 
 
 def cut_into_chunks(text: str, pattern: str) -> list[str]:
@@ -50,7 +50,7 @@ def cut_into_chunks(text: str, pattern: str) -> list[str]:
 
 
 class CharTokenizer:
-    """One id for each character of a training text, in sorted order.
+    """One token for each character of a training text, in sorted order.
 
     Args:
         text: the text whose characters become the vocabulary; must not be empty.
@@ -63,7 +63,7 @@ class CharTokenizer:
         self.vocab_size = len(self.chars)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`; raises ValueError for a character that the training text did not have."""
+        """The token IDs of `text`; raises ValueError for a character that the training text did not have."""
         if unknown := sorted(set(text) - self._ids.keys()):
             raise ValueError(
                 f"text has characters outside the vocabulary of {self.vocab_size}: {unknown[:5]}"
@@ -71,12 +71,12 @@ class CharTokenizer:
         return [self._ids[char] for char in text]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; raises ValueError for an id outside the vocabulary."""
+        """The text of `ids`; raises ValueError for an ID outside the vocabulary."""
         return "".join(self.chars[i] for i in _checked_ids(ids, self.vocab_size))
 
 
 class Vocabulary:
-    """Words and their ids. The ids 0, 1 and 2 stand for padding, begin and end of a text."""
+    """Words and their IDs. The IDs 0, 1 and 2 stand for padding, begin and end of a sequence."""
 
     pad_id, bos_id, eos_id = 0, 1, 2
 
@@ -89,13 +89,13 @@ class Vocabulary:
         return len(self.words)
 
     def encode(self, words: Sequence[str]) -> list[int]:
-        """Words -> ids, without begin and end."""
+        """Words -> token IDs, without begin and end."""
         if unknown := sorted(set(words) - set(self.id_of)):
             raise ValueError(f"words holds {unknown}, which the vocabulary does not know")
         return [self.id_of[word] for word in words]
 
     def decode(self, ids: Sequence[int]) -> list[str]:
-        """Ids -> words, up to the first end, without padding and begin."""
+        """Token IDs -> words, up to the first end, without padding and begin."""
         words = []
         for i in ids:
             if i == self.eos_id:
@@ -109,7 +109,9 @@ def _checked_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
     checked = []
     for i in ids:
         try:
-            number = index(i)  # of every kind of integer, from a tensor too, and no float
+            number = index(
+                i
+            )  # of every kind of integer, from a tensor too, but not a float
         except TypeError:
             number = -1
         checked.append(number)
@@ -140,7 +142,7 @@ def merge_pair(ids: Sequence[int], pair: tuple[int, int], new_id: int) -> list[i
 def train_merges(chunk_counts: dict[bytes, int], num_merges: int) -> list[tuple[int, int]]:
     """Learns byte-pair merges (Sennrich et al. 2016, arXiv:1508.07909, Algorithm 1).
 
-    The most frequent pair wins; among equals, the pair with the smaller ids. Each step touches only the
+    The most frequent pair wins; among equals, the pair with the smaller IDs. Each step touches only the
     chunks that contain the merged pair, and a heap with outdated entries replaces the search for the maximum.
 
     Args:
@@ -148,7 +150,7 @@ def train_merges(chunk_counts: dict[bytes, int], num_merges: int) -> list[tuple[
         num_merges: how many merges to learn, at most; fewer come back when no pair is left.
 
     Returns:
-        The merges in order; merge `i` creates the id `256 + i`.
+        The merges in order; merge `i` creates the token `256 + i`.
     """
     expect("num_merges >= 0", num_merges=num_merges)
     chunks = [list(chunk.translate(BYTE_IDS)) for chunk in chunk_counts]
@@ -192,16 +194,16 @@ def train_merges(chunk_counts: dict[bytes, int], num_merges: int) -> list[tuple[
 
 
 def apply_merges(ids: Sequence[int], ranks: dict[tuple[int, int], int]) -> list[int]:
-    """Applies merges to the ids of one chunk, the earliest first, until none applies.
+    """Applies merges to the tokens of one chunk, the earliest first, until none applies.
 
-    Takes O(n log n) steps for n ids: a heap of pairs replaces the search for the earliest, and links to the
+    Takes O(n log n) steps for n tokens: a heap of pairs replaces the search for the earliest, and links to the
     neighbours replace the copying.
 
     Args:
-        ids: the bytes of the chunk, as ids.
-        ranks: how early each pair is merged; the pair of rank r becomes the id `256 + r`.
+        ids: the bytes of the chunk, as token IDs.
+        ranks: how early each pair is merged; the pair of rank r becomes the token `256 + r`.
     """
-    # -1 marks both ends of the chunk, and ids that have been merged into the one before: no pair holds it.
+    # -1 marks both ends of the chunk, and tokens that have been merged into the one before: no pair holds it.
     ids, n = [*ids, -1], len(ids)
     left, right = list(range(-1, n)), list(range(1, n + 2))
     heap = [(ranks[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in ranks]
@@ -221,16 +223,16 @@ def apply_merges(ids: Sequence[int], ranks: dict[tuple[int, int], int]) -> list[
 
 
 class BPEVocabulary:
-    """What the ids of a byte-level BPE stand for; enough to decode, save and load.
+    """The tokens of a byte-level BPE; enough to decode, save and load.
 
-    Ids 0-255 are the bytes in `BYTE_ORDER`, `256 + i` is merge `i`, and special tokens come last, unless
+    IDs 0-255 are the bytes in `BYTE_ORDER`, `256 + i` is merge `i`, and special tokens come last, unless
     `numbering` says otherwise.
 
     Args:
-        merges: pairs of ids, in the order above, as they were learned.
-        special_tokens: strings with an id of their own, which plain text never produces.
+        merges: pairs of token IDs, in the order above, as they were learned.
+        special_tokens: strings with an ID of their own, which plain text never produces.
         pattern: the regular expression that cuts text into chunks; no merge crosses a chunk's border.
-        numbering: the id that stands for each id of the order above, -1 for none: other models count otherwise.
+        numbering: the token ID of each token in the order above, -1 for none: other models number differently.
     """
 
     _saved = ("merges", "special_tokens", "pattern", "numbering")
@@ -280,19 +282,19 @@ class BPEVocabulary:
         self.special_ids = dict(zip(self.special_tokens, special_ids, strict=True))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that form no character become U+FFFD, so every list of ids decodes."""
+        """The text of `ids`; bytes that form no character become U+FFFD, so every list of IDs decodes."""
         tokens = [self.token_bytes[i] for i in _checked_ids(ids, self.vocab_size)]
         return b"".join(tokens).decode("utf-8", errors="replace")
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes merges, special tokens, pattern and numbering as JSON, all or nothing."""
+        """Writes merges, special tokens, pattern and numbering as JSON, atomically."""
         state = {key: getattr(self, key) for key in self._saved}
         with replacing(Path(path)) as temporary:
             temporary.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Self:
-        """Reads what `save` wrote; raises ValueError where the file is something else."""
+        """Reads what `save` wrote; raises ValueError if the file is something else."""
         try:
             state = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(*(state[key] for key in cls._saved))
@@ -307,7 +309,7 @@ MAX_CHUNK_LENGTH = 32  # characters of a chunk that is remembered
 
 
 class BPETokenizer(BPEVocabulary):
-    """Byte-level BPE (Radford et al. 2019): any text that UTF-8 can write encodes, and decodes to itself."""
+    """Byte-level BPE (Radford et al. 2019): any text that UTF-8 can represent encodes, and decodes to itself."""
 
     @classmethod
     def train(
@@ -317,7 +319,7 @@ class BPETokenizer(BPEVocabulary):
         special_tokens: Sequence[str] = (),
         pattern: str = GPT4_PATTERN,
     ) -> Self:
-        """Learns a vocabulary of at most `vocab_size` ids, special tokens included, from `text`."""
+        """Learns a vocabulary of at most `vocab_size` tokens, special tokens included, from `text`."""
         expect(
             "len(text) >= 1, not isinstance(special_tokens, str), vocab_size >= 256 + len(special_tokens)",
             text=text,
@@ -332,7 +334,7 @@ class BPETokenizer(BPEVocabulary):
         return cls(merges, special_tokens, pattern)
 
     def encode(self, text: str, allowed_special: Collection[str] = ()) -> list[int]:
-        """The ids of `text`.
+        """The token IDs of `text`.
 
         Args:
             text: any string.
@@ -366,7 +368,7 @@ class BPETokenizer(BPEVocabulary):
 
     @cached_property
     def _chunk_ids(self) -> dict[str, list[int]]:
-        return {}  # Words repeat: remember the ids of those already seen.
+        return {}  # Words repeat: remember the tokens of those already seen.
 
     def _new_chunk(self, chunk: str) -> list[int]:
         ids = self._merge_chunk(chunk)
@@ -390,14 +392,14 @@ def encode_chat(
     *,
     add_generation_prompt: bool = True,
 ) -> list[int]:
-    """The ids of a conversation in ChatML, SmolLM2's form, with its default system message.
+    """The token IDs of a conversation in ChatML, SmolLM2's template, with its default system message.
 
-    What the messages say is ordinary text: a special token spelled in them acts as none.
+    The messages are ordinary text: a special token spelled in them does not act as one.
 
     Args:
         tokenizer: has the special tokens <|im_start|> and <|im_end|>.
         messages: each with a "role" (system, user or assistant) and a "content".
-        add_generation_prompt: end where the assistant is to begin.
+        add_generation_prompt: end where the assistant's answer begins.
     """
     expect("len(messages) >= 1", messages=messages)
     for message in messages:

@@ -29,11 +29,11 @@ def sgns_gradients(v: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 def neighbour_pairs(
     texts: Sequence[Tensor], keep: Tensor, radius: int, *, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Words and their contexts, in windows of random size, after frequent words have been thinned out.
+    """Words and their contexts, in windows of random size, after frequent words have been subsampled.
 
     Args:
-        texts: ids of words, (N,) each.
-        keep: (V,) with which probability an occurrence of each word stays; above 1 it always does.
+        texts: word IDs of each sequence, (N,) each.
+        keep: (V,) the probability with which each occurrence of a word stays; above 1 it always does.
         radius: of the largest window; that of each position is drawn from 1 to it.
         generator: decides what stays, and the windows.
 
@@ -52,7 +52,7 @@ def neighbour_pairs(
             words += [left[from_left], right[from_right]]
             contexts += [right[from_left], left[from_right]]
     if not words:
-        raise ValueError("texts holds no two words that stay beside each other")
+        raise ValueError("texts holds no two words that stay next to each other")
     return torch.cat(words), torch.cat(contexts)
 
 
@@ -72,13 +72,13 @@ def train_skip_gram(
 
     Args:
         words, contexts: (N,) pairs, taken in this order.
-        noise: a long list of noise words, drawn beforehand; it is gone through again and again.
-        num_words: V, which ids stay below.
+        noise: a long list of noise words, sampled in advance; it is repeated as often as needed.
+        num_words: V; all IDs are below.
         dim: D, of a vector.
         learning_rate: at the first pair; it falls to zero at the last.
         num_noise: K, noise words for each pair.
-        batch_size: pairs at a time, whose steps are added up.
-        seed: decides the first vectors.
+        batch_size: pairs at a time, whose steps are summed.
+        seed: decides the initial vectors.
 
     Returns:
         Vectors of words and of contexts, (V, D) each.
@@ -96,7 +96,7 @@ def train_skip_gram(
     generator = torch.Generator().manual_seed(seed)
     v = (torch.rand(num_words, dim, generator=generator) - 0.5) / dim
     u = torch.zeros(num_words, dim)
-    # They are drawn already: one after the other is as random as by lot, and lies in memory so.
+    # They are sampled already: taking them in order is as random, and reads memory in order.
     noise = noise[: len(noise) // num_noise * num_noise].view(-1, num_noise)
     for first in tqdm(range(0, len(words), batch_size), desc="skip-gram", leave=False):
         w = words[first : first + batch_size]  # (B,)

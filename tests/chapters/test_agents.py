@@ -151,6 +151,8 @@ def test_a_conversation_holds_what_was_told(chapter):
 
 def test_probabilities_of_tools_add_up(chapter):
     task = chapter.SOME[0]
-    chances, message, text = chapter.after_reading(chapter.Pen(), task, "A note.", [])
+    chances, message, text = chapter.after_reading(
+        chapter.GenerationSession(), task, "A note.", []
+    )
     assert abs(sum(chances.values()) - 1) < 1e-5 and isinstance(text, str)
     assert {*message} == {"to", "text"}

@@ -14,17 +14,17 @@ SLUG = "applications/langchain"
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
-# --- The pen ---
+# --- The session ---
 
 
 def test_what_is_written_has_the_tokens_of_the_whole(chapter):
-    pen, rough = chapter.Pen(64), chapter.RoughPen(64)
-    for one in (pen, rough):
+    session, rough = chapter.GenerationSession(64), chapter.RoughSession(64)
+    for one in (session, rough):
         one.begin([3, 4])
         for part in ('{"tool": "', "guide", '"', ", ", '"arguments', '": {}}'):
             one.write(part)
     text = '{"tool": "guide", "arguments": {}}'
-    assert pen.ids == [3, 4, *chapter.TOKENIZER.encode(text)] != rough.ids
+    assert session.ids == [3, 4, *chapter.TOKENIZER.encode(text)] != rough.ids
     assert chapter.TOKENIZER.decode(rough.ids[2:]) == text
 
 

@@ -1,4 +1,4 @@
-"""SmolLM2 as a chat model of LangChain: it streams, keeps its cache, fills in forms, and calls tools."""
+"""SmolLM2 as a chat model of LangChain: it streams, keeps its KV cache, fills in schemas, and calls tools."""
 
 import codecs
 import functools
@@ -34,20 +34,20 @@ from llm_learn.tokenizers import BPETokenizer, encode_chat
 
 @functools.cache
 def smollm2() -> tuple[Llama, BPETokenizer]:
-    """The packaged SmolLM2-135M-Instruct and its tokenizer, loaded once for all pens."""
+    """The packaged SmolLM2-135M-Instruct and its tokenizer, loaded once for all sessions."""
     return load_smollm2()
 
 
-class Pen:
-    """Writes after a text, and reads of the next text only what is new.
+class GenerationSession:
+    """Generates text, and processes only the tokens of each new prompt that are not in the KV cache.
 
     Args:
-        capacity: tokens that a text may have, with what is written.
+        capacity: tokens of prompt and output together, at most.
 
     Attributes:
-        ids: what has been read and written.
-        start: how many of them were there before anything was written.
-        num_read: tokens that the model had to read, over all texts.
+        ids: token IDs of the prompt and of what has been generated.
+        start: how many of them are the prompt.
+        num_read: tokens that the model has processed, over all prompts.
     """
 
     def __init__(self, capacity: int = 1024):
@@ -58,7 +58,7 @@ class Pen:
         self.start = self.num_read = 0
 
     def begin(self, ids: Sequence[int], room: int = 0) -> int:
-        """Begins a text, with room to write; returns how many of its ids are known."""
+        """Begins a prompt, with room for an answer; returns how many of its tokens are cached."""
         if not 0 < len(ids) <= self.capacity - room:
             raise ValueError(
                 f"ids has {len(ids)} entries: expected 1 to {self.capacity - room}, which "
@@ -68,11 +68,11 @@ class Pen:
         return self.go_to(ids)
 
     def go_to(self, ids: Sequence[int]) -> int:
-        """Forgets everything from where these ids first differ from what has been read."""
-        # What was written last may not have been read yet.
+        """Forgets everything from the first token that differs from these on."""
+        # The tokens generated last may not have been processed yet.
         held = self.ids[: self.caches[0].length]
         same = 0
-        # The last one is read again, since its logits are wanted.
+        # The last one is processed again, since its logits are needed.
         while same < min(len(held), len(ids) - 1) and held[same] == ids[same]:
             same += 1
         for cache in self.caches:
@@ -80,9 +80,9 @@ class Pen:
         self.ids = list(ids)
         return same
 
-    @torch.no_grad()  # what is switched off above holds for one thread
+    @torch.no_grad()  # gradients are switched off per thread
     def logits(self) -> Tensor:
-        """Those of the next token: (V,)"""
+        """Logits of the next token: (V,)"""
         new = self.ids[self.caches[0].length :]
         if new:
             self.num_read += len(new)
@@ -91,29 +91,32 @@ class Pen:
         return self.last_logits
 
     def write(self, text: str) -> None:
-        """Adds a text, and encodes everything that was written again, as one piece."""
+        """Appends a text, and encodes all generated text again, as one piece."""
         written = self.tokenizer.decode(self.ids[self.start :]) + text
         self.go_to(self.ids[: self.start] + self.tokenizer.encode(written))
 
 
 def pieces(
-    pen: Pen, limit: int, stop: Sequence[str] = (), temperature: float = 0.0
+    session: GenerationSession,
+    limit: int,
+    stop: Sequence[str] = (),
+    temperature: float = 0.0,
 ) -> Iterator[str]:
-    """What the model writes, at most so many tokens, in pieces that are whole characters.
+    """Streams what the model generates, at most so many tokens, in pieces that are whole characters.
 
     Args:
-        stop: texts before which the model's text ends.
+        stop: strings before which the output ends.
         temperature: see `sample_next`.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    eos_id = pen.tokenizer.special_ids["<|im_end|>"]
+    eos_id = session.tokenizer.special_ids["<|im_end|>"]
     held = ""
     for _ in range(limit):
-        i = int(sample_next(pen.logits()[None], temperature=temperature))
+        i = int(sample_next(session.logits()[None], temperature=temperature))
         if i == eos_id:
             break
-        pen.ids.append(i)
-        held += decoder.decode(pen.tokenizer.token_bytes[i])
+        session.ids.append(i)
+        held += decoder.decode(session.tokenizer.token_bytes[i])
         if found := [held.index(text) for text in stop if text in held]:
             yield held[: min(found)]
             return
@@ -125,115 +128,119 @@ def pieces(
     yield held + decoder.decode(b"", final=True)
 
 
-def choose(pen: Pen, options: Sequence[str]) -> str:
-    """One of several texts and a closing quote, by the likeliest way through them."""
+def choose(session: GenerationSession, options: Sequence[str]) -> str:
+    """One of several options and a closing quote, by the most likely token wherever they differ."""
     quoted = {option: json.dumps(option, ensure_ascii=False)[1:] for option in options}
-    left = {option: pen.tokenizer.encode(text) for option, text in quoted.items()}
+    left = {option: session.tokenizer.encode(text) for option, text in quoted.items()}
     place = 0
     while len(left) > 1:
         following = sorted({ids[place] for ids in left.values()})
         best = following[0]
         if len(following) > 1:
-            best = following[int(pen.logits()[following].argmax())]
+            best = following[int(session.logits()[following].argmax())]
         left = {option: ids for option, ids in left.items() if ids[place] == best}
-        pen.ids.append(best)
+        session.ids.append(best)
         place += 1
     ((option, ids),) = left.items()
-    pen.ids += ids[place:]
+    session.ids += ids[place:]
     return option
 
 
-def text_value(pen: Pen, limit: int) -> str:
-    """Text up to what JSON does not take as it is, such as a quote, or up to the limit."""
-    written, control = b"", {*pen.tokenizer.special_ids.values()}
+def text_value(session: GenerationSession, limit: int) -> str:
+    """Text up to a character that JSON must escape, such as a quote, or up to the limit."""
+    written, control = b"", {*session.tokenizer.special_ids.values()}
     for _ in range(limit):
-        i = int(pen.logits().argmax())
-        # The end, too, ends it.
-        token = b"\n" if i in control else pen.tokenizer.token_bytes[i]
+        i = int(session.logits().argmax())
+        # The end token ends it, too.
+        token = b"\n" if i in control else session.tokenizer.token_bytes[i]
         if end := re.search(rb'["\\\x00-\x1f]', token):
             written += token[: end.start()]
-            pen.ids += pen.tokenizer.encode(token[: end.start()].decode("utf-8", "replace"))
+            session.ids += session.tokenizer.encode(
+                token[: end.start()].decode("utf-8", "replace")
+            )
             break
         written += token
-        pen.ids.append(i)
-    pen.write('"')
+        session.ids.append(i)
+    session.write('"')
     return written.decode("utf-8", "replace")
 
 
-def whole_number(pen: Pen, longest: int = 9) -> int:
-    """Digits, until the model would rather write something else."""
-    known = torch.tensor([pen.tokenizer.encode(digit)[0] for digit in "0123456789"])
+def integer_value(session: GenerationSession, longest: int = 9) -> int:
+    """Digits, until another token is more likely."""
+    known = torch.tensor([session.tokenizer.encode(digit)[0] for digit in "0123456789"])
     digits: list[int] = []
     while len(digits) < longest:
-        logits = pen.logits()
+        logits = session.logits()
         digit = int(logits[known].argmax())
         if digits and logits.argmax() != known[digit]:
             break
-        pen.ids.append(int(known[digit]))
+        session.ids.append(int(known[digit]))
         digits.append(digit)
     return int("".join(map(str, digits)))
 
 
-def fill(pen: Pen, schema: Mapping, limit: int = 24) -> Any:
-    """A value that fits the schema, written after the pen's text.
+def fill(session: GenerationSession, schema: Mapping, limit: int = 24) -> Any:
+    """A value that fits the schema, generated after the session's text.
 
     Args:
-        schema: an object, a string, an integer from 0, or an enum of texts. What an object
-            does not require is left out.
+        schema: an object, a string, an integer from 0, or an enum of strings. Properties that an
+            object does not require are left out.
         limit: tokens of each string.
     """
     kind = schema.get("type")
     if "enum" in schema:
-        pen.write('"')
-        return choose(pen, schema["enum"])
+        session.write('"')
+        return choose(session, schema["enum"])
     if kind == "object":
         value = {}
         for name in schema.get("required", []):
-            pen.write(f"{', ' if value else '{'}{json.dumps(name)}: ")
-            value[name] = fill(pen, schema["properties"][name], limit)
-        pen.write("}" if value else "{}")
+            session.write(f"{', ' if value else '{'}{json.dumps(name)}: ")
+            value[name] = fill(session, schema["properties"][name], limit)
+        session.write("}" if value else "{}")
         return value
     if kind == "string":
-        pen.write('"')
-        return text_value(pen, limit)
+        session.write('"')
+        return text_value(session, limit)
     if kind == "integer":
-        return whole_number(pen)
+        return integer_value(session)
     raise ValueError(
         f"schema has type {kind!r}: expected object, string, integer or an enum"
     )
 
 
-def call_of(pen: Pen, forms: Mapping[str, Mapping], limit: int) -> tuple[str, dict]:
-    """A tool's name and its arguments, written by the pen in the form of `as_call`."""
-    pen.write('{"tool": "')
-    name = choose(pen, list(forms))
-    pen.write(', "arguments": ')
-    return name, fill(pen, forms[name], limit)
+def call_of(
+    session: GenerationSession, forms: Mapping[str, Mapping], limit: int
+) -> tuple[str, dict]:
+    """A tool's name and its arguments, generated in the format of `as_call`."""
+    session.write('{"tool": "')
+    name = choose(session, list(forms))
+    session.write(', "arguments": ')
+    return name, fill(session, forms[name], limit)
 
 
-PENS: list[Pen] = []  # those that nobody uses
+SESSIONS: list[GenerationSession] = []  # the idle ones
 
 
 @contextmanager
-def borrowed() -> Iterator[Pen]:
-    """A pen for one answer: several threads may ask at once, and each needs its own."""
+def borrowed() -> Iterator[GenerationSession]:
+    """A session for one answer: several threads may ask at once, and each needs its own."""
     try:
-        pen = PENS.pop()
+        session = SESSIONS.pop()
     except IndexError:
-        pen = Pen()
+        session = GenerationSession()
     try:
-        yield pen
+        yield session
     finally:
-        PENS.append(pen)
+        SESSIONS.append(session)
 
 
 def as_call(name: str, arguments: Mapping) -> str:
-    """A tool call in the form in which the model reads and writes it."""
+    """A tool call in the format that the model reads and generates."""
     return json.dumps({"tool": name, "arguments": arguments}, ensure_ascii=False)
 
 
 def described(tools: Sequence[Mapping]) -> str:
-    """What the model is told of its tools; in what form they come is printed below."""
+    """The prompt's description of the tools; its format is printed below."""
     lines = ["You have these tools:"]
     for tool in tools:
         about = tool["function"]
@@ -273,8 +280,8 @@ class LocalChat(BaseChatModel):
     """SmolLM2 as a chat model of LangChain, which runs in this process."""
 
     model_name: str = "SmolLM2-135M-Instruct"
-    max_tokens: int = 32  # of a text, and of each text in a tool's arguments
-    temperature: float = 0.0  # of a text; calls are written without chance
+    max_tokens: int = 32  # of an answer, and of each string in a tool's arguments
+    temperature: float = 0.0  # of an answer; calls are generated greedily
     stop: Sequence[str] = ()
 
     @property
@@ -284,7 +291,7 @@ class LocalChat(BaseChatModel):
     def _get_ls_params(
         self, stop: list[str] | None = None, **kwargs: Any
     ) -> LangSmithParams:
-        """What traces say of the model."""
+        """How traces describe the model."""
         found = super()._get_ls_params(stop=stop, **kwargs)
         found["ls_provider"] = self._llm_type
         found["ls_model_name"] = kwargs.get("model", self.model_name)
@@ -326,11 +333,11 @@ class LocalChat(BaseChatModel):
             forms = {name: forms[name] for name in names}
         # Unless the caller chooses, a request is answered by a call, a result by a text.
         calls = forms and (tool_choice or not isinstance(messages[-1], ToolMessage))
-        with borrowed() as pen:
-            # A call has up to three texts here, and what is written around them.
-            known = pen.begin(ids, room=self.max_tokens * (4 if calls else 1))
+        with borrowed() as session:
+            # A call has up to three strings here, and the JSON around them.
+            known = session.begin(ids, room=self.max_tokens * (4 if calls else 1))
             if calls:
-                name, arguments = call_of(pen, forms, self.max_tokens)
+                name, arguments = call_of(session, forms, self.max_tokens)
                 call = tool_call_chunk(
                     name=name,
                     args=json.dumps(arguments),
@@ -340,7 +347,7 @@ class LocalChat(BaseChatModel):
                 chunks = iter([AIMessageChunk(content="", tool_call_chunks=[call])])
             else:
                 ends = [*self.stop, *(stop or [])]
-                texts = pieces(pen, self.max_tokens, ends, self.temperature)
+                texts = pieces(session, self.max_tokens, ends, self.temperature)
                 chunks = (AIMessageChunk(content=text) for text in texts)
             for message in chunks:
                 chunk = ChatGenerationChunk(message=message)
@@ -349,8 +356,8 @@ class LocalChat(BaseChatModel):
                 yield chunk
             usage = {
                 "input_tokens": len(ids),
-                "output_tokens": len(pen.ids) - len(ids),
-                "total_tokens": len(pen.ids),
+                "output_tokens": len(session.ids) - len(ids),
+                "total_tokens": len(session.ids),
                 "input_token_details": {"cache_read": known},
             }
         last = AIMessageChunk(

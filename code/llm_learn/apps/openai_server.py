@@ -29,11 +29,11 @@ from llm_learn.argument_checks import expect
 
 
 class RequestError(Exception):
-    """A request that is answered by an error.
+    """A request that is answered with an error.
 
     Args:
         status: of HTTP.
-        message: for people; names the field, what it got and what it accepts.
+        message: for users; names the field, what it got and what it accepts.
         param: the field.
     """
 
@@ -47,17 +47,17 @@ class ServedModel:
     """What a server knows of the model that its engine runs."""
 
     name: str  # under which clients ask for it
-    # From messages, each with a role and a content, to the ids of all their text; raises
+    # From messages, each with a role and a content, to the token IDs of the prompt; raises
     # ValueError for what it cannot read. Called in several threads.
     prompt_ids: Callable[[list[dict]], list[int]]
-    token_bytes: Sequence[bytes]  # of each id
+    token_bytes: Sequence[bytes]  # of each token ID
 
     def __post_init__(self):
         expect("len(name) >= 1, len(token_bytes) >= 1", **vars(self))
 
     @cached_property
     def longest_token(self) -> int:
-        """Bytes that one id stands for, at most."""
+        """Bytes of one token, at most."""
         return max(map(len, self.token_bytes))
 
 
@@ -65,9 +65,9 @@ class Service:
     """An engine in a thread, with a mailbox.
 
     Args:
-        engine: nobody else may change it from then on.
+        engine: nothing else may change it from then on.
         model: what it runs.
-        max_waiting: texts that may wait, at least 1; more are refused.
+        max_waiting: requests that can wait, at least 1; more are refused.
     """
 
     def __init__(self, engine: Engine, model: ServedModel, max_waiting: int = 64):
@@ -75,13 +75,13 @@ class Service:
         self.engine, self.model, self.max_waiting = engine, model, max_waiting
         self.inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.closed = self.stopped = False
-        # Nothing comes between a look at `closed` and the mail.
+        # The check of `closed` and the mail are one atomic step.
         self.lock = threading.Lock()
         self.thread = threading.Thread(target=self.run_loop, daemon=True, name="engine")
         self.thread.start()
 
     def run_loop(self) -> None:
-        """Reads the mail, then makes a pass, until it is stopped."""
+        """Reads the mail, then runs a step of the engine, until it is stopped."""
         while not self.stopped:
             idle = not self.engine.waiting and not self.engine.running
             try:
@@ -92,16 +92,16 @@ class Service:
                 if not self.stopped:
                     _ = self.engine.step()
             except Exception:
-                LOGGER.exception("a pass failed")
+                LOGGER.exception("a step failed")
                 self.abort_all("failed")
 
     def abort_all(self, finish_reason: str) -> None:
-        """Ends every text; in the engine's thread."""
+        """Ends every request; in the engine's thread."""
         for request in [*self.engine.running, *self.engine.waiting]:
             self.engine.abort(request, finish_reason)
 
     def stop(self) -> None:
-        """Ends the thread; what has not ended is cancelled, and nothing new is taken."""
+        """Ends the thread; unfinished requests are cancelled, and new ones refused."""
 
         def last() -> None:
             self.stopped = True
@@ -113,17 +113,17 @@ class Service:
         self.thread.join()
 
     def add_request(self, request: Request) -> None:
-        """Puts a text into the mailbox, which the engine reads between two passes.
+        """Puts a request into the mailbox, which the engine reads between two steps.
 
         Raises:
-            ValueError: the engine could never finish it; its own thread is no place to find out.
+            ValueError: the engine could never finish it; its own thread would find out too late.
             RequestError: too many wait, or the service is closed.
         """
         self.engine.check(request)
         with self.lock:
             if self.closed:
                 raise RequestError(503, "the server is closing")
-            # What is in the mail waits too; a cancellation among it counts as one more.
+            # What is in the mailbox waits too; a cancellation in it counts as one more.
             if len(self.engine.waiting) + self.inbox.qsize() >= self.max_waiting:
                 raise RequestError(
                     503, f"{self.max_waiting} requests are waiting: try again later"
@@ -131,7 +131,7 @@ class Service:
             self.inbox.put(lambda: self.engine.add_request(request))
 
     def abort(self, request: Request) -> None:
-        """The text is wanted no more."""
+        """The client no longer wants the answer."""
         self.inbox.put(lambda: self.engine.abort(request, "cancelled"))
 
 
@@ -139,7 +139,7 @@ SUPPORTED_FIELDS = {
     *("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p"),
     *("seed", "stream", "stream_options", "n", "user", "store", "metadata"),
 }
-# Some clients send what they do not use.
+# Some clients send fields that they do not use.
 NEUTRAL_DEFAULTS = {
     **{"frequency_penalty": 0, "presence_penalty": 0, "logprobs": False, "top_logprobs": 0},
     **{"stop": [], "tools": [], "logit_bias": {}, "response_format": {"type": "text"}},
@@ -155,7 +155,7 @@ def number(
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-        what = "a whole number" if kind == (int,) else "a number"
+        what = "an integer" if kind == (int,) else "a number"
         raise RequestError(
             400, f"{name} is {value!r}: expected {what} from {low} to {high}", name
         )
@@ -176,20 +176,20 @@ def message_text(content: object) -> str:
 
 
 def normalize_role(role: object) -> object:
-    """OpenAI's newer name of the system is "developer"."""
+    """OpenAI's newer name of the role "system" is "developer"."""
     return "system" if role == "developer" else role
 
 
 def parse_request(body: object, engine: Engine, model: ServedModel) -> Request:
-    """The text that a client asks for.
+    """The request that a client's body describes.
 
     Args:
-        body: what came.
-        engine: is to continue it; its settings are read, nothing else.
+        body: the parsed JSON.
+        engine: only its settings are read.
         model: what the engine runs.
 
     Raises:
-        RequestError: the body asks for what does not exist or has another form.
+        RequestError: the body asks for what is not supported, or has another format.
     """
     if not isinstance(body, dict):
         raise RequestError(400, f"the body is a {type(body).__name__}: expected an object")
@@ -215,11 +215,11 @@ def parse_request(body: object, engine: Engine, model: ServedModel) -> Request:
     if n is not None and (type(n) is not int or n != 1):
         raise RequestError(400, f"n is {n!r}: one answer is written", "n")
     temperature = number(body, "temperature", (int, float), 0, 2, 1.0)
-    if body.get("top_p") == 0:  # the likeliest id only
+    if body.get("top_p") == 0:  # the most likely token only
         temperature = 0
     seed = number(body, "seed", (int,), -(1 << 63), (1 << 63) - 1, None)
     options = {
-        # What is divided by nearly nothing is no number any more.
+        # A division by nearly zero gives no finite number.
         "temperature": temperature if temperature >= 0.01 else 0,
         "top_p": number(body, "top_p", (int, float), 0, 1, None) or None,
         "generator": None if seed is None else torch.Generator().manual_seed(seed),
@@ -256,11 +256,11 @@ def parse_request(body: object, engine: Engine, model: ServedModel) -> Request:
 async def stream_text(
     http: HTTPRequest, service: Service, request: Request
 ) -> AsyncGenerator[tuple[str, str]]:
-    """Pieces of text with an empty reason, then an empty piece with the reason; stops where the client has gone."""
+    """Pieces of text with an empty reason, then an empty piece with the reason; stops if the client disconnects."""
     loop, events = asyncio.get_running_loop(), asyncio.Queue()
 
     def tell(*event: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        with suppress(RuntimeError):  # the loop is closed: the client has gone
             loop.call_soon_threadsafe(events.put_nowait, event)
 
     request.on_token = lambda i: tell(service.model.token_bytes[i], "")
@@ -283,7 +283,7 @@ async def stream_text(
 
 
 def head(name: str) -> dict:
-    """What all parts of one answer have; the name is the model's."""
+    """The fields that all parts of one answer have in common; `name` is the model's."""
     created = int(time.time())
     return {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": created, "model": name}
 
@@ -295,7 +295,7 @@ def response_body(head: dict, kind: str, choice: dict | None, **more: object) ->
 
 
 def usage(request: Request) -> dict:
-    """How many tokens were read and written."""
+    """How many tokens were processed and generated."""
     prompt, total = len(request.prompt), len(request.ids)
     counts = {"prompt_tokens": prompt, "completion_tokens": total - prompt}
     return {"usage": counts | {"total_tokens": total}}

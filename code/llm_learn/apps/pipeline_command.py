@@ -39,7 +39,7 @@ from llm_learn.tasks.shakespeare_conversations import (
 from llm_learn.tokenizers import BPETokenizer
 from llm_learn.train import evaluate_loss
 
-# For a GPU. The corpus is small: a larger model would learn it by heart.
+# For a GPU. The corpus is small: a larger model would memorise it.
 GPU_PLAN = Plan(
     num_words=4000,
     vocab_size=4096,
@@ -66,15 +66,15 @@ def parser() -> argparse.ArgumentParser:
     """The command's options; those that are not given are missing from what it parses."""
     made = run_folder.command_parser(
         "pipeline",
-        description="Pre-trains a small model on Shakespeare's plays, tunes it on conversations, reinforces its manners, "
-        "and distils it into a student. The folder receives the tokenizer, each stage's model, and report.json.",
+        description="Pre-trains a small model on Shakespeare's plays, tunes it on conversations, reinforces format "
+        "rules, and distils it into a student. The folder receives the tokenizer, each stage's model, and report.json.",
         epilog="A stage whose model is there is not run again. Several processes share each batch when they are started "
         "by `torchrun --nproc-per-node=N -m llm_learn.pipeline`.",
     )
     made.add_argument(
         "--large", action="store_true", help="begin from the plan for a GPU, not the book's"
     )
-    made.add_argument("--seed", type=int, help="decides all that is drawn (default: 0)")
+    made.add_argument("--seed", type=int, help="decides all random choices (default: 0)")
     for field in fields(Plan):
         small, large = field.default, getattr(GPU_PLAN, field.name)
         made.add_argument(
@@ -100,12 +100,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class PipelineRun:
-    """All stages of a plan in a folder, which is made or gone on with.
+    """All stages of a plan in a folder, which is created or resumed.
 
     Args:
         folder: where the models go.
         plan: of all stages; a folder that was begun with another is refused.
-        seed: decides all that is drawn.
+        seed: decides all random choices.
         dist_context: the processes that share the work; each makes one.
     """
 
@@ -182,7 +182,7 @@ class PipelineRun:
         def tune() -> None:
             learn(model, next_token_loss, turns, plan.sft_steps, learning_rate=0.005)
 
-        def follow_manners() -> None:
+        def follow_rules() -> None:
             self.follow(reinforce(model, task, plan, seed, dist_context))
 
         def distil() -> None:
@@ -197,7 +197,7 @@ class PipelineRun:
 
         self.run_stage("pre-training", model, pretrain)
         self.run_stage("tuning", model, tune)
-        self.run_stage("reinforcement", model, follow_manners)
+        self.run_stage("reinforcement", model, follow_rules)
         self.run_stage("distillation", student, distil)
         dist_context.run_on_main(lambda: write_json(self.folder / "report.json", self.rows))
         for said in SAID:
@@ -215,7 +215,7 @@ class PipelineRun:
             begun = time.perf_counter()
             stage()
             seconds = time.perf_counter() - begun
-            took = f", {predicted / seconds:.1e} a second"
+            took = f", {predicted / seconds:.1e} per second"
             if not all(p.isfinite().all() for p in model.parameters()):
                 raise ValueError(
                     f"{name} left weights that are no numbers: lower its learning rate"
@@ -225,23 +225,23 @@ class PipelineRun:
         row |= {"flops": predicted, "seconds": seconds} | self.measured(model)
         self.rows.append(row)
         self.say(
-            f"{name:<14} {row['bits_per_byte']:.3f} bits a byte, {row['reply_loss']:.3f} nats an id of a reply, "
+            f"{name:<14} {row['bits_per_byte']:.3f} bits per byte, {row['reply_loss']:.3f} nats per token of a reply, "
             f"{row['all_kept']:.1%} keep all rules{took}"
         )
 
     def follow(self, rounds: Iterator[Round]) -> None:
-        """Goes through the rounds, and tells of every tenth."""
+        """Goes through the rounds, and reports every tenth."""
         for number, each in enumerate(rounds, 1):
             if number % 10 == 0:
                 self.say(
-                    f"  round {number}: {each.all_kept:.1%} keep all rules, {each.kl:.1f} nats from the start"
+                    f"  round {number}: {each.all_kept:.1%} keep all rules, {each.kl:.1f} nats from the reference model"
                 )
 
     @torch.no_grad()
     def measured(self, model: Llama) -> dict[str, float]:
-        """What the book's page measures, on the plays that were held out."""
+        """The metrics of the book's page, on the plays that were held out."""
         talk, eos_id = self.task.talk, self.task.eos_id
-        num_bytes = len(talk.held_out_text.encode()) / len(self.held_out)  # of an id
+        num_bytes = len(talk.held_out_text.encode()) / len(self.held_out)  # per token
         x, y = collate_examples(self.task.examples(talk.held_out_turns), eos_id)
         batch = x.to(self.dist_context.device), y.to(self.dist_context.device)
         asked = [
@@ -259,7 +259,7 @@ class PipelineRun:
         }
 
     def reply(self, model: Llama, kind: str, said: str) -> str:
-        """The likeliest reply."""
+        """The reply of greedy decoding."""
         prompts = self.task.prompts([(kind, said)])
         generator = torch.Generator(self.dist_context.device)
         written = draw_replies(
@@ -269,7 +269,7 @@ class PipelineRun:
 
 
 def save(model: Llama, path: Path) -> None:
-    """Writes the weights, all or nothing."""
+    """Writes the weights atomically."""
     weights = {n: p.detach().cpu().contiguous() for n, p in model.state_dict().items()}
     with replacing(path) as temporary:
         save_file(weights, temporary)

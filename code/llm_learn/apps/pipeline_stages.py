@@ -28,13 +28,13 @@ from llm_learn.tasks.shakespeare_conversations import (
 )
 from llm_learn.train import IGNORE_INDEX, summed_loss
 
-Batch = tuple[Tensor, Tensor]  # ids (B, T), and for each the next, or IGNORED
+Batch = tuple[Tensor, Tensor]  # token IDs (B, T), and for each the next, or IGNORE_INDEX
 SINGLE_PROCESS = DistributedContext()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How large the models are, and how long each stage lasts; the defaults are the book's page."""
+    """Sizes of the models, and lengths of the stages; the defaults are the book's page."""
 
     num_words: int = 1000  # of which a line may be made
     vocab_size: int = 1024
@@ -43,14 +43,14 @@ class Plan:
     num_layers: int = 3
     num_heads: int = 4
     pretrain_steps: int = 400
-    pretrain_batch_size: int = 8  # of the text, in an update
+    pretrain_batch_size: int = 8  # windows of the text per step
     sft_steps: int = 100
-    sft_batch_size: int = 48  # conversations, in an update
+    sft_batch_size: int = 48  # conversations per step
     rl_rounds: int = 30  # of reinforcement learning
     num_prompts: int = 16  # in a round
     num_samples: int = 8  # replies to each
     rl_learning_rate: float = 0.002
-    beta: float = 0.05  # rewards a nat of distance from the tuned model costs
+    beta: float = 0.05  # weight of the KL penalty, per nat
     student_d_model: int = 64
     student_num_layers: int = 1
     num_distill_samples: int = 1536  # replies of the teacher, for the student
@@ -89,7 +89,7 @@ def make_llama(
     )
     model = Llama(config)
     init_weights_fan_in(model, num_layers)
-    # The output layer reads the same weights: at the width's scale its first logits are about 1.
+    # The output layer shares these weights: at the width's scale its first logits are about 1.
     nn.init.normal_(model.token_embedding.weight, std=d_model**-0.5)
     return model
 
@@ -115,13 +115,13 @@ def train_on(
     learning_rate: float,
     dist_context: DistributedContext = SINGLE_PROCESS,
 ) -> list[float]:
-    """Trains with Muon and AdamW; the rate rises for ten updates, and falls over the last third.
+    """Trains with Muon and AdamW; the learning rate rises for ten steps, and falls over the last third.
 
     Args:
         model: changed in place.
         loss: of the model on a batch.
         batches: those of this process.
-        max_steps: updates.
+        max_steps: training steps.
         learning_rate: AdamW's; Muon's is twice as high.
         dist_context: the processes that share the work; each has the mean over its own targets.
 
@@ -197,11 +197,11 @@ def example_batches(
 
 @dataclass(frozen=True)
 class Round:
-    """What a round of reinforcement learning found, before its update."""
+    """Measurements of a round of reinforcement learning, before its update."""
 
-    kept: list[float]  # share of the replies that keep each of MANNERS
-    all_kept: float  # share of those that keep all
-    kl: float  # nats a reply, from the model that it began with
+    kept: list[float]  # fraction of the replies that keep each of FORMAT_RULES
+    all_kept: float  # fraction of those that keep all
+    kl: float  # nats per reply, from the reference model
 
 
 def reinforce(
@@ -211,10 +211,10 @@ def reinforce(
     seed: int,
     dist_context: DistributedContext = SINGLE_PROCESS,
 ) -> Iterator[Round]:
-    """GRPO with the share of rules kept as the reward, less `plan.beta` a nat of distance from the first model.
+    """GRPO, rewarded by the fraction of rules kept, minus `plan.beta` per nat of distance from the reference model.
 
     Args:
-        model: changed in place, by one update a round.
+        model: changed in place, by one update per round.
         task: has the prompts and the rules.
         plan: how many rounds, of how many replies.
         seed: decides the prompts and the replies.
@@ -239,7 +239,7 @@ def reinforce(
         kl = ((old_logps - reference_logps) * mask).sum(1)  # (B,)
         rewards = kept.mean(1).to(kl.device) - plan.beta * kl
         advantages = group_advantages(rewards.view(share, plan.num_samples)).view(-1, 1)
-        # With one update a round the ratio is 1, and the clip does not act.
+        # With one update per round the ratio is 1, and the clip does not act.
         losses = ppo_clip_loss(logps, old_logps, advantages.expand_as(logps), clip=0.2)
         optimizer.zero_grad()
         ((losses * mask).sum(1) / mask.sum(1)).mean().backward()
@@ -252,7 +252,7 @@ def reinforce(
 
 
 def teacher_loss(teacher: Llama) -> Callable[[nn.Module, Completions], Tensor]:
-    """How far a student is from its teacher at each id of the teacher's replies, in nats."""
+    """How far a student is from its teacher at each token of the teacher's replies, in nats."""
 
     def loss(student: nn.Module, lesson: Completions) -> Tensor:
         with torch.no_grad():
@@ -270,7 +270,7 @@ def distillation_batches(
     seed: int,
     dist_context: DistributedContext = SINGLE_PROCESS,
 ) -> Iterator[Completions]:
-    """Replies that a teacher writes, in batches for its student, which come again and again."""
+    """Replies that a teacher generates, in batches for its student, which come again and again."""
     own_seed = seed * dist_context.world_size + dist_context.rank
     rng = random.Random(own_seed)
     generator = torch.Generator(dist_context.device).manual_seed(own_seed)
@@ -285,13 +285,13 @@ def distillation_batches(
 
 
 def flops(plan: Plan, prompt: float) -> dict[str, float]:
-    """The floating-point operations that each stage will need, attention's scores left out.
+    """The floating-point operations that each stage will need, without attention scores.
 
-    An id costs 2 a weight to read, and 6 to learn from (Kaplan et al. 2020, arXiv:2001.08361, Section 2.1).
+    A token costs 2 per weight in inference, and 6 in training (Kaplan et al. 2020, arXiv:2001.08361, Section 2.1).
 
     Args:
         plan: of all stages.
-        prompt: ids of a prompt, on average.
+        prompt: tokens of a prompt, on average.
     """
     with init_empty_weights():
         models = plan.models()
@@ -305,7 +305,7 @@ def flops(plan: Plan, prompt: float) -> dict[str, float]:
         * plan.pretrain_batch_size
         * plan.context_length,
         "tuning": 6 * n * plan.sft_steps * plan.sft_batch_size * talk,
-        # Written, read by the reference, learned from.
+        # Generated, scored by the reference model, trained on.
         "reinforcement": (2 + 2 + 6)
         * n
         * plan.rl_rounds

@@ -25,7 +25,7 @@ def command_parser(name: str, **texts: Any) -> argparse.ArgumentParser:
 
 
 def exit_status(work: Callable[[DistributedContext], int], device: str) -> int:
-    """What `work` returns for this process, or 2 after an error; of several processes the first one tells of it."""
+    """What `work` returns for this process, or 2 after an error; of several processes the first one reports it."""
     dist_context = DistributedContext()
     with ExitStack() as stack:
         try:

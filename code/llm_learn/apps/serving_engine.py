@@ -22,7 +22,7 @@ class NoFreeBlocks(Exception):
 
 
 class BlockAllocator:
-    """Who uses which block, and what stands in it.
+    """Tracks which sequences use each block, and its contents.
 
     Args:
         num_blocks: how many there are.
@@ -40,11 +40,11 @@ class BlockAllocator:
         self.block_of: dict[bytes, int] = {}
 
     def num_blocks_for(self, num_positions: int) -> int:
-        """How many blocks so many positions need."""
+        """How many blocks that many positions need."""
         return -(-num_positions // self.block_size)
 
     def allocate(self) -> int:
-        """A block for new text. Raises NoFreeBlocks."""
+        """A block for new tokens. Raises NoFreeBlocks."""
         if not self.free_blocks:
             raise NoFreeBlocks
         block, _ = self.free_blocks.popitem(last=False)
@@ -54,18 +54,18 @@ class BlockAllocator:
         return block
 
     def free(self, blocks: Sequence[int]) -> None:
-        """One user less for each; the last ones become free first, since beginnings are wanted more often."""
+        """One user less for each; the last ones become free first, since prefixes are needed more often."""
         for block in reversed(blocks):
             self.ref_counts[block] -= 1
             if self.ref_counts[block] == 0:
                 self.free_blocks[block] = None
 
     def hashes(self, ids: Sequence[int], hashes: list[bytes] | None = None) -> list[bytes]:
-        """One for each block that these ids fill, of its own ids and the hash before, so of all ids up to its end.
+        """A hash of each block that these tokens fill, with the hash before: it stands for all tokens up to its end.
 
         Args:
-            ids: of a text.
-            hashes: those of the text that are known already; the missing ones are appended.
+            ids: token IDs of a sequence.
+            hashes: those of the sequence that are known already; the missing ones are appended.
         """
         hashes = [] if hashes is None else hashes
         for begin in range(len(hashes) * self.block_size, len(ids), self.block_size):
@@ -81,14 +81,14 @@ class BlockAllocator:
         first: int = 0,
         hashes: list[bytes] | None = None,
     ) -> None:
-        """Notes what stands in the blocks that these ids fill, from the block of that number on; see `hashes`."""
+        """Registers the contents of the blocks that these tokens fill, from that block number on; see `hashes`."""
         hashes = self.hashes(ids, hashes)
         for i in range(first, len(ids) // self.block_size):
             if blocks[i] not in self.hash_of and hashes[i] not in self.block_of:
                 self.hash_of[blocks[i]], self.block_of[hashes[i]] = hashes[i], blocks[i]
 
     def lookup(self, ids: Sequence[int], hashes: list[bytes] | None = None) -> list[int]:
-        """The blocks that hold the beginning of these ids; not of the last, which has to be read for its logits."""
+        """The blocks that hold a prefix of these tokens; without the last, which must be processed for its logits."""
         found: list[int] = []
         for prefix in self.hashes(ids, hashes)[: (len(ids) - 1) // self.block_size]:
             block = self.block_of.get(prefix)
@@ -106,11 +106,11 @@ class BlockAllocator:
 
 @dataclass(frozen=True)
 class SequenceChunk:
-    """What a text gives to a pass."""
+    """The tokens that a sequence contributes to a forward pass."""
 
-    ids: Sequence[int]  # new ones, at least one
+    ids: Sequence[int]  # new token IDs, at least one
     start: int  # position of the first
-    blocks: Sequence[int]  # its table, with room for all positions up to the last
+    blocks: Sequence[int]  # its block table, with room for all positions up to the last
 
     def __post_init__(self):
         expect("len(ids) >= 1, start >= 0", ids=self.ids, start=self.start)
@@ -146,7 +146,7 @@ class PagedKVCache:
         self.block_size = block_size
 
     def slot_mapping(self, chunk: SequenceChunk) -> Tensor:
-        """Where the positions of a row lie, from the first of its text to the last of its new ids: (S,)"""
+        """The slots of a sequence's positions, from the first to the last of its new tokens: (S,)"""
         size, length = self.block_size, chunk.start + len(chunk.ids)
         expect(
             "len(blocks) * block_size >= length",
@@ -163,15 +163,15 @@ class PagedKVCache:
 def paged_forward(
     model: Llama, kv_cache: PagedKVCache, chunks: Sequence[SequenceChunk]
 ) -> Tensor:
-    """One pass: writes keys and values of all new ids into the cache.
+    """One forward pass: writes keys and values of all new tokens into the cache.
 
     Args:
-        model: reads.
+        model: computes the pass.
         kv_cache: of that model, with its dtype and device; changed.
-        chunks: texts, at least one, each once.
+        chunks: of different sequences, at least one.
 
     Returns:
-        (chunks, V) logits for the id after each chunk's last, float32 and on the CPU, where ids are chosen
+        (chunks, V) logits for the token after each chunk's last, float32 and on the CPU, where tokens are sampled
     """
     # Of a norm, as in `Llama.new_caches`: where weights are stored in fewer bits, a norm's are not.
     weight = model.norm.weight
@@ -218,12 +218,12 @@ def paged_forward(
 
 
 def paged_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention of R texts with T new ids each over S slots each.
+    """Attention of R sequences with T new tokens each over S slots each.
 
     Args:
         q: (R, T, H, D)
         k, v: (R, S, K, D)
-        mask: bool, broadcastable to (R, H, T, S), True = use.
+        mask: bool, broadcastable to (R, H, T, S), True = may be attended to.
 
     Returns:
         (R, T, H, D)
@@ -237,7 +237,7 @@ def paged_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 def decode_batches(
     chunks: Sequence[SequenceChunk], slot_mappings: Sequence[Tensor], ends: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """All texts with one new id, as one batch: where (R, 1), table (R, S) and mask (R, 1, 1, S)."""
+    """All sequences with one new token, as one batch: where (R, 1), table (R, S) and mask (R, 1, 1, S)."""
     short = [i for i, chunk in enumerate(chunks) if len(chunk.ids) == 1]
     if short:
         table = torch.nn.utils.rnn.pad_sequence(
@@ -254,7 +254,7 @@ def decode_batches(
 def prefill_batches(
     chunks: Sequence[SequenceChunk], slot_mappings: Sequence[Tensor], ends: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Each text with several new ids by itself: where (1, T), table (1, S) and mask (1, 1, T, S)."""
+    """Each sequence with several new tokens by itself: where (1, T), table (1, S) and mask (1, 1, T, S)."""
     for chunk, slot_mapping, end in zip(chunks, slot_mappings, ends, strict=True):
         if len(chunk.ids) > 1:
             where = torch.arange(end - len(chunk.ids), end, device=slot_mapping.device)
@@ -268,18 +268,19 @@ LOGGER = logging.getLogger("llm_learn.apps.serving_engine")
 
 @dataclass(eq=False)
 class Request:
-    """A text to be continued.
+    """A request to continue a prompt.
 
     Attributes:
-        ids: the prompt, and what was written.
-        hashes: of the blocks that its ids fill, as far as the allocator has computed them.
-        num_computed_tokens: positions whose keys and values lie in `blocks`.
-        finish_reason: why it ended: "stop" for its own end, "length" for the limit, or what `abort` was told; empty while it has not.
+        ids: the prompt, and the generated tokens.
+        hashes: of the blocks that its tokens fill, as far as the allocator has computed them.
+        num_computed_tokens: positions whose keys and values are in `blocks`.
+        finish_reason: why it ended: "stop" for the end token, "length" for the limit, or the reason given to `abort`;
+            empty until then.
     """
 
     prompt: Sequence[int]
     max_new_tokens: int
-    on_token: Callable[[int], None] = lambda _: None  # is called with each id
+    on_token: Callable[[int], None] = lambda _: None  # is called with each token
     on_finish: Callable[[str], None] = lambda _: None  # and once with the reason
     options: dict = field(default_factory=dict)
     ids: list[int] = field(default_factory=list)
@@ -292,23 +293,23 @@ class Request:
         self.ids = list(self.prompt)
 
     def num_uncomputed_tokens(self) -> int:
-        """How many of its ids have not been read."""
+        """How many of its tokens have not been processed."""
         return len(self.ids) - self.num_computed_tokens
 
 
 @dataclass(eq=False)
 class Engine:
-    """Continues many texts at once."""
+    """Continues many requests at once."""
 
-    execute_model: Callable[[list[SequenceChunk]], Sequence]  # something for each row
-    sample: Callable[[Request, object], int]  # the next id, given that something
+    execute_model: Callable[[list[SequenceChunk]], Sequence]  # something for each chunk
+    sample: Callable[[Request, object], int]  # the next token, given that something
     allocator: BlockAllocator  # the blocks
     _: KW_ONLY
-    eos_id: int  # ends a text, and is not part of it
-    max_num_seqs: int = 16  # texts that run at the same time, at most
-    max_num_batched_tokens: int = 128  # tokens in a pass, at most
-    max_chunk_size: int = 64  # tokens of one text in a pass, at most
-    context_length: int = 2048  # positions that the model can read
+    eos_id: int  # ends a sequence, and is not part of it
+    max_num_seqs: int = 16  # requests that run at the same time, at most
+    max_num_batched_tokens: int = 128  # tokens in a step, at most
+    max_chunk_size: int = 64  # tokens of one request in a step, at most
+    context_length: int = 2048  # positions that the model can process
 
     def __post_init__(self):
         expect(
@@ -320,13 +321,13 @@ class Engine:
         self.num_preemptions = self.num_processed_tokens = self.num_cached_tokens = 0
 
     def max_output_tokens(self, num_ids: int) -> int:
-        """How many ids an answer to so many may have, if it is alone."""
-        # The last id is written and never read.
+        """How many tokens an answer to so many may have, if no other request runs."""
+        # The last token is sampled and never processed.
         positions = len(self.allocator.ref_counts) * self.allocator.block_size + 1
         return min(self.context_length, positions) - num_ids
 
     def check(self, request: Request) -> None:
-        """Raises ValueError for a text that is empty, or could not be finished even if it were alone."""
+        """Raises ValueError for a request that is empty, or could not be finished even if no other ran."""
         length, limit = len(request.prompt), self.max_output_tokens(0)
         if not 0 < request.max_new_tokens <= limit - length < limit:
             raise ValueError(
@@ -335,12 +336,12 @@ class Engine:
             )
 
     def add_request(self, request: Request) -> None:
-        """Puts a text into the queue; see `check`."""
+        """Puts a request into the queue; see `check`."""
         self.check(request)
         self.waiting.append(request)
 
     def abort(self, request: Request, finish_reason: str) -> None:
-        """Ends a text, whatever it is doing; nothing happens if it has ended."""
+        """Ends a request, whatever it is doing; nothing happens if it has ended."""
         if request.finish_reason:
             return
         with suppress(ValueError):
@@ -348,7 +349,7 @@ class Engine:
         self.finish(request, finish_reason)
 
     def finish(self, request: Request, finish_reason: str) -> None:
-        """The text has ended: its blocks go back."""
+        """The request has ended: its blocks are freed."""
         if request in self.running:
             self.running.remove(request)
         self.allocator.free(request.blocks)
@@ -356,10 +357,10 @@ class Engine:
         try:
             request.on_finish(finish_reason)
         except Exception:
-            LOGGER.exception("nobody could be told of an end")
+            LOGGER.exception("the end of a request could not be reported")
 
     def preempt(self, request: Request) -> None:
-        """The text gives up its blocks, and waits at the head of the queue."""
+        """The request gives up its blocks, and waits at the head of the queue."""
         self.running.remove(request)
         self.allocator.free(request.blocks)
         request.blocks, request.num_computed_tokens = [], 0
@@ -367,7 +368,7 @@ class Engine:
         self.num_preemptions += 1
 
     def allocate_slots(self, request: Request, num_positions: int) -> bool:
-        """Blocks for so many positions; texts that came later may lose theirs. False if the text lost its own."""
+        """Blocks for so many positions; later requests may lose theirs. False if the request lost its own."""
         while len(request.blocks) < self.allocator.num_blocks_for(num_positions):
             try:
                 request.blocks.append(self.allocator.allocate())
@@ -379,15 +380,15 @@ class Engine:
         return True
 
     def can_admit(self) -> bool:
-        """Whether texts that wait may join this pass."""
+        """Whether waiting requests can join this step."""
         return True
 
     def num_slots_for(self, request: Request, tokens: int) -> int:
-        """For how many positions a text needs blocks, if it gives so many tokens to a pass."""
+        """For how many positions a request needs blocks, if it contributes so many tokens to a step."""
         return request.num_computed_tokens + tokens
 
     def admit(self, request: Request, token_budget: int) -> int:
-        """Lets a waiting text run, if there are blocks; returns how many of its tokens the pass takes, or 0."""
+        """Lets a waiting request run, if there are blocks; returns how many of its tokens the step takes, or 0."""
         blocks = self.allocator.lookup(request.ids, request.hashes)
         request.num_computed_tokens = len(blocks) * self.allocator.block_size
         tokens = min(
@@ -398,7 +399,7 @@ class Engine:
         needed = self.allocator.num_blocks_for(self.num_slots_for(request, tokens)) - len(
             blocks
         )
-        # A block that it shares and that is free now will not be free to be taken.
+        # A shared block that is free now will no longer be free to be taken.
         if needed > len(self.allocator.free_blocks) - sum(
             block in self.allocator.free_blocks for block in blocks
         ):
@@ -412,7 +413,7 @@ class Engine:
         return tokens
 
     def step(self) -> int:
-        """One pass; returns how many tokens it had."""
+        """One step; returns how many tokens it processed."""
         token_budget, admitting, before = (
             self.max_num_batched_tokens,
             self.can_admit(),
@@ -428,14 +429,14 @@ class Engine:
         for request in list(self.running):
             tokens = num_scheduled_tokens[request]
             positions = self.num_slots_for(request, tokens)
-            # It may have lost its place to one that came earlier.
+            # An earlier request may have preempted it.
             if (
                 request in self.running
                 and tokens
                 and self.allocate_slots(request, positions)
             ):
                 scheduled.append((request, tokens))
-        # After a preemption nobody joins: whoever gave way is the first in line, and would take its blocks back.
+        # After a preemption none is admitted: the preempted request is first in line, and would take its blocks back.
         admitting = admitting and self.num_preemptions == before
         while (
             admitting
@@ -469,15 +470,15 @@ class Engine:
             if not request.num_uncomputed_tokens():
                 try:
                     self.append_token(request, self.sample(request, logits))
-                except Exception:  # one text must not take the others down with it
-                    LOGGER.exception("a text could not go on")
+                except Exception:  # one request must not stop the others
+                    LOGGER.exception("a request could not go on")
                     self.abort(request, "failed")
         tokens = sum(tokens for _, tokens in scheduled)
         self.num_processed_tokens += tokens
         return tokens
 
     def append_token(self, request: Request, new: int) -> None:
-        """The text goes on with this id, or ends."""
+        """The request continues with this token, or ends."""
         if new == self.eos_id:
             self.finish(request, "stop")
             return
@@ -487,6 +488,6 @@ class Engine:
             self.finish(request, "length")
 
     def run(self) -> None:
-        """Until nobody waits or runs."""
+        """Steps until no request waits or runs."""
         while self.waiting or self.running:
             self.step()

@@ -18,26 +18,29 @@ from llm_learn.tokenizers import BPETokenizer, CharTokenizer
 
 # Name: default and what it means.
 OPTIONS = {
-    "val_share": (0.1, "share of the text, its end, that is kept for validation"),
-    "vocab_size": (0, "ids of a BPE tokenizer, learned first; 0: one for each character"),
+    "val_share": (0.1, "fraction of the text, at its end, that is kept for validation"),
+    "vocab_size": (
+        0,
+        "tokens of a BPE tokenizer, trained first; 0: one for each character",
+    ),
     "model": ("llama", "structure: gpt or llama"),
     "context_length": (64, "positions in a window"),
     "d_model": (128, "width of the residual stream"),
     "num_layers": (4, "blocks"),
     "num_heads": (4, "heads of each attention"),
-    "max_steps": (2000, "updates in all"),
-    "batch_size": (12, "windows in an update"),
-    "micro_batch_size": (0, "windows in memory at a time; 0: all of an update"),
+    "max_steps": (2000, "training steps"),
+    "batch_size": (12, "windows per step"),
+    "micro_batch_size": (0, "windows in memory at a time; 0: all of a step"),
     "learning_rate": (1e-3, "AdamW's, at the peak of the cosine schedule"),
-    "warmup_steps": (100, "updates until the peak"),
+    "warmup_steps": (100, "steps until the peak"),
     "floor": (0.1, "the schedule's last factor"),
     "weight_decay": (0.1, "AdamW's, on matrices"),
     "max_grad_norm": (1.0, "gradients are scaled down to this norm"),
-    "eval_every": (100, "updates between evaluations"),
-    "eval_ids": (20_000, "ids of the validation text that an evaluation reads"),
-    "checkpoint_every": (200, "updates between checkpoints"),
+    "eval_every": (100, "steps between evaluations"),
+    "eval_ids": (20_000, "tokens of the validation text per evaluation"),
+    "checkpoint_every": (200, "steps between checkpoints"),
     "keep": (2, "checkpoints that are kept, the latest"),
-    "seed": (0, "decides the first weights and the order of the windows"),
+    "seed": (0, "decides the initial weights and the order of the windows"),
 }
 
 
@@ -46,10 +49,10 @@ def parser() -> argparse.ArgumentParser:
     made = run_folder.command_parser(
         "train",
         description="Trains a language model on texts with AdamW and a cosine schedule. The folder receives the "
-        "configuration, the tokens, checkpoints, and the loss as numbers and as a picture.",
+        "configuration, the tokens, checkpoints, and the loss as numbers and as a figure.",
         epilog="Interrupted by Ctrl-C, a run writes a checkpoint first. --resume goes on from the latest one, and "
         "gives what the run would have given without the interruption. Several processes share each batch when "
-        "they are started by `torchrun --nproc-per-node=N -m llm_learn.train`; a run may be resumed by another number.",
+        "they are started by `torchrun --nproc-per-node=N -m llm_learn.train`; a run can be resumed by another number.",
     )
     made.add_argument(
         "--resume", action="store_true", help="go on with the run in that folder"
@@ -98,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def opened(
     folder: Path, given: dict, resume: bool, dist_context: DistributedContext
 ) -> dict:
-    """The settings of the run in that folder, which is made if there is nothing to resume."""
+    """The settings of the run in that folder, which is created if there is nothing to resume."""
     if resume:
         settings = saved_settings(folder, given)
     else:
@@ -112,7 +115,7 @@ def opened(
 
 
 def saved_settings(folder: Path, given: dict) -> dict:
-    """The settings of the run in that folder, which options may repeat and not change."""
+    """The settings of the run in that folder, which options may repeat but not change."""
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"--out is {str(folder)!r}: there is no run to resume")
@@ -120,7 +123,7 @@ def saved_settings(folder: Path, given: dict) -> dict:
 
 
 def begin(folder: Path, settings: dict) -> None:
-    """Makes the run's folder, with the texts as tokens and the configuration: all of it or nothing."""
+    """Makes the run's folder, with the texts as tokens and the configuration, atomically."""
     expect(
         "checkpoint_every >= 1, keep >= 1, d_model >= 1, eval_ids > context_length, 0 <= seed < 2**63, "
         "0 < val_share < 1, isfinite(learning_rate), isfinite(weight_decay), isfinite(max_grad_norm)",

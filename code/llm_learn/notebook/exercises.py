@@ -1,10 +1,10 @@
-"""Self-checking exercises: `check("attention-window", answer)` says what is right, or what is missing."""
+"""Self-checking exercises: `check("attention-window", answer)` says whether it is correct, or what is missing."""
 
 from collections.abc import Callable, Iterator
 
 Checker = Callable[..., Iterator[tuple[bool, str]]]
 
-# Chapters register theirs: a checker stands beside its exercise, where its reader can look at it.
+# Chapters register theirs: a checker is next to its exercise, where readers can look at it.
 _CHECKERS: dict[str, Checker] = {}
 
 
@@ -34,7 +34,7 @@ def check(name: str, *answer: object) -> bool:
 
     Args:
         name: the exercise's name, such as `attention-window`.
-        answer: what the exercise asks for, mostly a function.
+        answer: what the exercise asks for, usually a function.
 
     Returns:
         Whether the answer passed.
@@ -54,10 +54,10 @@ def check(name: str, *answer: object) -> bool:
                 print(f"Not yet: {message}")
                 return False
     except Exception as error:
-        # The second is how an answer fails that runs in processes of its own.
+        # An answer that runs in processes of its own fails in the second way.
         if NotImplementedError in (type(error), type(error.__cause__)):
             print(
-                "Not yet: replace the `raise` line by your answer, then run this cell again."
+                "Not yet: replace the `raise` line with your answer, then run this cell again."
             )
             return False
         print(f"Not yet: your answer raised {type(error).__name__}: {error}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llm_learn.argument_checks import expect
 
-# The book's colours, told apart by colour-blind readers. The site's palette.css repeats them.
+# The book's colours, which colour-blind readers can distinguish. The site's palette.css repeats them.
 PALETTE = {
     "navy": "#293A69",
     "rust": "#B45702",

@@ -268,7 +268,7 @@ def catches(bug: str, check: Callable[[Any], object], broken: Any) -> None:
     Args:
         bug: what was done, in a few words.
         check: raises AssertionError where something is wrong.
-        broken: the form with the bug, which `check` gets.
+        broken: the version with the bug, which `check` gets.
 
     Raises:
         AssertionError: the check passes in spite of the bug.

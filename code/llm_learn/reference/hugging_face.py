@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def to_hugging_face(model: Llama) -> "LlamaForCausalLM":
-    """Hugging Face's Llama on the weights of ours, which both share: no memory is needed for them.
+    """Hugging Face's Llama with the weights of our model, which both share, so it needs no memory for them.
 
-    Needs `transformers`. Whoever changes the weights of one in place changes those of the other.
+    Needs `transformers`. If you change the weights of one in place, the other changes too.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding

@@ -35,7 +35,7 @@ def _pretend_trainer(**what: object) -> SimpleNamespace:
 def trl_ppo_loss(
     logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, *, clip: float
 ) -> Tensor:
-    """PPO's clipped loss, mean over ids: `trl_grpo_loss` with one range to both sides. Needs `trl`."""
+    """PPO's clipped loss, mean over tokens: `trl_grpo_loss` with the same range on both sides. Needs `trl`."""
     return trl_grpo_loss(
         logps, old_logps, advantages, mask, low=clip, high=clip, kind="bnpo"
     )
@@ -59,12 +59,12 @@ def trl_grpo_loss(
 
     Args:
         logps, old_logps, advantages: (B, T), as for `ppo_clip_loss`.
-        mask: (B, T), True for the ids that count; T is the longest that an answer may be.
-        low, high: how far a ratio may leave 1 to each side.
-        kind: TRL's `loss_type`: `grpo` is the mean of the answers' means, `bnpo` the mean over all ids, `dr_grpo` the
-            sum over all ids, divided by B times T.
+        mask: (B, T), True for the tokens that count; T is the maximum length of an answer.
+        low, high: how far a ratio can move from 1 on each side.
+        kind: TRL's `loss_type`: `grpo` is the mean of the answers' means, `bnpo` the mean over all tokens, `dr_grpo`
+            the sum over all tokens, divided by B times T.
         level: TRL's `importance_sampling_level`: a ratio of each `token`, or of each `sequence`, as in GSPO.
-        ref_logps: (B, T), log-probabilities by the reference.
+        ref_logps: (B, T), log-probabilities under the reference model.
         beta: the weight of the term k3; 0 for none.
         weigh_kl: TRL's `use_bias_correction_kl`, which multiplies k3 by the ratio.
     """
@@ -104,7 +104,7 @@ def trl_group_advantages(rewards: Tensor, *, scale: str = "group") -> Tensor:
 
     Args:
         rewards: (prompts, samples)
-        scale: TRL's `scale_rewards`: by the deviation of each `group`, of the whole `batch`, or `none`.
+        scale: TRL's `scale_rewards`: by the standard deviation of each `group`, of the whole `batch`, or `none`.
 
     Returns:
         (prompts, samples)
@@ -153,11 +153,11 @@ def trl_pair_loss(
     """The loss of pairs, mean over them, by the lines of TRL's trainer for DPO. Needs `trl`.
 
     Args:
-        logps: (2, B, T) log-probabilities of the ids of the chosen answers, and of the rejected, by the policy.
-        ref_logps: (2, B, T) the same by the reference.
-        mask: (2, B, T), True for the ids of the answers.
+        logps: (2, B, T) log-probabilities of the tokens of the chosen answers, and of the rejected, under the policy.
+        ref_logps: (2, B, T) the same under the reference model.
+        mask: (2, B, T), True for the tokens of the answers.
         beta: TRL's option of this name.
-        kind: TRL's `loss_type`: `sigmoid` is DPO, `sigmoid_norm` DPO of means over ids, `ipo` IPO of means over ids.
+        kind: TRL's `loss_type`: `sigmoid` is DPO, `sigmoid_norm` DPO of token means, `ipo` IPO of token means.
     """
     from trl import DPOTrainer
 
@@ -176,7 +176,7 @@ def trl_pair_loss(
         beta=beta,
         use_weighting=False,
     )
-    # One id stands before the answers, as TRL's log-probabilities begin with the second.
+    # One token is before the answers, as TRL's log-probabilities begin with the second.
     counts = F.pad(mask.flatten(0, 1), (1, 0)).long()  # (2B, 1 + T)
     inputs = {
         "input_ids": torch.zeros_like(counts),
@@ -194,7 +194,7 @@ def trl_simpo_loss(
     """SimPO's loss of each pair, (B,), by the lines of TRL's trainer for CPO. Needs `trl`.
 
     Args:
-        chosen, rejected: (B,) mean log-probabilities of an id of each answer.
+        chosen, rejected: (B,) mean log-probability per token of each answer.
         beta, gamma: as in the paper (arXiv:2405.14734, eq. 6).
     """
     from trl.experimental.cpo import CPOTrainer
@@ -209,7 +209,7 @@ def trl_odds_ratio_loss(chosen: Tensor, rejected: Tensor, *, beta: float) -> Ten
     """What TRL's trainer for ORPO *subtracts* from the loss on the chosen answers, (B,), in float32. Needs `trl`.
 
     Args:
-        chosen, rejected: (B,) mean log-probabilities of an id of each answer.
+        chosen, rejected: (B,) mean log-probability per token of each answer.
         beta: the weight, lambda in the paper (arXiv:2403.07691, eq. 6).
     """
     from trl.experimental.orpo import ORPOTrainer
@@ -222,8 +222,8 @@ def trl_kto_loss(log_ratios: Tensor, good: Tensor, kl: Tensor, *, beta: float) -
     """KTO's loss, mean over answers, by the lines of TRL's trainer for it. Needs `trl`.
 
     Args:
-        log_ratios: (B,) log-probabilities of answers by the policy, minus those by the reference.
-        good: (B,), True for the answers that are to be given.
+        log_ratios: (B,) log-probabilities of answers under the policy, minus those under the reference model.
+        good: (B,), True for the desirable answers.
         kl: (B,) estimates of the KL divergence, whose mean counts if it is above 0.
         beta: as in the paper (arXiv:2402.01306, eq. 7).
     """
@@ -242,7 +242,7 @@ def trl_kto_loss(log_ratios: Tensor, good: Tensor, kl: Tensor, *, beta: float) -
         desirable_weight=1.0,
         undesirable_weight=1.0,
     )
-    # A prompt of one id, and an answer of one.
+    # A prompt of one token, and an answer of one.
     counts = torch.tensor([[0, 1]]).expand(len(log_ratios), 2)
     inputs = {
         "label": good,

@@ -1,4 +1,4 @@
-"""Requests to an assistant with a guide, a calculator and messages: tools, examples, and right answers."""
+"""Requests to an assistant with a guide, a calculator and messages: tools, examples, and correct answers."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def find_note(building: str, town: str, notes: Sequence[Note]) -> str:
 
 
 def tools_for(notes: Sequence[Note]) -> list[BaseTool]:
-    """The tools of an assistant with a guide. A message that is told goes nowhere here."""
+    """The tools of an assistant with a guide. Messages are not delivered anywhere."""
 
     def guide(building: str, town: str) -> str:
         """Find what the guide says of a building in a town."""
@@ -39,7 +39,7 @@ def tools_for(notes: Sequence[Note]) -> list[BaseTool]:
         return text
 
     return [
-        # What goes wrong is told to the model, instead of ending the program.
+        # Errors are reported to the model, instead of ending the program.
         StructuredTool.from_function(
             f, handle_tool_error=True, handle_validation_error=True
         )
@@ -90,12 +90,12 @@ EPISODES = [
 
 
 def calls(name: str, arguments: Mapping, number: int) -> AIMessage:
-    """The model's turn in which it calls a tool; the number tells calls apart."""
+    """The model's turn in which it calls a tool; the number distinguishes calls."""
     return AIMessage("", tool_calls=[{"name": name, "args": arguments, "id": str(number)}])
 
 
 def examples(seed: int, *, whole: bool = True) -> list[BaseMessage]:
-    """The episodes in an order drawn by lot; if not whole, each ends with its call."""
+    """The episodes in random order; if not whole, each ends with its call."""
     messages = []
     for number, episode in enumerate(random.Random(seed).sample(EPISODES, len(EPISODES))):
         request, tool, arguments, result, answer = episode
@@ -115,11 +115,11 @@ class Task:
     request: str
     tool: str
     arguments: dict
-    wanted: str = ""  # the word or number that an answer must have, if any
-    other: str = ""  # one that it must not have
+    wanted: str = ""  # the word or number that a correct answer contains, if any
+    other: str = ""  # one that it must not contain
 
     def fits(self, call: tuple[str, dict] | None) -> bool:
-        """Whether it is the right call; small and capital letters are not told apart."""
+        """Whether it is the correct call; case is ignored."""
         if call is None or not isinstance(call[1], dict):
             return False
         found, wanted = (
@@ -134,7 +134,7 @@ MESSAGES = [f"The {kind} is {s}." for kind in BUILDINGS for s in ("closed", "on 
 
 
 def tasks(seed: int, num_each: int) -> list[Task]:
-    """So many requests for each tool, at most 24, drawn by lot."""
+    """So many requests for each tool, at most 24, chosen at random."""
     expect("0 <= num_each <= 24", num_each=num_each)
     rng = random.Random(seed)
     drawn = []

@@ -23,7 +23,7 @@ ALSO_WITH_ARTICLE = {
     "Isle of Man",
     "Åland Islands",
 }
-# What the tables abbreviate, or what texts call otherwise as well.
+# Names that the tables abbreviate, or that also have other forms in texts.
 OTHER_NAMES = {
     "Bosnia & Herzegovina": ("Bosnia and Herzegovina", "Bosnia"),
     "Britain (UK)": ("the United Kingdom", "the UK", "England", "Scotland", "Britain"),
@@ -64,7 +64,7 @@ DISPUTED = {"Famagusta", "Gaza", "Hebron", "Jerusalem", "Simferopol", "Taipei"}
 
 @dataclass(frozen=True)
 class Question:
-    """Which country is the city in? The right one stands somewhere among the choices."""
+    """Which country is the city in? The correct one is among the choices."""
 
     city: str
     choices: tuple[str, ...]
@@ -85,7 +85,7 @@ def _read_tables() -> list[list[list[str]]]:
 
 
 def read_countries() -> dict[str, list[tuple[str, ...]]]:
-    """Countries of each continent, each by the names under which a text may speak of it.
+    """Countries of each continent, each with the names that a text may use for it.
 
     Needs `tzdata`, whose tables are in the public domain: a country belongs where it has a time zone, and so a few are
     on two continents, and territories with a zone of their own are among them. Names that take an article have it.
@@ -106,10 +106,10 @@ def read_countries() -> dict[str, list[tuple[str, ...]]]:
 
 
 def single_token_countries(encode: Callable[[str], list[int]]) -> dict[str, list[str]]:
-    """Countries of one continent alone whose name is one token in the middle of a text, by continent.
+    """Countries on one continent only whose name is one token inside a text, by continent.
 
     Args:
-        encode: from a text to the ids of its tokens; gets the name after a space.
+        encode: from a text to its token IDs; gets the name after a space.
     """
     countries = read_countries()
     return {
@@ -126,8 +126,8 @@ def single_token_countries(encode: Callable[[str], list[int]]) -> dict[str, list
 def read_places() -> list[tuple[str, str, str]]:
     """Continent, city and country of zones of the time zone database, where the country's name is plain.
 
-    Needs `tzdata`, whose tables are in the public domain. Left out are cities whose name tells the country, and those
-    that are claimed by several.
+    Needs `tzdata`, whose tables are in the public domain. Cities whose name reveals the country, or that several
+    countries claim, are left out.
     """
     codes, zones = _read_tables()
     names, places = dict(codes), []
@@ -135,7 +135,7 @@ def read_places() -> list[tuple[str, str, str]]:
         continent, *_, city = zone.split("/")
         city, country = city.replace("_", " "), names[code]
         known = continent in CONTINENTS and city not in DISPUTED
-        # What one can read off the name is no question: Tunis, Mexico City.
+        # A city whose name contains its country is no question: Tunis, Mexico City.
         told = city[:4] in country or set(city.split()) & set(country.split())
         if known and not told and not set("(&.") & set(country):
             article = "the " if country in WITH_ARTICLE else ""
@@ -144,11 +144,11 @@ def read_places() -> list[tuple[str, str, str]]:
 
 
 def draw_questions(places: Sequence[tuple[str, str, str]], seed: int) -> list[Question]:
-    """A question for each place, with three wrong countries of its continent.
+    """A question for each place, with three other countries of its continent.
 
     Args:
         places: continent, city and country; a continent needs four countries.
-        seed: decides the wrong countries and the order.
+        seed: decides the other countries and the order.
     """
     rng, questions = random.Random(seed), []
     countries = {

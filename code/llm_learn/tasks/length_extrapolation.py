@@ -1,4 +1,4 @@
-"""Texts longer than the training: a small model that leaves positions to a scheme, and its loss at each place."""
+"""Length extrapolation: a small model whose positional encoding can be exchanged, and its loss at each position."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -24,13 +24,13 @@ TEXT_MODEL_RECIPE = TrainConfig(
 
 
 class TextModel(nn.Module):
-    """A small GPT that leaves positions to a scheme.
+    """A small GPT whose positional encoding can be exchanged.
 
     Args:
-        scheme: where and how positions act.
-        vocab_size: V, ids.
+        scheme: the positional encoding.
+        vocab_size: V, tokens.
         d_model: C, width of the residual stream.
-        context_length: what `train` cuts windows by; a longer text can be read.
+        context_length: what `train` cuts windows by; a longer sequence can be processed.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TextModel(nn.Module):
     def forward(
         self, ids: Tensor, positions: Tensor | None = None, window: int = 0
     ) -> Tensor:
-        """ids (B, T) -> logits (B, T, V); `window` > 0 shows the last `window` keys only."""
+        """ids (B, T) -> logits (B, T, V); `window` > 0 limits attention to the last `window` keys."""
         expect("ids (B, T), window >= 0", ids=ids, window=window)
         T = ids.shape[1]
         positions = torch.arange(T) if positions is None else positions
@@ -62,7 +62,7 @@ class TextModel(nn.Module):
         if window:
             mask = mask & ~causal_mask(T).tril(-window)  # not those `window` or more back
         x = self.scheme.add(self.embedding(ids), positions)
-        # Two norms a block; the fifth, at the end, is left over.
+        # Two norms per block; the fifth is applied at the end.
         norms = zip(self.norms[::2], self.norms[1::2], strict=False)
         layers = zip(self.attentions, self.mlps, norms, strict=False)
         for attention, mlp, (norm_1, norm_2) in layers:
@@ -77,7 +77,7 @@ class TextModel(nn.Module):
 def trained_text_model(
     make_scheme: Callable[[], NoPositions], seed: int, vocab_size: int, train_ids: Tensor
 ) -> TextModel:
-    """A model with that scheme after `TEXT_MODEL_RECIPE`; train_ids (N,) is the text to learn."""
+    """A model with that scheme after `TEXT_MODEL_RECIPE`; train_ids (N,) are the tokens to train on."""
     torch.manual_seed(seed)
     model = TextModel(make_scheme(), vocab_size)
     generator = torch.Generator().manual_seed(seed)
@@ -89,10 +89,10 @@ def trained_text_model(
 def loss_by_position(
     model: TextModel, x: Tensor, y: Tensor, edges: Sequence[int] = POSITION_EDGES, **how
 ) -> Tensor:
-    """The mean loss, nats a token, between each two `edges` that the text reaches.
+    """The mean loss in nats per token between each two `edges` within the length of the sequences.
 
     Args:
-        x, y: (B, T) ids, and those that follow them.
+        x, y: (B, T) token IDs, and those that follow them.
         edges: positions, in rising order.
         how: further arguments of the model.
     """

@@ -39,12 +39,12 @@ def number_words(number: int, language: str) -> list[str]:
     return re.findall(r"\w+", name)
 
 
-Pair = tuple[list[int], list[int]]  # the ids of a name in both languages
+Pair = tuple[list[int], list[int]]  # the token IDs of a name in both languages
 
 
 @dataclass(frozen=True)
 class NumberTranslation:
-    """Pairs of names to learn from, and others to be tested on."""
+    """Pairs of names to train on, and others to test on."""
 
     source: Vocabulary
     target: Vocabulary
@@ -64,7 +64,7 @@ def number_translation(
 
     Args:
         language: "de" or "fr".
-        num_train: how many pairs to learn from.
+        num_train: number of training pairs.
         longest_train: the most English words in them; longer names are for testing only.
         num_test: the most test pairs of each length.
         seed: decides the numbers.
@@ -74,9 +74,9 @@ def number_translation(
     rng = random.Random(seed)
     drawn, pairs = set(), []
     num_short = 0
-    # More than are learned from, so that short names of all usual lengths are left for testing.
+    # More than the training pairs, so that short names of all usual lengths are left for testing.
     while num_short < num_train + 4 * num_test:
-        # Digits with many zeros: evenly drawn numbers would nearly all have long names.
+        # Digits with many zeros: uniformly sampled numbers would nearly all have long names.
         digits = (rng.choice("000123456789") for _ in range(rng.randint(1, 6)))
         number = int("".join(digits))
         if number in drawn:
@@ -97,7 +97,7 @@ def number_translation(
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Rows of ids -> (B, T), filled at the end with the padding's id 0."""
+    """Rows of token IDs -> (B, T), padded at the end with ID 0."""
     expect("any(map(len, rows))", rows=rows)
     width = max(map(len, rows))
     return torch.tensor([[*row, *[Vocabulary.pad_id] * (width - len(row))] for row in rows])
@@ -112,7 +112,7 @@ def translation_batch(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def exact_match(predicted: Tensor, pairs: Sequence[Pair]) -> float:
-    """The share of rows (B, T) that are the pair's second name, up to their first end."""
+    """The fraction of rows (B, T) that are the pair's second name, up to their first end."""
     expect("predicted (B, T), len(pairs) == B", predicted=predicted, pairs=pairs)
     right = 0
     for row, (_, b) in zip(predicted.tolist(), pairs, strict=True):

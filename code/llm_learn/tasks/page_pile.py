@@ -1,4 +1,4 @@
-"""A pile of pages whose truth is known: scenes of Shakespeare's plays, with copies and rubbish among them."""
+"""A corpus of pages whose truth is known: scenes of Shakespeare's plays, with copies and rubbish among them."""
 
 import hashlib
 import random
@@ -9,13 +9,13 @@ from collections.abc import Callable
 from llm_learn.argument_checks import expect
 from llm_learn.data import shakespeare_plays
 
-EDITIONS = (0.02, 0.05, 0.1, 0.2)  # shares of the words that are changed
+EDITIONS = (0.02, 0.05, 0.1, 0.2)  # fractions of the words that are changed
 MENU = "home plays sonnets poems quotations biography timeline glossary search shop contact"
 FOOTER = "all texts on this site are in the public domain please do not hotlink our images"
 
 
 def another_edition(text: str, share: float, rng: random.Random) -> str:
-    """A text with a share of its words replaced by other words of it."""
+    """A text with a fraction of its words replaced by others of them."""
     expect("0 <= share <= 1", share=share)
     parts = re.split(r"(\s+)", text)  # words, and between them what separates them
     for i in range(0, len(parts), 2):
@@ -35,7 +35,7 @@ def play_scenes() -> dict[str, str]:
 
 
 def untidy(text: str) -> str:
-    """The same to a reader: other line ends and spaces; é as two characters, e and an accent."""
+    """A text that looks the same: other line ends and spaces; é as two characters, e and an accent."""
     text = unicodedata.normalize("NFD", text)
     return text.replace("\n", " \r\n").replace(", ", ",\u00a0 ")
 

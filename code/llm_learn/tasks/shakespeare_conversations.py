@@ -18,7 +18,7 @@ from llm_learn.model.llama import Llama
 from llm_learn.sft import Example
 from llm_learn.tokenizers import BPETokenizer
 
-REPLY = 16  # ids of a reply at most, its end among them
+REPLY = 16  # tokens of a reply at most, end token included
 Asked = tuple[str, str]  # a kind of reply, and what the user says
 
 A_WORD = re.compile(r"[a-z']+")
@@ -46,7 +46,7 @@ def speeches_of(play: str) -> list[list[str]]:
 
 
 def is_plain(line: str, words: Collection[str]) -> bool:
-    """Whether a line has twelve words at most, all of them known, and nothing but letters and marks."""
+    """Whether a line has twelve words at most, all of them known, and nothing but letters and punctuation."""
     found = A_WORD.findall(line.lower())
     return (
         1 <= len(found) <= 12
@@ -61,7 +61,7 @@ REPLY_KINDS = {"ask": "?", "tell": ".", "cry": "!"}
 
 @dataclass(frozen=True)
 class Turn:
-    """A line that is said to somebody, what is asked for, and the reply."""
+    """A line of a speech, the kind of reply that is asked for, and the reply."""
 
     kind: str  # one of REPLY_KINDS
     said: str
@@ -70,9 +70,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class Talk:
-    """What the plays have to teach to a small model; the plays of HELD_OUT apart."""
+    """Training data from the plays; the plays of HELD_OUT are separate."""
 
-    words: frozenset[str]  # the commonest ones
+    words: frozenset[str]  # the most common ones
     text: str  # every speech, without the lines that are not plain
     held_out_text: str
     turns: tuple[Turn, ...]  # all different, and none that is held out
@@ -101,7 +101,7 @@ def read_talk(num_words: int = 1000) -> Talk:
     """Reads the packaged plays.
 
     Args:
-        num_words: how many of the commonest words a line may be made of.
+        num_words: how many of the most common words a line may be made of.
     """
     expect("num_words >= 1", num_words=num_words)
     known, held_out = [], []
@@ -127,7 +127,7 @@ REPLY_END = "<|end|>"  # of a reply
 
 
 def prompt_ids(tokenizer: BPETokenizer, kind: str, said: str) -> list[int]:
-    """The ids of a conversation up to where the assistant begins.
+    """The token IDs of a conversation up to where the assistant begins.
 
     Args:
         tokenizer: has the special tokens ROLES and REPLY_END.
@@ -140,7 +140,7 @@ def prompt_ids(tokenizer: BPETokenizer, kind: str, said: str) -> list[int]:
 
 
 def turn_example(tokenizer: BPETokenizer, turn: Turn) -> Example:
-    """A turn as ids, of which the reply and its end are to be learned."""
+    """A turn as token IDs, of which the reply and its end are trained on."""
     prompt = prompt_ids(tokenizer, turn.kind, turn.said)
     reply = [*tokenizer.encode(turn.reply), tokenizer.special_ids[REPLY_END]]
     return [*prompt, *reply], [False] * len(prompt) + [True] * len(reply)
@@ -152,10 +152,10 @@ ADDRESSES = frozenset(
         *("gentlemen", "cousin", "grace", "majesty", "master", "mistress"),
     }
 )
-MANNERS = ("whole", "real words", "courteous", "as asked")
+FORMAT_RULES = ("whole", "real words", "courteous", "as asked")
 
 
-def manners(kind: str, reply: str, words: Collection[str]) -> list[bool]:
+def kept_rules(kind: str, reply: str, words: Collection[str]) -> list[bool]:
     """Which of the four rules a reply keeps.
 
     Whole: one line of 4 to 10 words with a mark at its end. Real words: those that are known,
@@ -164,11 +164,11 @@ def manners(kind: str, reply: str, words: Collection[str]) -> list[bool]:
 
     Args:
         kind: one of REPLY_KINDS.
-        reply: what was written until REPLY_END; empty where that was not reached.
-        words: those that are known.
+        reply: what was generated until REPLY_END; empty if that was not reached.
+        words: the known words.
 
     Returns:
-        A truth value for each of MANNERS.
+        A truth value for each of FORMAT_RULES.
     """
     expect("kind in REPLY_KINDS", kind=kind, REPLY_KINDS=REPLY_KINDS)
     found = A_WORD.findall(reply.lower())
@@ -184,20 +184,20 @@ def manners(kind: str, reply: str, words: Collection[str]) -> list[bool]:
 
 @dataclass(frozen=True)
 class Completions:
-    """Replies to prompts, as they were drawn."""
+    """Sampled replies to prompts."""
 
-    prompts: Tensor  # (B, P), filled on the left
-    padding: Tensor  # (B,) with so many ids
-    replies: Tensor  # (B, REPLY), filled with the end
+    prompts: Tensor  # (B, P), padded on the left
+    padding: Tensor  # (B,) by so many tokens
+    replies: Tensor  # (B, REPLY), padded with the end token
     mask: Tensor  # (B, REPLY), True up to the first end, and for it
 
     def logits_by(self, model: nn.Module) -> Tensor:
-        """What a model expects at each id of the replies, (B, REPLY, V)."""
+        """Logits of a model for each token of the replies, (B, REPLY, V)."""
         ids = torch.cat([self.prompts, self.replies], 1)[:, :-1]
         return model(ids, padding=self.padding)[:, self.prompts.shape[1] - 1 :]
 
     def logps_by(self, model: nn.Module) -> Tensor:
-        """The log-probabilities of the ids of the replies, (B, REPLY)."""
+        """The log-probabilities of the tokens of the replies, (B, REPLY)."""
         logps = self.logits_by(model).log_softmax(-1)
         return logps.gather(2, self.replies.unsqueeze(2)).squeeze(2)
 
@@ -210,7 +210,7 @@ def draw_replies(
     generator: torch.Generator,
     temperature: float = 1.0,
 ) -> Completions:
-    """Draws a reply to each prompt."""
+    """Samples a reply to each prompt."""
     ids, padding = (t.to(generator.device) for t in pad_left(prompts, eos_id))
     found = generate(
         model,
@@ -225,13 +225,13 @@ def draw_replies(
         found[:, ids.shape[1] :], (0, ids.shape[1] + REPLY - found.shape[1]), value=eos_id
     )
     ends = replies == eos_id
-    # An id counts if no end stands before it.
+    # A token counts if no end token is before it.
     return Completions(ids, padding, replies, ends.cumsum(1) - ends.long() == 0)
 
 
 @dataclass(frozen=True)
 class TalkTask:
-    """What all stages share: the plays, and the tokenizer that was learned from them."""
+    """What all stages share: the plays, and the tokenizer that was trained on them."""
 
     talk: Talk
     tokenizer: BPETokenizer
@@ -247,7 +247,7 @@ class TalkTask:
         return [prompt_ids(self.tokenizer, *each) for each in asked]
 
     def texts(self, written: Completions) -> list[str]:
-        """The replies as text; one without its end is empty."""
+        """The replies as text; one without an end token is empty."""
         texts = []
         for ids in written.replies.tolist():
             ids = ids[: ids.index(self.eos_id)] if self.eos_id in ids else []
@@ -255,19 +255,19 @@ class TalkTask:
         return texts
 
     def kept(self, asked: Sequence[Asked], written: Completions) -> Tensor:
-        """Which of MANNERS each reply keeps, (B, 4), 1 or 0."""
+        """Which of FORMAT_RULES each reply keeps, (B, 4), 1 or 0."""
         replies = zip(asked, self.texts(written), strict=True)
         return torch.tensor(
-            [manners(kind, reply, self.talk.words) for (kind, _), reply in replies]
+            [kept_rules(kind, reply, self.talk.words) for (kind, _), reply in replies]
         ).float()
 
     def ask(self, number: int, rng: random.Random) -> list[Asked]:
-        """Kinds of replies by lot, to lines of the plays that are not held out."""
+        """Random kinds of replies, to lines of the plays that are not held out."""
         said = rng.choices(self.talk.turns, k=number)
         return [(rng.choice([*REPLY_KINDS]), turn.said) for turn in said]
 
 
 def make_task(num_words: int, vocab_size: int) -> TalkTask:
-    """Reads the plays, and learns a tokenizer from them."""
+    """Reads the plays, and trains a tokenizer on them."""
     talk = read_talk(num_words)
     return TalkTask(talk, BPETokenizer.train(talk.text, vocab_size, (*ROLES, REPLY_END)))

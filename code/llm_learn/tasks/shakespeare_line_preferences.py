@@ -25,14 +25,14 @@ from llm_learn.train import TrainConfig
 
 LONGEST_LINE = 11  # words and marks of a line
 PROMPT = 2  # of them are given
-# The ids of an answer at most, with the one that ends it.
+# Tokens of an answer at most, including the one that ends it.
 ANSWER = LONGEST_LINE - PROMPT + 1
-EOS_ID = 1000  # comes after the ids of all words and marks
+EOS_ID = 1000  # comes after the IDs of all words and marks
 
 
 @cache
 def words_and_lines() -> tuple[list[str], list[tuple[int, ...]]]:
-    """The most frequent words and marks, by their ids, and all lines of nothing else, in a random order."""
+    """The most frequent words and marks, by their IDs, and all lines of nothing else, in a random order."""
     all_lines = [
         re.findall(r"[a-z']+|[.,;:!?]", line.lower())
         for line in shakespeare().splitlines()
@@ -56,13 +56,13 @@ def line_text(ids: Sequence[int]) -> str:
 
 
 def train_and_test() -> tuple[list[tuple[int, ...]], Tensor]:
-    """Lines to learn from, and the beginnings of 300 others, (300, 2)."""
+    """Training lines, and prompts from 300 others, (300, 2)."""
     lines = words_and_lines()[1]
     return lines[1000:], torch.tensor([line[:PROMPT] for line in lines[:300]])
 
 
 def model_of_lines(seed: int) -> Llama:
-    """A small Llama that has learned to finish lines."""
+    """A small Llama that was trained to complete lines."""
     torch.manual_seed(seed)
     model = Llama(
         LlamaConfig(
@@ -85,27 +85,27 @@ def model_of_lines(seed: int) -> Llama:
 
 
 def completion_mask(answers: Tensor) -> Tensor:
-    """(B, T) -> (B, T), True for every id up to the first EOS_ID, and for that one."""
+    """(B, T) -> (B, T), True for every token up to the first EOS_ID, and for that one."""
     is_end = answers == EOS_ID
     return is_end.cumsum(1) - is_end.long() == 0
 
 
 def sample_answers(model: Llama, prompts: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Draws an answer to each prompt: (B, 2) -> (B, T), filled up with EOS_ID."""
+    """Samples an answer to each prompt: (B, 2) -> (B, T), padded with EOS_ID."""
     ids = generate(model, prompts, ANSWER, eos_id=EOS_ID, generator=generator)
     return F.pad(ids, (0, PROMPT + ANSWER - ids.shape[1]), value=EOS_ID)[:, PROMPT:]
 
 
 @cache
 def marks_and_long_words() -> tuple[frozenset[int], frozenset[int]]:
-    """The ids of marks, and those of words of six letters or more."""
+    """The IDs of marks, and those of words of six letters or more."""
     words = list(enumerate(words_and_lines()[0]))
     marks = frozenset(i for i, word in words if word in ".,;:!?")
     return marks, frozenset(i for i, word in words if len(word.replace("'", "")) >= 6)
 
 
 def points(answer: Sequence[int]) -> int:
-    """The judge's hidden taste: different long words, minus words that come again."""
+    """The judge's hidden criterion: different long words, minus repeated words."""
     marks, long_words = marks_and_long_words()
     words = [i for i in answer if i != EOS_ID and i not in marks]
     return len(long_words.intersection(words)) - (len(words) - len(set(words)))
@@ -144,7 +144,7 @@ def judge(
 
 
 def draw_prompts(number: int, *, generator: torch.Generator) -> Tensor:
-    """Beginnings of lines at random, (B, 2)."""
+    """Prompts from random lines, (B, 2)."""
     lines = train_and_test()[0]
     some = torch.randint(len(lines), (number,), generator=generator).tolist()
     return torch.tensor([lines[i][:PROMPT] for i in some])
@@ -161,7 +161,7 @@ def judged_pairs(first: Llama, second: Llama, number: int, seed: int) -> Pairs:
 
 
 class RewardModel(nn.Module):
-    """A language model's body, with one number for each position instead of logits."""
+    """A language model's body, with one score for each position instead of logits."""
 
     def __init__(self, model: Llama):
         super().__init__()
@@ -175,7 +175,7 @@ class RewardModel(nn.Module):
         return self.head(self.body.hidden_states(ids)).squeeze(-1)
 
     def score(self, prompts: Tensor, answers: Tensor) -> Tensor:
-        """The number at the last id of each answer: (B, 2), (B, T) -> (B,)."""
+        """The score at the last token of each answer: (B, 2), (B, T) -> (B,)."""
         at_each = self(torch.cat([prompts, answers], dim=1))[:, PROMPT:]  # (B, T)
         last = completion_mask(answers).sum(1, keepdim=True) - 1  # (B, 1)
         return at_each.gather(1, last).squeeze(1)
@@ -200,7 +200,7 @@ def optimizer_step(
 def train_reward_model(
     model: Llama, pairs: Pairs, scale_by: Pairs, seed: int
 ) -> RewardModel:
-    """Learns from pairs; scores have mean 0 and deviation 1 on the answers of others."""
+    """Trains on pairs; scores have mean 0 and standard deviation 1 on the answers of `scale_by`."""
     rewards = RewardModel(model)
     generator = torch.Generator().manual_seed(seed)
     number, size = len(pairs.prompts), 64
@@ -221,7 +221,7 @@ def train_reward_model(
 
 
 def answer_logits(model: Llama, prompts: Tensor, answers: Tensor) -> Tensor:
-    """What a model expects at each id of the answers, (B, T, V)."""
+    """Logits of a model for each token of the answers, (B, T, V)."""
     return model(torch.cat([prompts, answers], dim=1)[:, :-1])[:, PROMPT - 1 :]
 
 
@@ -229,7 +229,7 @@ def answer_logits(model: Llama, prompts: Tensor, answers: Tensor) -> Tensor:
 def kl_per_token(
     policy: Llama, reference: Llama, prompts: Tensor, answers: Tensor
 ) -> Tensor:
-    """The KL divergence of what two models expect at each id of the answers, (B, T), in nats."""
+    """The KL divergence between two models' predictions of each token of the answers, (B, T), in nats."""
     logps, reference_logps = (
         answer_logits(model, prompts, answers).log_softmax(-1)
         for model in (policy, reference)

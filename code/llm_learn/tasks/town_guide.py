@@ -29,7 +29,7 @@ class Note:
 
 
 def guide(seed: int, num_notes: int = 30) -> list[Note]:
-    """Notes about buildings in a dozen towns, drawn by lot.
+    """Notes about buildings in a dozen towns, chosen at random.
 
     Args:
         seed: decides everything.

@@ -23,16 +23,16 @@ IGNORE_INDEX = -100
 class TrainConfig:
     """How a language model is trained."""
 
-    max_steps: int  # updates
-    batch_size: int  # B, windows in an update
+    max_steps: int  # training steps
+    batch_size: int  # B, windows per step
     micro_batch_size: int | None = None  # windows in memory at a time; None: all
     learning_rate: float  # at the peak of the schedule
-    warmup_steps: int = 0  # updates until the peak
+    warmup_steps: int = 0  # steps until the peak
     floor: float = 0.1  # the schedule's last factor
     betas: tuple[float, float] = (0.9, 0.99)  # AdamW
     weight_decay: float = 0.1  # AdamW, matrices only
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
-    eval_every: int = 100  # updates between evaluations
+    eval_every: int = 100  # steps between evaluations
 
     def __post_init__(self):
         # Also what the schedule and the optimizer reject, before hours of work, not after.
@@ -44,28 +44,28 @@ class TrainConfig:
         )
 
     def factor(self, step: int) -> float:
-        """What the cosine schedule multiplies the learning rate by at an update; the first is 0."""
+        """The cosine schedule's factor on the learning rate at a step; the first step is 0."""
         return cosine_schedule(
             step, max_steps=self.max_steps, warmup_steps=self.warmup_steps, floor=self.floor
         )
 
     def micro_batches(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Cuts the batch of an update, (B, T) twice, into what is in memory at a time."""
+        """Splits the batch of a step, (B, T) twice, into parts that are in memory one at a time."""
         size = self.micro_batch_size or self.batch_size
         return list(zip(x.split(size), y.split(size), strict=True))
 
 
 @dataclass
 class History:
-    """What a training run leaves behind, one entry for each update or evaluation."""
+    """The losses of a training run, one entry for each step or evaluation."""
 
-    losses: list[float] = field(default_factory=list)  # nats a token, each update's batch
-    eval_steps: list[int] = field(default_factory=list)  # updates done
-    eval_losses: list[float] = field(default_factory=list)  # nats a token
+    losses: list[float] = field(default_factory=list)  # nats per token, each step's batch
+    eval_steps: list[int] = field(default_factory=list)  # steps done
+    eval_losses: list[float] = field(default_factory=list)  # nats per token
 
 
 def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """The cross-entropy summed over all targets but those of -100, nats; computed in float32 or float64.
+    """The cross-entropy summed over all targets except -100, in nats; computed in float32 or float64.
 
     Args:
         logits: (B, T, V)
@@ -80,7 +80,7 @@ def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def mean_over_processes(model: nn.Module, counts: Sequence[int]) -> list[float]:
-    """The means of the counts over the processes that average the model's gradients, each of which calls this.
+    """The means of the counts over the processes that average the model's gradients, each of which must call this.
 
     Args:
         model: wrapped by DistributedDataParallel or divided by `fully_shard`; any other is trained by one process.
@@ -100,11 +100,11 @@ def mean_over_processes(model: nn.Module, counts: Sequence[int]) -> list[float]:
 
 @torch.no_grad()
 def evaluate_loss(model: nn.Module, ids: Tensor, *, batch_size: int = 64) -> float:
-    """The mean loss in nats a token over a text, cut into windows of the model's context length.
+    """The mean loss in nats per token over a corpus, cut into windows of the model's context length.
 
     Args:
-        model: maps ids (B, T) to logits (B, T, V), and has `config.context_length`.
-        ids: (N,) the text.
+        model: maps token IDs (B, T) to logits (B, T, V), and has `config.context_length`.
+        ids: (N,) token IDs of the corpus.
         batch_size: windows at a time; changes speed and memory only.
     """
     context_length = model.config.context_length
@@ -132,13 +132,13 @@ def train_step(
     factor: float = 1.0,
     max_grad_norm: float = 1.0,
 ) -> float:
-    """One update of a language model, with the gradient of the mean loss over all targets of its batches.
+    """One training step of a language model, with the gradient of the mean loss over all targets of its batches.
 
     Several processes that average their gradients, by DistributedDataParallel or `fully_shard`, take the mean over
     the targets of all processes. A second loss, added by `AddAuxiliaryLoss`, is averaged over batches by their positions.
 
     Args:
-        model: maps ids (B, T) to logits (B, T, V).
+        model: maps token IDs (B, T) to logits (B, T, V).
         optimizers: share the model's parameters among them.
         batches: inputs (B, T) and targets (B, T), of which those of -100 do not count; only one batch at a time is
             in memory, with its activations. Each process has the same number of batches.
@@ -184,12 +184,12 @@ def train(
     """Trains a language model on next-token prediction with AdamW and a cosine schedule.
 
     Args:
-        model: maps ids (B, T) to logits (B, T, V), and has `config.context_length`.
-        train_ids: (N,) the text to learn.
-        val_ids: (M,) a text to evaluate on before the first update, every `eval_every`, and at the end.
+        model: maps token IDs (B, T) to logits (B, T, V), and has `config.context_length`.
+        train_ids: (N,) token IDs to train on.
+        val_ids: (M,) token IDs to evaluate on before the first step, every `eval_every`, and at the end.
         config: the recipe.
         generator: decides the batches.
-        on_eval: called with the updates done and the validation loss.
+        on_eval: called with the number of steps done and the validation loss.
 
     Returns:
         The history; the model is changed in place.

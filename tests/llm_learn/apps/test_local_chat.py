@@ -1,4 +1,4 @@
-"""The chat model: what the pen keeps, text in pieces, what is written in a form, and messages."""
+"""The chat model: what the session keeps, text in pieces, what is written in a form, and messages."""
 
 import json
 
@@ -10,15 +10,15 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from llm_learn.apps.local_chat import (
+    GenerationSession,
     LocalChat,
-    Pen,
     as_chat,
     choose,
     fill,
+    integer_value,
     pieces,
     smollm2,
     text_value,
-    whole_number,
 )
 from llm_learn.tasks.assistant_requests import tools_for
 from llm_learn.tasks.town_guide import guide
@@ -29,8 +29,8 @@ TEXTS = st.text(st.sampled_from("ab \n.é好🙂☀"), max_size=12)
 TOOLS = tools_for(guide(0))
 
 
-class FakePen:
-    """A pen whose model writes the ids that it was given, then the end."""
+class FakeSession:
+    """A session whose model writes the ids that it was given, then the end."""
 
     def __init__(self, ids=()):
         _, self.tokenizer = smollm2()
@@ -47,40 +47,40 @@ class FakePen:
 
 
 def test_a_pen_that_went_back_writes_like_a_fresh_one():
-    used = Pen(64)
+    used = GenerationSession(64)
     texts = ["One two three", "One two four five", "One", "One two four six", "Seven"]
     for text in texts:
         ids = smollm2()[1].encode(text)
         known = used.begin(ids)
         assert known < len(ids) and used.caches[0].length == known
-        fresh = Pen(64)
+        fresh = GenerationSession(64)
         assert fresh.begin(ids) == 0
         torch.testing.assert_close(used.logits(), fresh.logits(), atol=1e-3, rtol=0)
         assert used.ids == ids
 
 
 def test_a_pen_reads_only_what_is_new():
-    pen = Pen(32)
-    pen.begin([5, 6, 7])
-    first = pen.logits()
-    assert pen.num_read == 3 and pen.logits() is first and pen.num_read == 3
-    assert pen.begin([5, 6, 8, 9]) == 2
-    pen.logits()
-    assert pen.num_read == 5
-    assert pen.begin([5, 6, 8, 9]) == 3, "the last id is read again"
+    session = GenerationSession(32)
+    session.begin([5, 6, 7])
+    first = session.logits()
+    assert session.num_read == 3 and session.logits() is first and session.num_read == 3
+    assert session.begin([5, 6, 8, 9]) == 2
+    session.logits()
+    assert session.num_read == 5
+    assert session.begin([5, 6, 8, 9]) == 3, "the last id is read again"
 
 
 @pytest.mark.parametrize(("count", "room"), [(0, 0), (9, 0), (5, 4)])
 def test_a_pen_refuses_what_does_not_fit(count, room):
     with pytest.raises(ValueError, match=f"ids has {count} entries"):
-        Pen(8).begin([1] * count, room)
+        GenerationSession(8).begin([1] * count, room)
 
 
 @settings(max_examples=60)
 @given(TEXTS, st.lists(st.text("ab é", min_size=1, max_size=3), max_size=2))
 def test_pieces_are_whole_characters_and_end_before_a_stop(text, stop):
-    pen = FakePen(smollm2()[1].encode(text))
-    parts = list(pieces(pen, 200, stop))
+    session = FakeSession(smollm2()[1].encode(text))
+    parts = list(pieces(session, 200, stop))
     ends = [text.index(s) for s in stop if s in text]
     assert "".join(parts) == text[: min(ends, default=len(text))]
     assert "\N{REPLACEMENT CHARACTER}" not in "".join(parts)
@@ -88,21 +88,21 @@ def test_pieces_are_whole_characters_and_end_before_a_stop(text, stop):
 
 def test_pieces_come_as_soon_as_they_can():
     ids = smollm2()[1].encode("One two three")
-    assert list(pieces(FakePen(ids), 9)) == ["One", " two", " three", ""]
-    held = list(pieces(FakePen(ids), 9, [" two three four"]))
+    assert list(pieces(FakeSession(ids), 9)) == ["One", " two", " three", ""]
+    held = list(pieces(FakeSession(ids), 9, [" two three four"]))
     assert held == ["One", " two three"], "what may begin a stop is held back"
-    assert list(pieces(FakePen(ids), 2)) == ["One", " two", ""]
-    two_in_one = list(pieces(FakePen(ids), 9, ["wo", " t"]))
+    assert list(pieces(FakeSession(ids), 2)) == ["One", " two", ""]
+    two_in_one = list(pieces(FakeSession(ids), 9, ["wo", " t"]))
     assert "".join(two_in_one) == "One", "of two stops in one token, the first counts"
 
 
 def test_a_choice_is_the_likeliest_way_through_the_options():
     options = ["tell", "tell me", "multiply", "guide"]
     for option in options:
-        pen = FakePen(smollm2()[1].encode(option + '"'))
-        assert choose(pen, options) == option
-        assert pen.ids == smollm2()[1].encode(option + '"')
-    assert choose(FakePen(), ["only"]) == "only"
+        session = FakeSession(smollm2()[1].encode(option + '"'))
+        assert choose(session, options) == option
+        assert session.ids == smollm2()[1].encode(option + '"')
+    assert choose(FakeSession(), ["only"]) == "only"
 
 
 @pytest.mark.parametrize(
@@ -116,16 +116,16 @@ def test_a_choice_is_the_likeliest_way_through_the_options():
     ],
 )
 def test_a_text_ends_at_a_quote_a_line_or_the_limit(text, limit, value):
-    pen = FakePen(smollm2()[1].encode(text))
-    assert text_value(pen, limit) == value
-    assert smollm2()[1].decode(pen.ids) == value + '"'
+    session = FakeSession(smollm2()[1].encode(text))
+    assert text_value(session, limit) == value
+    assert smollm2()[1].decode(session.ids) == value + '"'
 
 
 def test_a_number_has_at_least_one_digit_and_ends_with_the_digits():
     for text, value in (("41}", 41), ("007", 7), ("12345678901", 123456789)):
-        pen = FakePen(smollm2()[1].encode(text))
-        assert whole_number(pen) == value
-    assert whole_number(FakePen()) in range(10)
+        session = FakeSession(smollm2()[1].encode(text))
+        assert integer_value(session) == value
+    assert integer_value(FakeSession()) in range(10)
 
 
 def test_a_form_is_filled_whatever_the_model_wants():
@@ -144,14 +144,14 @@ def test_a_form_is_filled_whatever_the_model_wants():
         },
         "required": ["who", "kind", "inner", "none"],
     }
-    pen = Pen(128)
-    pen.begin(encode_chat(smollm2()[1], [{"role": "user", "content": "Sing!"}]))
-    value = fill(pen, schema, 5)
+    session = GenerationSession(128)
+    session.begin(encode_chat(smollm2()[1], [{"role": "user", "content": "Sing!"}]))
+    value = fill(session, schema, 5)
     assert list(value) == ["who", "kind", "inner", "none"] and value["none"] == {}
     assert value["kind"] in "ab" and isinstance(value["inner"]["n"], int)
-    assert json.loads(smollm2()[1].decode(pen.ids[pen.start :])) == value
+    assert json.loads(smollm2()[1].decode(session.ids[session.start :])) == value
     with pytest.raises(ValueError, match="schema has type 'array'"):
-        fill(pen, {"type": "array"})
+        fill(session, {"type": "array"})
 
 
 def test_messages_become_the_roles_that_the_model_knows():

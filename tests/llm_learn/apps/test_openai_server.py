@@ -550,9 +550,7 @@ class TestRequests:
     def test_numbers_and_texts_by_themselves(self):
         assert number({"a": 2}, "a", (int,), 1, 3, None) == 2
         assert number({}, "a", (int,), 1, 3, 7) == 7
-        with pytest.raises(
-            RequestError, match="a is 4: expected a whole number from 1 to 3"
-        ):
+        with pytest.raises(RequestError, match="a is 4: expected an integer from 1 to 3"):
             number({"a": 4}, "a", (int,), 1, 3, None)
         assert message_text("x") == message_text([{"type": "text", "text": "x"}]) == "x"
         with pytest.raises(RequestError, match="no text"):

@@ -34,7 +34,7 @@ from llm_learn.apps.pipeline_stages import (
 from llm_learn.assets import AssetError
 from llm_learn.distributed import DistributedContext, launch_processes
 from llm_learn.tasks.shakespeare_conversations import (
-    MANNERS,
+    FORMAT_RULES,
     REPLY_END,
     ROLES,
     TalkTask,
@@ -238,7 +238,7 @@ class TestReinforcement:
         kept = task.kept(asked, written)
         assert found.kept == pytest.approx(kept.mean(0).tolist())
         assert found.all_kept == pytest.approx(float(kept.all(1).float().mean()))
-        assert len(found.kept) == len(MANNERS) and found.kl == 0
+        assert len(found.kept) == len(FORMAT_RULES) and found.kl == 0
         rewards = kept.mean(1).view(plan.num_prompts, plan.num_samples)
         deviations = rewards.std(1, keepdim=True) + 1e-4
         advantages = ((rewards - rewards.mean(1, keepdim=True)) / deviations).view(-1)
@@ -425,11 +425,11 @@ class TestCommand:
 
     def test_every_tenth_round_is_told(self):
         lines = []
-        rounds = [Round([0.5] * len(MANNERS), 0.25, kl) for kl in range(1, 26)]
+        rounds = [Round([0.5] * len(FORMAT_RULES), 0.25, kl) for kl in range(1, 26)]
         PipelineRun.follow(SimpleNamespace(say=lines.append), rounds)
         assert lines == [
-            "  round 10: 25.0% keep all rules, 10.0 nats from the start",
-            "  round 20: 25.0% keep all rules, 20.0 nats from the start",
+            "  round 10: 25.0% keep all rules, 10.0 nats from the reference model",
+            "  round 20: 25.0% keep all rules, 20.0 nats from the reference model",
         ]
 
     @pytest.mark.slow

@@ -78,7 +78,7 @@ def test_a_run_leaves_all_that_it_promises(tmp_path, text, capsys, model, vocab_
     assert (out / "losses.png").read_bytes()[:4] == b"\x89PNG"
     printed = capsys.readouterr().out
     assert json.dumps(settings, indent=1) in printed
-    assert f"validation loss {float(table[-1][2]):.4f} nats a token" in printed
+    assert f"validation loss {float(table[-1][2]):.4f} nats per token" in printed
     assert not list(out.glob("*tmp*"))
 
 

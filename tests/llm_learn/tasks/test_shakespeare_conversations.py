@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llm_learn.data import HELD_OUT, shakespeare_plays
 from llm_learn.tasks.shakespeare_conversations import (
-    MANNERS,
+    FORMAT_RULES,
     REPLY,
     REPLY_END,
     REPLY_KINDS,
@@ -18,8 +18,8 @@ from llm_learn.tasks.shakespeare_conversations import (
     Turn,
     draw_replies,
     is_plain,
+    kept_rules,
     make_task,
-    manners,
     plain_text,
     prompt_ids,
     read_talk,
@@ -137,7 +137,7 @@ class TestPrompts:
         with pytest.raises(
             ValueError, match=r"kind is 'beg', .*: expected kind in REPLY_KINDS"
         ):
-            manners("beg", "Help!", WORDS)
+            kept_rules("beg", "Help!", WORDS)
 
 
 class TestManners:
@@ -166,7 +166,7 @@ class TestManners:
         ],
     )
     def test_rules(self, reply, kept):
-        found = zip(MANNERS, manners("tell", reply, WORDS), strict=True)
+        found = zip(FORMAT_RULES, kept_rules("tell", reply, WORDS), strict=True)
         assert ", ".join(rule for rule, yes in found if yes) == kept
 
 
