@@ -135,6 +135,9 @@ def language(chapter: Source, book: Book) -> Found:
         excuse = "or end the line with an excuse, `term: why` in a comment"
         number = f"{len(found)} words of word-list.tsv here, {allowed} are allowed"
         yield line, f"`{match[0]}` ({word.mark}): write {word.write}, {excuse}; {number}"
+    if len(found) < allowed:
+        lists = f"word-counts.yml lists {allowed} words of word-list.tsv"
+        yield 1, f"{lists}, {len(found)} are left: run `python -m book words --count`"
 
 
 def count(root: Path) -> None:

@@ -24,9 +24,9 @@ ALWAYS = [
     "exercises",
     "reading",
 ]
-# The roles that a page with a head has in addition, and those that a page must have, by its edition.
-SUMMARIES = ["minute", "remember"]
-ROLES = {1: [*ALWAYS, "cost", "scale"], 2: [*ALWAYS, *SUMMARIES, "since"]}
+SUMMARIES = ["minute", "remember"]  # of a page with a head
+# The other roles that a page must have, by its edition.
+ROLES = {1: [*ALWAYS, "cost", "scale"], 2: [*ALWAYS, "since"]}
 WORD_COUNTS = "code/book/data/word-counts.yml"
 OPTION = re.compile(r"^:(\w+):\s*(.*)$", re.M)
 Directive = tuple[int, str, str, dict[str, str]]  # line, kind, argument, options
@@ -136,7 +136,7 @@ def at(cell: Cell, node: ast.expr | ast.stmt) -> int:
 def role_at(chapter: Source, line: int) -> str:
     """The anatomy role whose label stands last above `line`."""
     roles = [label.split("-")[0] for n, label in chapter.labels if n < line]
-    known = {*ROLES[1], *ROLES[2]}
+    known = {*SUMMARIES, *ROLES[1], *ROLES[2]}
     return next((role for role in reversed(roles) if role in known), "")
 
 

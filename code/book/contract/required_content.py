@@ -117,9 +117,7 @@ def anatomy(chapter: Source, book: Book) -> Found:
     pieces = {*chapter.name.split("-"), chapter.name}
     excused = chapter.meta.get("excused")
     excused = excused if isinstance(excused, dict) else {}
-    required = ROLES[chapter.edition]
-    if chapter.headed and chapter.edition == 1:
-        required = [*required, *SUMMARIES]
+    required = [*ROLES[chapter.edition], *(SUMMARIES if chapter.headed else [])]
     for role in required:
         tails = [
             (n, label[len(role) + 1 :])

@@ -1,4 +1,4 @@
-"""Checks of pages in the form of the second edition, those with `edition: 2` in their front matter.
+"""Checks of pages in the form of the second edition, with `edition: 2` in their front matter, or with its head.
 
 CONTRIBUTING.md describes the form. The other modules check what holds for every page.
 """

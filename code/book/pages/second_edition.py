@@ -1,4 +1,4 @@
-"""Sphinx extension: folded cells, and optional sections of pages in the form of the second edition."""
+"""Sphinx extension: cells folded by their tags, and optional sections of pages with a head."""
 
 from docutils import nodes
 from sphinx.application import Sphinx

@@ -9,7 +9,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from book.commands.new_chapter import render
 from book.contract import second_edition
 from book.contract.executed_outputs import executed_problems
-from book.contract.registry import Book
+from book.contract.registry import Book, role_at
 from book.contract.required_content import CHECKS
 from book.contract.second_edition import fold_title, kind_of, sections, words
 from book.read.chapters import Source, load_plan
@@ -77,6 +77,7 @@ def asked(source: str, question: str) -> tuple[str, str]:
 ABLE = "- predict how a temperature changes the weights"
 MANY = f"{SENTENCE}\n\n" * 40  # 560 words
 LONG = "\n".join(["x = 1"] * 31)
+SOLVED = "```{solution-start} ex\n```\n\n```{code-cell}\nassert x\n```"
 HINT = "```{hint}\n:class: dropdown\nLook at the sums of the rows.\n```\n"
 QUESTION = """```{predict} attention-long-key
 Which queries attend to it more?
@@ -114,6 +115,7 @@ BAD = [
     ("head", ("[cost-attention]", "cost-attention"), "must list labels"),
     ("head", ("[cost-attention]", "[wrong-attention]"), "`wrong` is required"),
     ("head", ("## What it costs", "### What it costs"), "must list labels above `##`"),
+    ("head", ("[cost-attention]", "[remember-attention]"), "`remember` is required"),
     ("summaries", ("## In one minute", "## In one minute\n\nMore. " * 20), "of 90 to 130"),
     ("summaries", ("## In one minute", "## In one minute\n\n## More"), "of 90 to 130"),
     ("lengths", core(f"## More\n\n{MANY}"), "in a section, at most 500"),
@@ -165,7 +167,8 @@ BAD = [
     ("cell_forms", cell("x = 1", "data, show-input"), "is for one cell"),
     ("cell_forms", cell("x = 1", "check, show-input"), "is for one cell"),
     *(
-        ("proofs_folded", cell(code, tags), f"move `{name}`")
+        ("proofs_folded", cell(code, tags, above), f"move `{name}`")
+        for above in ("", "```{solution-start} ex\n```\n\n```{solution-end}\n```")
         for name, code in (
             ("assert", "assert x"),
             ("raise", "def f(x):\n    raise ValueError(x)"),
@@ -248,6 +251,7 @@ FINE = [
     ("proofs_folded", cell("assert x\nraise ValueError", "results")),
     ("proofs_folded", cell("assert x\nraise ValueError", "packaged")),
     ("proofs_folded", cell("assert x\nraise ValueError", "exercise-starter")),
+    ("proofs_folded", core(f"{SOLVED}\n\n```{{solution-end}}\n```")),
     (
         "cell_forms",
         cell("def f():\n    raise NotImplementedError\n\n\nx.results()  # assert"),
@@ -328,3 +332,9 @@ def test_a_core_cell_prints_two_lines(tags, text, refused, edition):
     made.outputs = [new_output("stream", name="stdout", text=text)]
     problems = executed_problems(page, new_notebook(cells=[made]), {})
     assert any("core cell" in p for p in problems) == (refused and edition == 2), problems
+
+
+def test_a_summary_is_a_role_of_its_own(good):
+    chapter = source(good)
+    line = next(n for n, label in chapter.labels if label == "remember-attention")
+    assert role_at(chapter, line) != "remember" == role_at(chapter, line + 1)

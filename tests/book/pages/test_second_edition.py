@@ -1,4 +1,4 @@
-"""What a page in the form of the second edition shows: its head box, badges of optional sections, folded cells."""
+"""What a page with a head shows, of either edition: its head box, badges of optional sections, folded cells."""
 
 import re
 
@@ -8,7 +8,6 @@ from smallbook import SmallBook, chapter
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 FORM = {
-    "edition": 2,
     "hours": {"core": 1, "all": 2.5},
     "able": ["write `attention`", "predict its cost", "detect a leak"],
     "prerequisites": ["first-model/tokenization", "first-model/backpropagation"],
@@ -53,8 +52,13 @@ def cells() -> str:
     )
 
 
-@pytest.fixture
-def book(tmp_path) -> SmallBook:
+FOLDS = ["Imports", "Data and models", "Check", "Drawing", "Numbers of this section"]
+FOLDS += ["Numbers of this section", "The packaged version"]
+
+
+@pytest.fixture(params=[1, 2])
+def book(tmp_path, request) -> SmallBook:
+    form = {"edition": request.param, **FORM}
     book = SmallBook(tmp_path)
     conf = (tmp_path / "conf.py").read_text(encoding="utf-8")
     book.write(
@@ -65,12 +69,19 @@ def book(tmp_path) -> SmallBook:
     book.write("chapters/first-model/tokenization.md", chapter("Tokens", cells()))
     book.write(
         "chapters/first-model/attention.md",
-        chapter("Attention", f"{cells()}\n\n{BODY}", **FORM),
+        chapter("Attention", f"{cells()}\n\n{BODY}", **form),
     )
-    short = FORM | {"prerequisites": [], "optional": [], "hours": {"core": 1, "all": 1}}
+    short = form | {"prerequisites": [], "optional": [], "hours": {"core": 1, "all": 1}}
     short.pop("before")
     book.write("chapters/first-model/gpt.md", chapter("GPT", **short))
     return book
+
+
+def folds(page) -> list[list[str]]:
+    return [
+        [p.get_text() for p in fold.select("summary > p")]
+        for fold in page.select("details.hide")
+    ]
 
 
 def test_the_page_shows_its_form(book):
@@ -120,14 +131,8 @@ def test_the_page_shows_its_form(book):
         "h2"
     ] * 3
 
-    folds = [
-        [p.get_text() for p in fold.select("summary > p")]
-        for fold in page.select("details.hide")
-    ]
-    titles = ["Imports", "Data and models", "Check", "Drawing", "Numbers of this section"]
-    titles += ["Numbers of this section", "The packaged version"]
-    assert folds == [
-        *([title] * 2 for title in titles),
+    assert folds(page) == [
+        *([title] * 2 for title in FOLDS),
         ["Show the checker", "Hide the checker"],
     ]
     assert (
@@ -140,9 +145,10 @@ def test_the_page_shows_its_form(book):
     )
 
 
-def test_a_page_of_the_first_edition_is_as_it_was(book):
+def test_a_page_without_a_head_folds_cells_only(book):
     assert book.build() == ""
     page = book.page("chapters/first-model/tokenization")
-    assert len(page.select("details.hide")) == 1 and not page.select(".optional-badge")
+    assert [first for first, _ in folds(page)] == [*FOLDS, "Show the checker"]
+    assert not page.select(".optional-badge")
     names = [term.get_text() for term in page.select(".chapter-box dt")]
     assert names == ["Before this", "Reading", "To run it"]
