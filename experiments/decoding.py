@@ -62,7 +62,7 @@ def forms(seed: int) -> dict:
                     logits, temperature=temperature, generator=generator
                 )
 
-            return sampling.write(grammars.SMOLLM2, prompts, limit, choose)
+            return sampling.complete(grammars.SMOLLM2, prompts, limit, choose)
 
         def bound(
             rules, limit, temperature=temperature, generator=generator
@@ -115,8 +115,8 @@ def lookups(seed: int) -> dict:
         def choose(logits: Tensor, _) -> Tensor:
             return sampling.sample_next(logits, generator=generator)
 
-        (ids,) = sampling.write(speculation.SMOLLM2, [prompt], new, sampling.greedy)
-        drawn = sampling.write(speculation.SMOLLM2, [prompt] * 16, new, choose)
+        (ids,) = sampling.complete(speculation.SMOLLM2, [prompt], new, sampling.greedy)
+        drawn = sampling.complete(speculation.SMOLLM2, [prompt] * 16, new, choose)
         ids, drawn = grammars.before_end(ids), [grammars.before_end(row) for row in drawn]
         ours, passes = speculation.speculate(
             speculation.SMOLLM2,
