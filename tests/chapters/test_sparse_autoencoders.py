@@ -26,13 +26,6 @@ class TestFeatures:
         sparse, full = coder.encode(x), dense.encode(x)
         assert torch.equal(sparse, full * (full >= full.topk(3)[0][:, -1:]))
 
-    @pytest.mark.parametrize("k", [0, 21])
-    def test_k_is_checked(self, chapter, k):
-        with pytest.raises(
-            ValueError, match=f"k is {k}: expected from 1 to num_latents, which is 20"
-        ):
-            chapter.SparseAutoencoder(6, 20, k)
-
     def test_vectors_are_sums_of_as_many_features_as_asked(self, chapter):
         features, active, x = chapter.plant_features(2, seed=0, num_vectors=4000)
         assert features.shape == (60, 20) and x.shape == (4000, 20)
