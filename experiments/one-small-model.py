@@ -57,7 +57,7 @@ def whole(seed: int) -> dict:
         "of the tuned model, for itself": (tuned, fresh),
         "of the tuned model, stale": (model, fresh),
     }
-    passes = {name: chapter.ids_a_pass(*pair) for name, pair in drafts.items()}
+    passes = {name: chapter.tokens_per_pass(*pair) for name, pair in drafts.items()}
     best = chapter.best_of(tuned, 16)
     print(seed, {name: round(row.all_rules, 3) for name, row in rows.items()}, flush=True)
     rows = {name: plain(row) for name, row in rows.items()}

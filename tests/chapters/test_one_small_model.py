@@ -16,7 +16,7 @@ class TestMeasures:
     def test_bits_a_byte_are_the_loss_of_an_id_by_its_bytes(self, chapter, model):
         row = chapter.measured(model)
         uniform = torch.tensor(float(chapter.PLAN.vocab_size)).log2().item()
-        assert row.bits == pytest.approx(uniform / chapter.BYTES_AN_ID, rel=0.1)
+        assert row.bits == pytest.approx(uniform / chapter.BYTES_PER_TOKEN, rel=0.1)
         assert row.all_rules <= min(row.rules) and len(row.replies) == len(chapter.ASKED)
 
     @pytest.mark.slow
@@ -31,9 +31,9 @@ class TestMeasures:
 
     def test_a_model_that_drafts_for_itself_is_always_right(self, chapter, model):
         """Random models write to the limit: every pass but the last brings k + 1 ids."""
-        found = chapter.ids_a_pass(model, model, number=4, k=3)
+        found = chapter.tokens_per_pass(model, model, number=4, k=3)
         assert found == pytest.approx(chapter.REPLY / 4, abs=0.4)
-        assert chapter.ids_a_pass(model, chapter.new_student(1), number=4, k=3) < found
+        assert chapter.tokens_per_pass(model, chapter.new_student(1), number=4, k=3) < found
 
 
 class TestPrompts:
@@ -55,7 +55,7 @@ class TestPrompts:
     )
     def test_another_conversation_is_refused(self, chapter, roles):
         messages = [{"role": role, "content": "tell"} for role in roles]
-        with pytest.raises(ValueError, match="expected a system message, ask, tell, cry"):
+        with pytest.raises(ValueError, match="roles"):
             chapter.chat_ids(messages)
 
     def test_an_unknown_kind_is_refused(self, chapter):
