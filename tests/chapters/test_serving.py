@@ -66,22 +66,22 @@ class TestEngines:
 
 class TestClock:
     def people(self, chapter):
-        return [chapter.Visitor(0.0, 10, 4), chapter.Visitor(0.0, 10, 6)]
+        return [chapter.Arrival(0.0, 10, 4), chapter.Arrival(0.0, 10, 6)]
 
     def test_times_are_sums_of_passes(self, chapter):
         people = self.people(chapter)
-        result = chapter.served(
+        result = chapter.simulate(
             chapter.Engine, people, chapter.BlockAllocator(100, 4), clock=lambda tokens: 1.0
         )
         # One pass for the prompts and the first id, one for each further id, one to see the end.
         assert [p.first for p in people] == [1.0, 1.0]
-        assert [p.gone for p in people] == [5.0, 7.0]
-        assert result["ids a second"] == pytest.approx(10 / 7)
+        assert [p.end for p in people] == [5.0, 7.0]
+        assert result["tokens per second"] == pytest.approx(10 / 7)
         assert [p.longest_gap for p in people] == [1.0, 1.0]
 
     def test_one_by_one_takes_turns(self, chapter):
         people = self.people(chapter)
-        chapter.served(
+        chapter.simulate(
             chapter.Engine,
             people,
             chapter.BlockAllocator(100, 4),
@@ -91,15 +91,15 @@ class TestClock:
         assert [p.first for p in people] == [1.0, 6.0]
 
     def test_nothing_happens_before_anybody_comes(self, chapter):
-        people = [chapter.Visitor(50.0, 10, 2)]
-        chapter.served(
+        people = [chapter.Arrival(50.0, 10, 2)]
+        chapter.simulate(
             chapter.Engine, people, chapter.BlockAllocator(100, 4), clock=lambda _: 1.0
         )
-        assert (people[0].first, people[0].gone) == (51.0, 53.0)
+        assert (people[0].first, people[0].end) == (51.0, 53.0)
 
     def test_visitors_come_at_the_rate(self, chapter):
-        people = chapter.visitors(2.0, 0, 4000)
-        assert people[-1].comes / 4000 == pytest.approx(0.5, rel=0.05)
+        people = chapter.arrivals(2.0, 0, 4000)
+        assert people[-1].arrives / 4000 == pytest.approx(0.5, rel=0.05)
         assert all(4 <= p.answer <= chapter.LIMIT and 8 <= p.prompt <= 500 for p in people)
         assert not any(math.isfinite(p.first) for p in people)
 
