@@ -72,13 +72,13 @@ def test_the_fence_stays_closed(chapter):
     asked, call = HumanMessage("?"), chapter.calls("guide", {}, 1)
     result = ToolMessage("x", name="guide", tool_call_id="1")
     own = ToolMessage("6", name="multiply", tool_call_id="1")
-    fenced = chapter.fence()
+    fenced = chapter.guard()
     assert fenced(names, [*chapter.examples(0), asked]) == ["guide", "tell"]
     assert fenced(names, [asked, call, own]) == names
     assert fenced(names, [asked, call, result]) == ["guide", "answer"]
     assert fenced(names, [asked, call, result, asked]) == ["guide"]
     assert fenced(names, [asked]) == ["guide"], "the result was dropped, and was read"
-    assert chapter.fence()(names, [asked]) == ["guide", "tell"]
+    assert chapter.guard()(names, [asked]) == ["guide", "tell"]
     assert chapter.after_a_result(names, [asked, call, result]) == names
 
 
