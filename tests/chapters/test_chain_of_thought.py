@@ -25,7 +25,7 @@ def problems_of(chapter, seed: int, K: int, number: int = 8):
 def test_results_are_those_of_python(definitions_of, seed, K):
     chapter = definitions_of(SLUG)
     problems = problems_of(chapter, seed, K)
-    rows = zip(problems.prompts.tolist(), problems.results.tolist(), strict=True)
+    rows = zip(problems.prompts.tolist(), problems.values.tolist(), strict=True)
     for prompt, results in rows:
         assert chapter.by_python(chapter.text(prompt)) == results
 
@@ -37,9 +37,9 @@ def test_every_form_ends_with_the_result(definitions_of, seed, K):
     for form in (*chapter.FORMS, chapter.cut_short, chapter.partly_blank):
         answers = form(problems, generator)
         assert (answers[:, -1] == chapter.DONE).all()
-        assert torch.equal(chapter.final_digits(answers), problems.results[:, -1]), form
+        assert torch.equal(chapter.final_digits(answers), problems.values[:, -1]), form
     first = chapter.answer_first(problems)
-    assert torch.equal(first[:, 1], problems.results[:, -1])
+    assert torch.equal(first[:, 1], problems.values[:, -1])
     assert torch.equal(first[:, 2:], chapter.with_steps(problems))
 
 
@@ -67,16 +67,16 @@ def test_a_chain_that_goes_on_from_a_wrong_value_has_one_wrong_step(
     chapter = definitions_of(SLUG)
     problems = problems_of(chapter, seed, K, 1)
     j = data.draw(st.integers(1, K - 1))
-    wrong = (problems.results[:, j - 1 : j] + data.draw(st.integers(1, 6))) % chapter.HOURS
+    wrong = (problems.values[:, j - 1 : j] + data.draw(st.integers(1, 6))) % chapter.HOURS
     numbers = torch.cat([wrong, problems.numbers[:, j + 1 :]], 1)
     rest = chapter.Problems(numbers, problems.signs[:, j:])
     answers = chapter.with_steps(problems)
     answers[:, 5 * j] = wrong[:, 0]
-    answers[:, 5 * j + 5 :: 5] = rest.results
+    answers[:, 5 * j + 5 :: 5] = rest.values
     expected = [step != j - 1 for step in range(K)]
     assert chapter.right_steps(answers, problems)[0].tolist() == expected
     # No operation sends two values to the same one.
-    assert chapter.final_digits(answers) != problems.results[:, -1]
+    assert chapter.final_digits(answers) != problems.values[:, -1]
 
 
 def test_digits_at_the_end(chapter):
@@ -126,7 +126,7 @@ def test_a_model_that_believes_what_is_written_follows_a_change(chapter, monkeyp
         operations = prompts[:, 1:19].unflatten(1, (6, 3))
         numbers = torch.cat([prompts[:, :1], operations[..., 2]], 1)
         answers = believer(model, prompts, length)
-        answers[:, -2] = chapter.Problems(numbers, operations[..., 1]).results[:, -1]
+        answers[:, -2] = chapter.Problems(numbers, operations[..., 1]).values[:, -1]
         return answers
 
     for writer, expected in ((believer, (1.0, 0.0)), (knower, (0.0, 1.0))):
@@ -164,7 +164,7 @@ def test_an_answer_before_its_steps_is_held_against_them(chapter, monkeypatch):
 
 def test_gaps_are_asked_right_before_the_result(chapter):
     K = 4
-    results = chapter.test_problems(K).results
+    results = chapter.test_problems(K).values
 
     def reader(ids):
         """Repeats the last digit that stands in the text, as its answer."""
@@ -203,7 +203,7 @@ def test_a_single_operation_is_learned(chapter):
 
 def test_chances_after_an_operation_are_counted_right(chapter):
     generator = torch.Generator().manual_seed(0)
-    values = chapter.draw_problems(200_000, 3, generator=generator).results
+    values = chapter.draw_problems(200_000, 3, generator=generator).values
     chances = torch.tensor([0.0] + 6 * [1 / 6])
     for step in range(3):
         chances = chapter.after_one(chances)
