@@ -1,7 +1,4 @@
-"""The words that chapters avoid (data/word-list.tsv), and how many of them each page may still have.
-
-`python -m book words NAME` lists those of a page, `python -m book words --count` lowers the numbers of word-counts.yml.
-"""
+"""The words that pages avoid (data/word-list.tsv). `python -m book words NAME` lists those of a page."""
 
 import csv
 import re
@@ -10,13 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
-from book.atomic_files import write_atomically
-from book.contract.registry import WORD_COUNTS, Book, Found, check, load_word_counts
+from book.contract.registry import Book, Found, check
 from book.read.chapters import COMMENT, DATA, ROOT, Cell, Source, find, read_source
 
-HEAD = "# How many enforced words (mark E) each page has. They may only fall: `python -m book words --count`.\n"
 EXCUSE = re.compile(r"(?:<!--|#) *term: *\w")
 # What is left out of prose, and what takes its place.
 MARKUP = (
@@ -128,38 +121,19 @@ def all_pages(root: Path = ROOT) -> list[Source]:
 
 @check
 def language(chapter: Source, book: Book) -> Found:
-    """The enforced words of the list that word-counts.yml lists, and none in a page with a head."""
-    found = hits(page_lines(chapter))
-    allowed = 0 if chapter.headed else book.word_counts.get(chapter.slug, 0)
-    for line, word, match in found if len(found) > allowed else ():
+    """No enforced word of the list occurs."""
+    for line, word, match in hits(page_lines(chapter)):
         excuse = "or end the line with an excuse, `term: why` in a comment"
-        number = f"{len(found)} words of word-list.tsv here, {allowed} are allowed"
-        yield line, f"`{match[0]}` ({word.mark}): write {word.write}, {excuse}; {number}"
-    if len(found) < allowed:
-        lists = f"word-counts.yml lists {allowed} words of word-list.tsv"
-        yield 1, f"{lists}, {len(found)} are left: run `python -m book words --count`"
-
-
-def count(root: Path) -> None:
-    """Lowers the numbers of word-counts.yml to what the book has."""
-    listed, lowered = load_word_counts(root), {}
-    for page in all_pages(root):
-        if number := min(len(hits(page_lines(page))), listed.get(page.slug, 0)):
-            lowered[page.slug] = number
-    write_atomically(root / WORD_COUNTS, HEAD + yaml.safe_dump(lowered))
+        yield line, f"`{match[0]}` ({word.mark}): write {word.write}, {excuse}"
 
 
 def words(argv: list[str], root: Path) -> int:
-    """`python -m book words NAME` or `python -m book words --count`."""
-    match argv:
-        case ["--count"]:
-            count(root)
-        case [name]:
-            page = find(all_pages(root), name)
-            for line, word, found in hits(page_lines(page), "EW"):
-                near = found.string[max(0, found.start() - 40) : found.end() + 40].strip()
-                remedy = f"{word.mark} `{found[0]}`: write {word.write}"
-                print(f"{page.where}:{line}: {remedy} (… {near} …)")
-        case _:
-            raise ValueError(f"`words` takes the name of a page or --count, but got {argv}")
+    """`python -m book words NAME`: the words of a page that its author must replace, or judge."""
+    if len(argv) != 1:
+        raise ValueError(f"`words` takes the name of a page, but got {argv}")
+    page = find(all_pages(root), argv[0])
+    for line, word, found in hits(page_lines(page), "EW"):
+        near = found.string[max(0, found.start() - 40) : found.end() + 40].strip()
+        remedy = f"{word.mark} `{found[0]}`: write {word.write}"
+        print(f"{page.where}:{line}: {remedy} (… {near} …)")
     return 0

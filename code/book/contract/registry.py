@@ -3,31 +3,29 @@
 import ast
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import wraps
 from itertools import takewhile
 from pathlib import Path
-
-import yaml
 
 from book.contract.packaged_cells import definitions
 from book.read.chapters import ROOT, Cell, Source, load_plan, project
 from book.read.recommended_links import load_materials
 
 ALWAYS = [
+    "minute",
     "question",
     "idea",
     "build",
     "check",
     "experiment",
     "wrong",
+    "remember",
     "exercises",
     "reading",
 ]
-SUMMARIES = ["minute", "remember"]  # of a page with a head
-# The other roles that a page must have, by its edition.
+# The roles that a page must have, by its edition.
 ROLES = {1: [*ALWAYS, "cost", "scale"], 2: [*ALWAYS, "since"]}
-WORD_COUNTS = "code/book/data/word-counts.yml"
 OPTION = re.compile(r"^:(\w+):\s*(.*)$", re.M)
 Directive = tuple[int, str, str, dict[str, str]]  # line, kind, argument, options
 CITE = re.compile(r"\{cite(?::\w+)?\}`([^`]+)`")
@@ -42,7 +40,6 @@ class Book:
     packaged: frozenset[str]  # functions, classes and constants of llm_learn
     extras: frozenset[str]  # optional dependencies of pyproject.toml
     helped: frozenset[str]  # chapters that an entry of materials.yml helps
-    word_counts: dict[str, int] = field(default_factory=dict)  # word-counts.yml
 
 
 def load_book(root: Path = ROOT) -> Book:
@@ -65,13 +62,7 @@ def load_book(root: Path = ROOT) -> Book:
         packaged=frozenset(names),
         extras=frozenset(project(root).get("optional-dependencies", {})),
         helped=frozenset(slug for entry in load_materials() for slug in entry.helps),
-        word_counts=load_word_counts(root),
     )
-
-
-def load_word_counts(root: Path = ROOT) -> dict[str, int]:
-    """How many enforced words of the list a page still has."""
-    return yaml.safe_load((root / WORD_COUNTS).read_text(encoding="utf-8")) or {}
 
 
 Check = Callable[[Source, Book], list[str]]
@@ -136,7 +127,7 @@ def at(cell: Cell, node: ast.expr | ast.stmt) -> int:
 def role_at(chapter: Source, line: int) -> str:
     """The anatomy role whose label stands last above `line`."""
     roles = [label.split("-")[0] for n, label in chapter.labels if n < line]
-    known = {*SUMMARIES, *ROLES[1], *ROLES[2]}
+    known = {*ROLES[1], *ROLES[2]}
     return next((role for role in reversed(roles) if role in known), "")
 
 

@@ -12,7 +12,6 @@ from book.contract.registry import (
     CHECKS,
     CITE,
     ROLES,
-    SUMMARIES,
     Book,
     Found,
     calls,
@@ -77,11 +76,10 @@ def front_matter(chapter: Source, book: Book) -> Found:
             )
     if meta.get("edition", 1) not in (1, 2):
         yield 1, f"set llm_learn.edition to 2, or leave it out (it is {meta['edition']!r})"
-    hours, (core, everything) = meta.get("hours"), chapter.hours
-    times = _is_number(core, 12) and _is_number(everything, 12) and core <= everything
-    if not times or isinstance(hours, dict) != chapter.headed:
-        form = "{core: …, all: …}, core at most all" if chapter.headed else "a number"
-        yield 1, f"set llm_learn.hours to {form}, above 0 and at most 12 (it is {hours!r})"
+    core, everything = chapter.hours
+    if not (_is_number(core, 12) and _is_number(everything, 12) and core <= everything):
+        form = "{core: …, all: …}, above 0 and at most 12, core at most all"
+        yield 1, f"set llm_learn.hours to {form} (it is {meta.get('hours')!r})"
     budget = meta.get("budget") if isinstance(meta.get("budget"), dict) else {}
     for key, limit in (("cpu_seconds", MAX_CPU_SECONDS), ("memory_gib", MAX_MEMORY_GIB)):
         if not _is_number(value := budget.get(key), limit):
@@ -117,7 +115,7 @@ def anatomy(chapter: Source, book: Book) -> Found:
     pieces = {*chapter.name.split("-"), chapter.name}
     excused = chapter.meta.get("excused")
     excused = excused if isinstance(excused, dict) else {}
-    required = [*ROLES[chapter.edition], *(SUMMARIES if chapter.headed else [])]
+    required = ROLES[chapter.edition]
     for role in required:
         tails = [
             (n, label[len(role) + 1 :])

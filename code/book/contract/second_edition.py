@@ -1,4 +1,4 @@
-"""Checks of pages in the form of the second edition, with `edition: 2` in their front matter, or with its head.
+"""Checks of the second edition's form; some hold only for pages with `edition: 2` in their front matter.
 
 CONTRIBUTING.md describes the form. The other modules check what holds for every page.
 """
@@ -13,7 +13,6 @@ from typing import NamedTuple
 from book.contract.registry import (
     ALWAYS,
     CITE,
-    SUMMARIES,
     Book,
     Found,
     at,
@@ -74,7 +73,6 @@ SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?]\*\*))\s+(?=[A-Z(*_{\[])")
 CHOICE = re.compile(r"^- ([a-z]): ", re.M)  # of a question to predict
 
 second = partial(check, applies=lambda chapter: chapter.edition == 2)
-headed = partial(check, applies=lambda chapter: chapter.headed)
 
 
 class Section(NamedTuple):
@@ -158,7 +156,7 @@ def _texts(value: object) -> list[str]:
     return texts if all(isinstance(text, str) for text in texts) else []
 
 
-@headed
+@check
 def head(chapter: Source, book: Book) -> Found:
     """The front matter holds what the head box shows, and the core has every required role."""
     able, before, optional = (chapter.meta.get(k) for k in ("able", "before", "optional"))
@@ -175,7 +173,7 @@ def head(chapter: Source, book: Book) -> Found:
     labels = {label for section in found for label in section.labels}
     if optional and not (_texts(optional) and {*optional} <= labels):
         yield 1, f"llm_learn.optional must list labels above `##` (it is {optional!r})"
-    for role in (*ALWAYS, *SUMMARIES):
+    for role in ALWAYS:
         lines = [n for n, label in chapter.labels if label.startswith(f"{role}-")]
         kinds = {section.kind for section in found for n in lines if n in section.lines}
         if kinds == {"optional"}:
@@ -204,7 +202,7 @@ def lengths(chapter: Source, book: Book) -> Found:
             yield 1, f"the {name} shows {num_lines} lines of code, at most {limits[1]}"
 
 
-@headed
+@check
 def core_hours(chapter: Source, book: Book) -> Found:
     """`hours.core` agrees with the length of the core."""
     core = [section for section in sections(chapter) if section.kind in CORE]
@@ -217,7 +215,7 @@ def core_hours(chapter: Source, book: Book) -> Found:
         yield 1, f"llm_learn.hours.core is {stated:g}, but {why}: state {needed:g}"
 
 
-@headed
+@check
 def summaries(chapter: Source, book: Book) -> Found:
     """The summaries keep to their limits: In one minute, What to remember, and Since 2025 with its citations."""
     for section in sections(chapter):
@@ -252,7 +250,7 @@ def predictions(chapter: Source, book: Book) -> Found:
         yield line, f'no cell settles it: call `settle("{name}", a=…, …)`'
 
 
-@headed
+@check
 def brackets(chapter: Source, book: Book) -> Found:
     """Few sentences are in brackets."""
     pieces = [pair for section in sections(chapter) for pair in section.paragraphs]
@@ -292,7 +290,7 @@ def cell_forms(chapter: Source, book: Book) -> Found:
             yield cell.line, f"{length} lines in a core cell, at most {MAX_CELL}: {remedy}"
 
 
-@headed
+@check
 def proofs_folded(chapter: Source, book: Book) -> Found:
     """Only some cells check and store numbers; those of solutions are closed anyway."""
     opened, closed = (

@@ -159,15 +159,9 @@ def _buttons(links: list[tuple[str, str]]) -> list[nodes.Node]:
 def facts(app: Sphinx, chapter: Source, doctree: nodes.document) -> Iterator[Row]:
     """The rows of the box of one chapter."""
     pages = Pages(app, chapter.docname)
-    record, hours = read_record(Path(app.srcdir), chapter.slug), chapter.hours[0]
+    record = read_record(Path(app.srcdir), chapter.slug)
     known = [s for s in chapter.meta.get("prerequisites") or [] if s in pages.chapters]
-    if chapter.headed:
-        yield from second_edition(pages, chapter, doctree, known, cost(record))
-    else:
-        yield "Before this", [line(*(pages.links(known) or ["no other chapter"]))]
-        if hours:
-            yield "Reading", [line(f"about {counted(hours, 'hour')}")]
-        yield "To run it", [line(cost(record))]
+    yield from second_edition(pages, chapter, doctree, known, cost(record))
     if verified := verified_against(app, chapter, record):
         yield "Verified against", [line(*verified)]
 

@@ -51,7 +51,7 @@ def link(section: nodes.section) -> nodes.reference:
 def mark_optional(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Gives an optional section a badge, and a link to the next section that is not optional."""
     chapter = chapter_source(app.env, docname)
-    sections = page_sections(doctree, chapter) if chapter and chapter.headed else []
+    sections = page_sections(doctree, chapter) if chapter else []
     for number, (section, kind) in enumerate(sections):
         if kind != "optional":
             continue

@@ -59,17 +59,11 @@ class Source:
         return 2 if self.meta.get("edition") == 2 else 1
 
     @property
-    def headed(self) -> bool:
-        """Whether it has the head, the summaries and the tags of the second edition; a rewritten page has more."""
-        return "able" in self.meta
-
-    @property
     def hours(self) -> tuple[float, float]:
-        """Hours to read the core, and the whole page. They are equal in the first edition, and 0 where none is given."""
-        hours = self.meta.get("hours") or 0
-        if isinstance(hours, dict):
-            return hours.get("core", 0), hours.get("all", 0)
-        return hours, hours
+        """Hours to read the core, and the whole page; 0 where none are given."""
+        hours = self.meta.get("hours")
+        hours = hours if isinstance(hours, dict) else {}
+        return hours.get("core", 0), hours.get("all", 0)
 
     @property
     def is_chapter(self) -> bool:

@@ -12,7 +12,7 @@ from book.contract.language import (
     load_words,
     page_lines,
 )
-from book.contract.registry import Book, load_book, load_word_counts
+from book.contract.registry import Book, load_book
 from book.read.chapters import Source
 
 SLUG = "first-model/attention"
@@ -100,9 +100,9 @@ def in_code(source: str) -> list[str]:
     return found(f"```{{code-cell}}\n{source}\n```\n")
 
 
-def judge(text: str, listed: int, front: str = FRONT) -> list[str]:
+def judge(text: str) -> list[str]:
     sets = dict.fromkeys(("citations", "packaged", "extras", "helped"), frozenset())
-    return language(page(text, front), Book(plan={}, **sets, word_counts={SLUG: listed}))
+    return language(page(text), Book(plan={}, **sets))
 
 
 def test_the_list_enforces_49_patterns():
@@ -234,33 +234,16 @@ def test_an_excuse_is_for_its_line_only():
 
 
 def test_a_message_names_file_line_word_and_remedy():
-    (message,) = judge("One.\n\nIt is seldom so.", 0)
+    (message,) = judge("One.\n\nIt is seldom so.")
     where, _, text = message.partition(": ")
     assert where == f"chapters/first-model/attention.md:{FRONT.count(chr(10)) + 3}"
     assert text.startswith("`seldom` (E15): write rarely, or end the line with an excuse")
-    assert text.endswith("1 words of word-list.tsv here, 0 are allowed")
+    assert judge("Rarely known.") == []
 
 
-def test_the_number_of_a_page_may_only_fall():
-    two = "It is seldom known\nbeforehand."
-    assert judge(two, 2) == []
-    assert len(judge(two, 1)) == 2 and "2 words" in judge(two, 1)[0]
-    (stale,) = judge(two, 3)
-    assert "lists 3 words" in stale and "`python -m book words --count`" in stale
-    assert judge("Rarely known.", 0) == []
-
-
-def test_a_page_with_a_head_has_none():
-    second = FRONT.replace("part:", "able: []\n  part:")
-    assert "0 are allowed" in judge("It is seldom so.", 1, second)[0]
-    assert judge("Rarely.", 0, second) == []
-
-
-def test_pages_without_code_keep_their_numbers():
+def test_pages_without_code_have_no_enforced_word():
     """The other tests of the contract read the chapters."""
-    pages = {page.slug: page for page in all_pages()}
-    assert load_word_counts().keys() <= pages.keys(), "word-counts.yml names no pages"
-    others = [page for page in pages.values() if not page.is_chapter]
+    others = [page for page in all_pages() if not page.is_chapter]
     book = load_book()
     problems = [problem for page in others for problem in language(page, book)]
     assert others and not problems, "\n" + "\n".join(problems)

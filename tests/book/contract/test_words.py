@@ -1,11 +1,10 @@
-"""The words of one page for its author, and the command that lowers the numbers."""
+"""The words of one page, for its author."""
 
 from pathlib import Path
 
 import pytest
 
 from book.__main__ import main
-from book.contract.registry import WORD_COUNTS, load_word_counts
 
 PAGE = """\
 ---
@@ -29,7 +28,6 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "_config.yml": "",
         "index.md": "# Book\n",
         "chapters/part/alpha.md": PAGE,
-        WORD_COUNTS: "part/alpha: 4\npart/gone: 1\n",
     }.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,26 +48,10 @@ def test_the_words_of_a_page_come_with_lines_and_remedies(book, capsys):
     ]
 
 
-def test_the_numbers_are_only_lowered(book):
-    page = book / "chapters/part/alpha.md"
-    assert main(["words", "--count"]) == 0
-    assert load_word_counts(book) == {"part/alpha": 3}
-    page.write_text(PAGE.replace("seldom", "rarely"), encoding="utf-8")
-    assert main(["words", "--count"]) == 0
-    assert load_word_counts(book) == {"part/alpha": 2}
-    page.write_text(PAGE, encoding="utf-8")
-    assert main(["words", "--count"]) == 0
-    assert load_word_counts(book) == {"part/alpha": 2}
-    assert "may only fall" in (book / WORD_COUNTS).read_text(encoding="utf-8")
-    page.write_text("# Alpha\n", encoding="utf-8")
-    assert main(["words", "--count"]) == 0
-    assert load_word_counts(book) == {}
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "the name of a page or --count, but got []"),
+        ([], "the name of a page, but got []"),
         (["a", "b"], "but got ['a', 'b']"),
         (["nowhere"], "no chapter is called 'nowhere'; the names are: part/alpha, index"),
     ],

@@ -94,7 +94,7 @@ def test_a_cell_that_myst_nb_would_read_otherwise_is_refused(text: str, tmp_path
 @pytest.mark.parametrize(
     ("front", "edition", "hours"),
     [
-        ("hours: 2.5", 1, (2.5, 2.5)),
+        ("hours: 2.5", 1, (0, 0)),
         ("part: part", 1, (0, 0)),
         ("edition: 2, hours: {core: 1, all: 3}", 2, (1, 3)),
         ("edition: 3, hours: {core: 1}", 1, (1, 0)),
