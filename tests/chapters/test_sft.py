@@ -79,5 +79,7 @@ def test_an_answer_must_not_melt_into_what_stands_before_it(chapter, content):
         {"role": "user", "content": "Where?"},
         {"role": "assistant", "content": content},
     ]
-    with pytest.raises(ValueError, match=r"said .*expected said\[: len\(prompt\)\] == prompt"):
+    with pytest.raises(
+        ValueError, match=r"said .*expected said\[: len\(prompt\)\] == prompt"
+    ):
         chapter.encode_conversation(SMOLLM2, messages)
