@@ -46,7 +46,9 @@ A promise.
 
 def chapter(title: str, body: str = "```{code-cell}\n1 + 1\n```", **meta: object) -> str:
     """A chapter's text; `meta` becomes its `llm_learn:` front matter."""
-    return CHAPTER.format(title=title, body=body, meta=json.dumps({"hours": 1} | meta))
+    return CHAPTER.format(
+        title=title, body=body, meta=json.dumps({"hours": {"core": 1, "all": 1}} | meta)
+    )
 
 
 class SmallBook:

@@ -134,7 +134,10 @@ def book(tmp_path) -> SmallBook:
     book = SmallBook(tmp_path)
     docnames = ["first-model/tokenization", "first-model/attention", "capstone/verified"]
     book.index(*(f"chapters/{name}" for name in docnames))
-    book.write("chapters/first-model/tokenization.md", chapter("Tokens & text", hours=2.5))
+    book.write(
+        "chapters/first-model/tokenization.md",
+        chapter("Tokens & text", hours={"core": 2, "all": 2.5}),
+    )
     book.write(
         "chapters/first-model/attention.md",
         chapter(
@@ -166,10 +169,11 @@ def test_the_box_says_what_a_reader_wants_to_know(book):
         for term, definition in zip(box.select("dt"), box.select("dd"), strict=True)
     }
     assert facts == {
-        "Before this": "Tokens & text, Sequence to sequence",
-        "Reading": "about 1 hour",
-        "To run it": (
-            "12 seconds of one processor core, 0.4 GiB of memory (measured in this build)"
+        "You will be able to": "",
+        "Before this": "Tokens & text\nSequence to sequence",
+        "Time": (
+            "Core: 1 hour. With all optional sections: 1 hour. Running all cells: "
+            "12 seconds of one processor core, 0.4 GiB of memory (measured in this build)."
         ),
         "Verified against": (
             "torch.nn.functional.softmax (largest difference 3e-16, 1e-07 relative); "
@@ -212,7 +216,7 @@ def test_the_box_says_what_a_reader_wants_to_know(book):
     assert filled["title"] == ["Attention: "] and f"{path}.md" in filled["body"][0]
 
     other = book.page("chapters/first-model/tokenization").select_one(".chapter-box")
-    assert "about 2.5 hours" in other.get_text() and "no other chapter" in other.get_text()
+    assert "Core: 2 hours." in other.get_text() and "No other chapter." in other.get_text()
     assert "did not execute" in other.get_text()
     assert "Verified against" not in other.get_text()
     assert not book.page("chapters/capstone/verified").select(".chapter-box")
@@ -225,7 +229,7 @@ def test_many_references_are_cut(book):
     assert book.build() == ""
     box = book.page("chapters/first-model/attention").select_one(".chapter-box").get_text()
     assert "reference 3 (equal); 3 more" in box and "reference 4" not in box
-    assert "To run it1 second of" in box.replace("\n", "")
+    assert "Running all cells: 1 second of" in box.replace("\n", "")
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ jupytext: {{text_representation: {{extension: .md, format_name: myst}}}}
 kernelspec: {{display_name: Python 3, language: python, name: python3}}
 llm_learn:
   prerequisites: {prerequisites}
-  hours: {hours}
+  hours: {{core: {hours}, all: {hours}}}
 ---
 
 # {title}
@@ -146,12 +146,12 @@ def test_pages_show_the_plan_and_what_was_measured(book):
         assert html.count("chapter-box") == 1
         assert html.index("</h1>") < html.index("chapter-box") < html.index("A promise.")
     assert (
-        "no other chapter" in one
-        and "about 1 hour<" in one
+        "No other chapter." in one
+        and "Core: 1 hour." in one
         and "12 seconds of one processor core, 0.4 GiB" in one
     )
     assert (
-        'href="one.html"><span>Chapter one</span></a>' in two and "about 2.5 hours" in two
+        'href="one.html"><span>Chapter one</span></a>' in two and "Core: 2.5 hours." in two
     )
     assert "did not execute" in two and "chapter-box" not in plan
 

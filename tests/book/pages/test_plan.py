@@ -402,7 +402,10 @@ class TestTotals:
         book = smallbook.SmallBook(tmp_path)
         book.write("conf.py", TOTALS_CONF)
         for name, hours in (("one", 2), ("two", 2.5)):  # the third is planned
-            book.write(f"chapters/basics/{name}.md", smallbook.chapter(name, hours=hours))
+            book.write(
+                f"chapters/basics/{name}.md",
+                smallbook.chapter(name, hours={"core": hours, "all": hours}),
+            )
         return book
 
     def totals(self, book: smallbook.SmallBook, name: str) -> str:

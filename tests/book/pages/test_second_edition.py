@@ -145,10 +145,10 @@ def test_the_page_shows_its_form(book):
     )
 
 
-def test_a_page_without_a_head_folds_cells_only(book):
+def test_a_page_without_optional_sections_has_no_badge(book):
     assert book.build() == ""
     page = book.page("chapters/first-model/tokenization")
     assert [first for first, _ in folds(page)] == [*FOLDS, "Show the checker"]
     assert not page.select(".optional-badge")
     names = [term.get_text() for term in page.select(".chapter-box dt")]
-    assert names == ["Before this", "Reading", "To run it"]
+    assert names == ["You will be able to", "Before this", "Time"]
