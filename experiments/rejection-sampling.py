@@ -26,7 +26,7 @@ STARTS = {"weak": (500, 150), "middle": (1000, 200), "strong": (2000, 300)}
 
 def measured(model: torch.nn.Module, whole: bool) -> dict:
     """What is recorded of a model after each round; whole: also what has to be sampled."""
-    chances = chapter.path_chances(model, chapter.TEST)
+    chances = chapter.path_probs(model, chapter.TEST)
     row = {
         "pass": {k: round(chapter.pass_at(chances, k), 4) for k in chapter.KS},
         "differ": round(chapter.differ([chances[i] for i in chapter.FORKED]), 4),
@@ -85,7 +85,7 @@ def run(name: str, start: str, kind: str, seed: int) -> list[dict]:
                 unsolved = chapter.draw_mazes(1000, rng, without=chapter.TEST)
             if "once" not in kind or number == 1:
                 check, keep = kind.split(", ")[:2]
-                chances = chapter.path_chances(model, unsolved)
+                chances = chapter.path_probs(model, unsolved)
                 found["drawn"] = round(chapter.pass_at(chances, 1), 4)
                 check = ended if check == "unchecked" else getattr(chapter, check)
                 kept = chapter.accepted(

@@ -1,11 +1,12 @@
 """Recorded experiments can still run the code of their chapters."""
 
+import ast
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,15 +14,6 @@ from book.read.chapters import ROOT
 
 SCRIPTS = sorted(
     path for path in (ROOT / "experiments").glob("*.py") if path.name != "common.py"
-)
-USED = sorted(
-    {
-        slug
-        for path in SCRIPTS
-        for slug in re.findall(
-            r"definitions\(\s*\"([\w/-]+)\"", path.read_text(encoding="utf-8")
-        )
-    }
 )
 
 
@@ -34,10 +26,35 @@ def common():
     return common
 
 
+def chapters_of(tree: ast.Module) -> dict[str, str]:
+    """The chapters whose definitions a script takes, by the script's name for them."""
+    return {target.id: slug for node in ast.walk(tree) for target, slug in _assigned(node)}
+
+
+def _assigned(node: ast.AST) -> Iterator[tuple[ast.Name, str]]:
+    match node:
+        case ast.Assign(
+            targets=[ast.Name() as target],
+            value=ast.Call(
+                func=ast.Name(id="definitions"), args=[ast.Constant(value=slug)]
+            ),
+        ):
+            yield target, slug
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("slug", USED)
-def test_definitions_of_the_chapter_can_be_executed_without_its_other_cells(common, slug):
-    assert vars(common.definitions(slug))
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_uses_what_its_chapters_define(common, path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    defined = {name: common.definitions(slug) for name, slug in chapters_of(tree).items()}
+    missing = [
+        f"{name}.{attribute}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        for name, attribute in [(node.value.id, node.attr)]
+        if name in defined and not hasattr(defined[name], attribute)
+    ]
+    assert missing == []
 
 
 SCRIPT = """
