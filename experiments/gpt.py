@@ -1,6 +1,7 @@
 """The recorded experiment of the chapter on GPT: trained past the best n-gram, over three seeds.
 
-`make experiment NAME=gpt` runs it on one thread and rewrites experiments/gpt.json, which the chapter draws.
+`make experiment NAME=gpt` runs it on one thread and rewrites experiments/gpt.json, which the chapter draws, and the first
+seed's weights in experiments/gpt.safetensors, with which the book's pages generate text.
 """
 
 import time
@@ -11,6 +12,7 @@ from common import head
 
 from llm_learn.atomic_files import write_json
 from llm_learn.data import HELD_OUT, shakespeare_plays
+from llm_learn.javascript import save_for_javascript
 from llm_learn.model import GPT, GPTConfig
 from llm_learn.tokenizers import BPETokenizer
 from llm_learn.train import TrainConfig, train
@@ -47,7 +49,7 @@ def main() -> None:
         def on_eval(step, loss, began=began, cpu_seconds=cpu_seconds):
             cpu_seconds.append(round(time.process_time() - began, 1))
             print(
-                f"step {step}: {loss:.3f} nats a token after {cpu_seconds[-1]:.0f} CPU-s",
+                f"step {step}: {loss:.3f} nats per token after {cpu_seconds[-1]:.0f} CPU-s",
                 flush=True,
             )
 
@@ -64,6 +66,9 @@ def main() -> None:
             }
         )
         write_json(RECORD, record)
+        if seed == SEEDS[0]:
+            check_ids = val_ids[: MODEL.context_length].tolist()
+            save_for_javascript(RECORD.with_suffix(".safetensors"), model, tokenizer, check_ids)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,10 @@ from llm_learn.notebook.plotting import use_book_style
 
 # Where it is installed, PEFT and TRL import it, and it warns of optional kernels; nothing here would use them.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+# What a cell stores for its page begins with this type, which is never shown; a trace is JSON, as text.
+PREFIX = "application/papermill.record/"
+TRACE = PREFIX + "application/json"
 
 
 def start(seed: int = 0) -> torch.Generator:
@@ -134,10 +139,27 @@ def glue(name: str, value: object) -> None:
         value: a number or string, already rounded as it should be read.
     """
     expect("isinstance(name, str) and name != ''", name=name)
-    prefix = "application/papermill.record/"
-    metadata = {"scrapbook": {"name": name, "mime_prefix": prefix}}
+    metadata = {"scrapbook": {"name": name, "mime_prefix": PREFIX}}
     # Quoted: myst-nb evaluates what it finds, and would show 1.50 as 1.5.
-    _display({prefix + "text/plain": repr(str(value))}, metadata)
+    _display({PREFIX + "text/plain": repr(str(value))}, metadata)
+
+
+def trace_figure(figure: str, kind: str, **data: object) -> None:
+    """Records what a figure shows step by step: on the page it runs, and elsewhere its picture stays.
+
+    Args:
+        figure: the name of the figure, which the same cell or a later one draws.
+        kind: `tokenizer` or `beam`: how it is drawn.
+        data: what this kind draws, as JSON. `steps` are 2 to 80, and each says in `say` what happens.
+    """
+    text = json.dumps({"kind": kind, "data": data}, allow_nan=False)
+    steps: Any = data.get("steps", [{"say": "As many characters as needed."}] * 2)
+    rule = "figure.startswith('fig-'), len(text) <= 40_000, 2 <= len(steps) <= 80"
+    expect(rule, figure=figure, text=text, steps=steps)
+    says = [step["say"] for step in steps]
+    expect("all(10 <= len(say) <= 160 for say in says)", says=says)
+    metadata = {"scrapbook": {"name": figure, "mime_prefix": PREFIX}}
+    _display({TRACE: text}, metadata)
 
 
 def over_seeds(values: Sequence[float], decimals: int = 2) -> str:
@@ -245,15 +267,18 @@ def recorded(name: str) -> dict:
     Args:
         name: the experiment's name, such as `gpt` for experiments/gpt.json.
     """
+    return json.loads(recorded_file(f"{name}.json").read_text(encoding="utf-8"))
+
+
+def recorded_file(name: str) -> Path:
+    """Where a file lies that an experiment wrote, such as gpt.json, or the weights in gpt.safetensors."""
     folders = [Path(__file__).parents[3] / "experiments"]  # a checkout
     if installed := find_spec("llm_learn_experiments"):
         folders += map(Path, installed.submodule_search_locations or ())
-    file = next(
-        (file for folder in folders if (file := folder / f"{name}.json").is_file()), None
-    )
-    if file is None:
-        raise ValueError(f"name is {name!r}: there is no record experiments/{name}.json")
-    return json.loads(file.read_text(encoding="utf-8"))
+    path = next((path for folder in folders if (path := folder / name).is_file()), None)
+    if path is None:
+        raise ValueError(f"name is {name!r}: there is no record experiments/{name}")
+    return path
 
 
 def _display(data: dict[str, str], metadata: dict) -> None:
