@@ -1,6 +1,7 @@
 """What the tests of the built site share."""
 
 import os
+from pathlib import Path
 
 import pytest
 import site_server as site
@@ -22,3 +23,11 @@ def address():
 def chromium():
     with site.browser() as browser:
         yield browser
+
+
+@pytest.fixture(scope="module")
+def axe_script():
+    import axe_playwright_python
+
+    folder = Path(axe_playwright_python.__file__).parent
+    return (folder / "axe.min.js").read_text(encoding="utf-8")

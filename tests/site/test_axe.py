@@ -1,7 +1,5 @@
 """Every page in the eyes of axe-core: no finding, in either theme, from a phone to a desk."""
 
-from pathlib import Path
-
 import pytest
 import site_server as site
 
@@ -53,14 +51,6 @@ PREPARE = """() => {
 RUN = """() => axe.run({resultTypes: ['violations']}).then(({violations}) => violations.flatMap(
     rule => rule.nodes.map(node => `${rule.id}: ${node.target.join(' ')}: ${node.html.slice(0, 120)}: `
         + node.failureSummary.split('\\n').slice(1).join(' '))))"""
-
-
-@pytest.fixture(scope="module")
-def axe_script():
-    import axe_playwright_python
-
-    folder = Path(axe_playwright_python.__file__).parent
-    return (folder / "axe.min.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

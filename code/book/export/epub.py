@@ -62,6 +62,8 @@ def article(site: Path, docname: str, docnames: list[str], address: str) -> Tag:
         diagram.replace_with(page.new_tag("img", src=diagram["data-image"], alt=alt))
     for element in page.select(LEFT_OUT):
         element.decompose()
+    for box in page.select(".live"):  # of a figure that runs on the site
+        box.unwrap()
     for element in page.select("[id=exercise-content], [id=solution-content]"):
         del element["id"]  # the same in every exercise of a page
     for element in page.find_all(id=True):

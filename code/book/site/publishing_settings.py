@@ -16,6 +16,7 @@ from sphinx.environment import BuildEnvironment
 
 from book.atomic_files import write_atomically
 from book.read.repository_urls import repository
+from llm_learn.javascript.scripts import ENGINE
 
 SITE = Path(__file__).parent
 STYLE = "book.css"
@@ -37,6 +38,7 @@ NOT_FOUND = """\
 def own_files(root: Path) -> list[Path]:
     """What the pages depend on, except their sources: the book's extensions, scripts and style sheets."""
     found = [*SITE.parent.rglob("*.py"), *SITE.glob("s*/*"), *root.glob("_static/*.[cj]s*")]
+    found += [*SITE.parent.glob("live/*"), *ENGINE.glob("*.js")]
     return sorted(found)
 
 

@@ -30,7 +30,7 @@ ONE = r"""<html><body><nav>menu</nav><main><article class="bd-article">
 <a href="../../_sources/one.txt">its source</a>, <a href="https://else.example/">else</a>.</p>
 <ul class="box-actions"><li>Open in Colab</li></ul><script>alert(1)</script><button>copy</button>
 <section id="below"><h2>Below</h2><p id="twice">a</p></section>
-<figure><img loading="lazy" src="../../_images/plot.png" alt="a curve &amp; more"></figure>
+<div class="live" data-bundle="../../_live/live.js"><figure><img loading="lazy" src="../../_images/plot.png" alt="a curve &amp; more"></figure><button>Run</button></div>
 <figure class="diagram" id="fig-d"><svg class="diagram" data-image="../../_images/drawing.svg" role="img"><title id="t">Boxes</title>
 <desc id="d">two boxes &amp; an arrow</desc><svg class="wide" viewBox="0 0 720 9"><rect width="9"/><text>noise</text></svg></svg>
 <figcaption>What it shows.</figcaption></figure><svg class="icon"><path d="M0 0"/></svg>
@@ -100,7 +100,7 @@ def test_the_contents_have_the_parts_and_their_pages(files):
 
 
 def test_what_is_the_website_s_alone_is_gone(page):
-    for gone in ("Colab", "menu", "alert", "copy", "#</a>", "badge"):
+    for gone in ("_live", "Colab", "menu", "alert", "copy", "#</a>", "badge"):
         assert gone not in page
     assert "One <em>and</em> only" in page and "hidden" in page and "<details" not in page
     assert page.count(">Show<") == 1
