@@ -68,7 +68,9 @@ def main() -> None:
         write_json(RECORD, record)
         if seed == SEEDS[0]:
             check_ids = val_ids[: MODEL.context_length].tolist()
-            save_for_javascript(RECORD.with_suffix(".safetensors"), model, tokenizer, check_ids)
+            save_for_javascript(
+                RECORD.with_suffix(".safetensors"), model, tokenizer, check_ids
+            )
 
 
 if __name__ == "__main__":

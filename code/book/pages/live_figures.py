@@ -48,7 +48,12 @@ class LiveDirective(SphinxDirective):
             raise self.error(f"there is no {weights.relative_to(ROOT)}")
         self.env.note_dependency(str(weights))
         text = given["text"].replace("\\n", "\n")
-        wanted = {"kind": self.arguments[0], "figure": figure, "model": given["model"], "text": text}
+        wanted = {
+            "kind": self.arguments[0],
+            "figure": figure,
+            "model": given["model"],
+            "text": text,
+        }
         if figure:
             # Not in the document, of which notebooks are written, too.
             self.env.metadata[self.env.docname].setdefault("live", []).append(wanted)

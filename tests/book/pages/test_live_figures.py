@@ -130,7 +130,9 @@ def record(book, monkeypatch, kind, name):
         nbformat.v4.new_code_cell("", outputs=[output]),
         nbformat.v4.new_markdown_cell("x"),
     ]
-    book.write("_build/executed.ipynb", nbformat.writes(nbformat.v4.new_notebook(cells=cells)))
+    book.write(
+        "_build/executed.ipynb", nbformat.writes(nbformat.v4.new_notebook(cells=cells))
+    )
     path = book.root / "_build/executed.ipynb"
     monkeypatch.setattr(live_figures, "notebook_path", lambda *_: path)
 

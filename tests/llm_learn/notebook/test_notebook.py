@@ -404,5 +404,7 @@ def test_every_record_can_be_read():
 
 
 def test_recorded_rejects_an_experiment_without_record():
-    with pytest.raises(ValueError, match=r"name is 'no such\.json': .*experiments/no such\.json"):
+    with pytest.raises(
+        ValueError, match=r"name is 'no such\.json': .*experiments/no such\.json"
+    ):
         recorded("no such")
