@@ -293,6 +293,50 @@ def test_a_wrong_weight_turns_the_check_red(live, name):
     assert "✗ This browser computes something else" in wrong.inner_text()
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("epsilon = 1e-5", "epsilon = 1e-6"),
+        ("0.044715", "0.0474715"),
+        ("const position = this.ids.length;", "const position = this.ids.length + 1;"),
+    ],
+    ids=["epsilon", "GELU", "position"],
+)
+def test_a_mistake_in_the_engine_turns_the_check_red(live, old, new):
+    def damage(page):
+        def mistaken(route):
+            text = route.fetch().text()
+            assert text.count(old) == 1
+            route.fulfill(body=text.replace(old, new), content_type="text/javascript")
+
+        page.route(re.compile(r"/_live/live-\w+\.js"), mistaken)
+
+    box = live(HEADS, prepare=damage)
+    assert (
+        "✗ This browser computes something else" in box.locator(".live-wrong").inner_text()
+    )
+
+
+def test_the_writer_by_keyboard_alone(live):
+    box = live(WRITER, start=False)
+    page = box.page
+    box.locator(".live-start").focus()
+    page.keyboard.press("Enter")
+    box.locator(".live-check").wait_for()
+    box.locator("textarea").focus()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("My lord")
+    for label in ("Temperature", "Top-k", "Top-p"):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.labels[0].textContent") == label
+        page.keyboard.press("ArrowLeft")
+    assert box.locator("output").all_inner_texts() == ["0.9", "2048", "0.95"]
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert box.locator("textarea").input_value().startswith("My lord")
+    assert len(box.locator("textarea").input_value()) > len("My lord") + 20
+
+
 @pytest.mark.parametrize("theme", site.THEMES)
 @every_figure
 def test_axe_finds_nothing_in_three_states(live, axe_script, figure, theme):
