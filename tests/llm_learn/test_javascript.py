@@ -224,6 +224,14 @@ def test_odd_texts_have_the_same_tokens(run, tokenizer, text):
     assert run("bpe.encode(text)", text=text) == tokenizer.encode(text)
 
 
+def test_a_token_is_named_by_its_text_or_its_bytes(run, tokenizer):
+    ids = tokenizer.encode("é🙂")
+    assert run("bpe.encode('To be').map((id) => bpe.name(id)).join('')") == "To be"
+    assert "".join(run("ids.map((id) => bpe.name(id))", ids=ids)).endswith(
+        "<0xF0><0x9F><0x99><0x82>"
+    )
+
+
 def test_the_merges_of_a_chunk_lead_from_bytes_to_its_tokens(run, tokenizer):
     (states,) = run("bpe.merges(' wherefore')")
     assert len(states[0]) == len(" wherefore") and states[-1] == tokenizer.encode(

@@ -32,7 +32,7 @@ export async function heads(box, data) {
       : "Write something first.";
   }
 
-  const name = (s) => visible(bpe.decode([ids[s]]));
+  const name = (s) => visible(bpe.name(ids[s]));
 
   function update() {
     ids = bpe.encode(input.value).slice(-T);

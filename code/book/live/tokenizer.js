@@ -9,7 +9,7 @@ const MAX_CHARACTERS = 300;
 /** @param {{merges: number[], text: string, check: [string, number[]][]}} data texts with their tokens in Python to check */
 export function tokenizer(box, data) {
   const bpe = new BPETokenizer(data.merges);
-  const name = (id) => visible(bpe.decode([id]));
+  const name = (id) => visible(bpe.name(id));
   const input = element("textarea", { value: data.text, rows: 2, maxLength: MAX_CHARACTERS });
   const summary = element("p", { className: "live-said", "aria-live": "polite" });
   const chunks = element("div", { className: "live-tokens", role: "group", "aria-label": "Chunks; choose one to see its merges" });

@@ -17,22 +17,30 @@ export async function writer(box, data) {
   const input = element("textarea", { value: data.text, rows: 3, maxLength: 1000 });
   const odds = element("div");
   const summary = element("p", { className: "live-said", "aria-live": "polite" });
+  const name = (id) => visible(bpe.name(id));
   let ids = [];
-  let probabilities;
+  let logits = null;
+  let probabilities = null;
 
-  function update() {
+  function predict() {
     ids = bpe.encode(input.value);
-    write.setAttribute("aria-disabled", ids.length === 0);
-    if (!ids.length) return odds.replaceChildren("Write something first.");
-    const { logits } = model.logits(ids);
-    probabilities = nextProbabilities(logits, settings);
+    logits = ids.length ? model.logits(ids).logits : null;
+    probabilities = logits && nextProbabilities(logits, settings);
+  }
+
+  function draw() {
+    write.setAttribute("aria-disabled", !logits);
+    if (!logits) {
+      summary.textContent = "Write something first.";
+      return odds.replaceChildren();
+    }
     const order = range(logits.length).sort((a, b) => logits[b] - logits[a]);
     const left = probabilities.filter((probability) => probability > 0).length;
     summary.textContent =
-      `The most likely next token is “${visible(bpe.decode([order[0]]))}”; ${left.toLocaleString("en")} tokens have a probability above 0. ` +
+      `The most likely next token is “${name(order[0])}”; ${left.toLocaleString("en")} tokens have a probability above 0. ` +
       `The model sees the last ${Math.min(ids.length, model.config.context_length)} of ${ids.length} tokens.`;
     const rows = order.slice(0, SHOWN).map((id) => ({
-      label: visible(bpe.decode([id])),
+      label: name(id),
       value: probabilities[id],
       note: `${(100 * probabilities[id]).toFixed(1)} %`,
       muted: probabilities[id] === 0,
@@ -40,11 +48,17 @@ export async function writer(box, data) {
     odds.replaceChildren(bars(rows, { largest: Math.max(0.25, rows[0].value) }));
   }
 
+  function update() {
+    predict();
+    draw();
+  }
+
   const write = button("Generate 20 tokens", () => {
-    for (let i = 0; i < 20 && ids.length; i++) {
+    for (let i = 0; i < 20 && logits; i++) {
       input.value += bpe.decode([sampleIndex(probabilities, uniform())]);
-      update();
+      predict();
     }
+    draw();
   });
   const set = (name, value) => {
     settings[name] = value;

@@ -48,6 +48,13 @@ export class BPETokenizer {
     return this.merges(text).flatMap((states) => states.at(-1));
   }
 
+  /** The text of one token; bytes that form no character are written as <0xF0>. */
+  name(id) {
+    const text = this.decode([id]);
+    const hex = (byte) => `<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`;
+    return text.includes("\uFFFD") ? this.tokenBytes[id].map(hex).join("") : text;
+  }
+
   /** The text of these tokens; bytes that form no character become U+FFFD. */
   decode(ids) {
     const bytes = Uint8Array.from(ids.flatMap((id) => this.tokenBytes[id]));

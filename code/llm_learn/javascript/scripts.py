@@ -14,13 +14,15 @@ ENGINE = Path(__file__).parent
 IMPORT = re.compile(r'^import \{ ([\w, ]+) \} from "\./([\w-]+)\.js";\n', re.M)
 EXPORT = re.compile(r"^export (?=(?:async )?(?:function|class|const) (\w+))", re.M)
 OTHER = re.compile(r"^(?:import|export)\b.*", re.M)
-# V8 alone has no TextEncoder and no TextDecoder.
-ENCODERS = """
+# V8 alone has no TextEncoder and no TextDecoder. This one gives a single U+FFFD for bytes that are no UTF-8.
+ENCODERS = r"""
 globalThis.TextEncoder = class {
   encode(text) { return Uint8Array.from(unescape(encodeURIComponent(text)), (byte) => byte.charCodeAt(0)); }
 };
 globalThis.TextDecoder = class {
-  decode(bytes) { return decodeURIComponent(escape(String.fromCharCode(...bytes))); }
+  decode(bytes) {
+    try { return decodeURIComponent(escape(String.fromCharCode(...bytes))); } catch { return "\uFFFD"; }
+  }
 };
 """
 
