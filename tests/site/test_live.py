@@ -248,8 +248,7 @@ def test_the_writer_changes_probabilities_and_generates(live):
     box.get_by_label("Temperature").fill("0")
     assert probabilities(box) == [100] + [0] * 9
     text = box.locator("textarea").input_value()
-    box.get_by_role("button", name="Generate 20 tokens").click()
-    longer = box.locator("textarea").input_value()
+    longer = generate(box)
     assert longer.startswith(text) and len(longer) > len(text)
     box.locator("textarea").fill("")
     assert box.locator(".live-said").inner_text() == "Write something first."
@@ -317,13 +316,41 @@ def test_a_mistake_in_the_engine_turns_the_check_red(live, old, new):
     )
 
 
+@pytest.mark.parametrize("missing", ["live", "gpt"])
+def test_what_did_not_load_is_said_and_can_be_repeated(live, missing):
+    pattern = re.compile(rf"/_live/{missing}-\w+\.js")
+    box = live(
+        WRITER, start=False, prepare=lambda page: page.route(pattern, lambda r: r.abort())
+    )
+    box.locator(".live-start").click()
+    box.get_by_text("Not loaded. Try again").wait_for()
+    assert box.locator("img").first.is_visible()
+    box.page.unroute(pattern)
+    run(box)
+    assert (
+        box.locator(".live-figure").count() == 1 and box.locator(".live-start").count() == 0
+    )
+
+
+def generate(box) -> str:
+    """Lets the model write its twenty tokens; gives the text."""
+    box.get_by_role("button", name="Generate 20 tokens").press("Enter")
+    area, last = box.locator("textarea"), None
+    while last != (last := area.input_value()):
+        box.page.wait_for_timeout(400)
+    assert area.evaluate("e => e.scrollTop + e.clientHeight >= e.scrollHeight - 1")
+    return last
+
+
 def test_the_writer_by_keyboard_alone(live):
     box = live(WRITER, start=False)
     page = box.page
     box.locator(".live-start").focus()
     page.keyboard.press("Enter")
     box.locator(".live-check").wait_for()
-    box.locator("textarea").focus()
+    assert box.evaluate("box => box.getBoundingClientRect().top >= 0"), "its top is in view"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
     page.keyboard.press("Control+A")
     page.keyboard.type("My lord")
     for label in ("Temperature", "Top-k", "Top-p"):
@@ -332,8 +359,8 @@ def test_the_writer_by_keyboard_alone(live):
         page.keyboard.press("ArrowLeft")
     assert box.locator("output").all_inner_texts() == ["0.9", "2048", "0.95"]
     page.keyboard.press("Tab")
-    page.keyboard.press("Enter")
-    assert box.locator("textarea").input_value().startswith("My lord")
+    assert page.evaluate("document.activeElement.textContent") == "Generate 20 tokens"
+    assert generate(box).startswith("My lord")
     assert len(box.locator("textarea").input_value()) > len("My lord") + 20
 
 

@@ -11,7 +11,10 @@ export function script(name) {
   loading[name] ??= new Promise((resolve, reject) => {
     const made = element("script", { src: window.liveFiles[name] });
     made.addEventListener("load", () => resolve(window.liveData[name]));
-    made.addEventListener("error", () => reject(new Error(`${made.src} did not load`)));
+    made.addEventListener("error", () => {
+      delete loading[name];
+      reject(new Error(`${made.src} did not load`));
+    });
     document.head.append(made);
   });
   return loading[name];

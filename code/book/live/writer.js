@@ -21,6 +21,7 @@ export async function writer(box, data) {
   let ids = [];
   let logits = null;
   let probabilities = null;
+  let runs = 0;
 
   function predict() {
     ids = bpe.encode(input.value);
@@ -53,19 +54,22 @@ export async function writer(box, data) {
     draw();
   }
 
-  const write = button("Generate 20 tokens", () => {
-    for (let i = 0; i < 20 && logits; i++) {
+  const write = button("Generate 20 tokens", async () => {
+    const mine = ++runs;
+    // The page stays usable between two tokens; another click or the reader's own text ends this run.
+    for (let i = 0; i < 20 && logits && mine === runs; i++) {
       input.value += bpe.decode([sampleIndex(probabilities, uniform())]);
-      predict();
+      input.scrollTop = input.scrollHeight;
+      update();
+      await new Promise((resolve) => setTimeout(resolve));
     }
-    draw();
   });
   const set = (name, value) => {
     settings[name] = value;
     update();
   };
   const { vocab_size: V } = model.config;
-  input.addEventListener("input", update);
+  input.addEventListener("input", () => (runs++, update()));
   box.append(
     labelled("Text", input),
     slider({ label: "Temperature", min: 0, max: 2, step: 0.1, value: 1, show: (t) => t.toFixed(1), onInput: (t) => set("temperature", t) }),
