@@ -1,6 +1,7 @@
 """Figures that run in the page: by mouse and keyboard, on a phone, from a file, without a script, in print, and their checks."""
 
 import base64
+import json
 import re
 import zipfile
 
@@ -276,7 +277,7 @@ def test_the_heads_follow_block_head_and_query_by_keyboard(live):
 def test_a_wrong_weight_turns_the_check_red(live, name):
     data = bytearray(recorded_file("gpt.safetensors").read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
-    header = eval(data[8:start].decode())
+    header = json.loads(data[8:start])
     offset = start + header[name]["data_offsets"][0]
     data[offset] = (data[offset] + 64) % 256
 

@@ -13,7 +13,7 @@ export function beam(box, data) {
       note: `${(100 * Math.exp(logProbability)).toPrecision(2)} %${kept ? ", kept" : ""}${greedy ? ", greedy" : ""}`,
       muted: !kept,
     }));
-    table.replaceChildren(bars(rows, { largest: 1 }));
+    table.replaceChildren(bars(rows, 1));
   };
   box.append(player(data.steps, draw), table);
 }

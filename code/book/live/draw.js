@@ -5,14 +5,13 @@ export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (name.includes("-") || ["role", "for"].includes(name)) made.setAttribute(name, value);
-    else if (name.startsWith("--")) made.style.setProperty(name, value);
     else made[name] = value;
   }
   made.append(...children);
   return made;
 }
 
-/** A space, a line break and bytes that are no character, made visible. */
+/** Spaces, line breaks and tabs, made visible. */
 export function visible(text) {
   return text.replace(/ /g, "␣").replace(/\n/g, "⏎").replace(/\r/g, "␍").replace(/\t/g, "⇥") || "∅";
 }
@@ -50,12 +49,12 @@ export function button(text, onClick, properties = {}) {
   return made;
 }
 
-/** Horizontal bars: rows of {label, value, note}, the longest of width 1. */
-export function bars(rows, { largest = Math.max(...rows.map((row) => row.value)) } = {}) {
+/** Horizontal bars: rows of {label, value, note, muted}; a value of `largest` takes the whole width. */
+export function bars(rows, largest) {
   const table = element("table", { className: "live-bars" });
   for (const { label, value, note, muted } of rows) {
     const bar = element("span", { className: "live-bar" });
-    bar.style.inlineSize = `${(100 * value) / (largest || 1)}%`;
+    bar.style.inlineSize = `${(100 * value) / largest}%`;
     const row = element("tr", { className: muted ? "live-muted" : "" });
     row.append(element("th", { scope: "row" }, label), element("td", {}, bar), element("td", {}, note));
     table.append(row);

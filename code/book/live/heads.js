@@ -1,7 +1,7 @@
 /** Where it looks: the attention weights of every head of the recorded GPT, on the reader's text. */
 
 import { BPETokenizer } from "./bpe.js";
-import { element, labelled, slider, visible } from "./draw.js";
+import { button, element, labelled, slider, visible } from "./draw.js";
 import { checked, load } from "./weights.js";
 
 /** @param {{text: string, model: string}} data */
@@ -39,8 +39,8 @@ export async function heads(box, data) {
     weights = model.attention(ids);
     row.replaceChildren(
       ...ids.map((_, s) => {
-        const made = element("button", { type: "button", className: "live-token live-weight" }, name(s), element("small"));
-        made.addEventListener("click", () => ((query = s), draw()));
+        const made = button(name(s), () => ((query = s), draw()), { className: "live-token live-weight" });
+        made.append(element("small"));
         return made;
       }),
     );

@@ -45,7 +45,7 @@ export function player(steps, draw) {
   }
 
   const made = element("div", { className: "live-player" }, back, play, next, labelled("Step", range), said);
-  // An observer reports at once, also before the player is in the page, so it watches only while something plays.
+  // It also reports once at the start, when nothing plays yet.
   new IntersectionObserver(([entry]) => entry.isIntersecting || stop()).observe(made);
   stop();
   show(0);

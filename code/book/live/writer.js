@@ -46,7 +46,7 @@ export async function writer(box, data) {
       note: `${(100 * probabilities[id]).toFixed(1)} %`,
       muted: probabilities[id] === 0,
     }));
-    odds.replaceChildren(bars(rows, { largest: Math.max(0.25, rows[0].value) }));
+    odds.replaceChildren(bars(rows, Math.max(0.25, rows[0].value)));
   }
 
   function update() {

@@ -14,7 +14,7 @@ from llm_learn.model import GPT, GPTConfig
 from llm_learn.quantize import quantize_absmax
 from llm_learn.tokenizers import BPETokenizer
 
-# What such a file holds beside weights.
+# What such a file holds besides the weights.
 BESIDE = ("check.ids", "check.logits", "merges")
 
 

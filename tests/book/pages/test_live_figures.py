@@ -213,6 +213,7 @@ class TestTrace:
         ("figure", "data", "message"),
         [
             ("alpha", {"steps": STEPS}, "figure"),
+            ("fig-alpha", {"steps": []}, "steps"),
             ("fig-alpha", {"steps": STEPS[:1]}, "steps"),
             ("fig-alpha", {"steps": STEPS * 41}, "steps"),
             ("fig-alpha", {"steps": [{"say": "Short"}] * 2}, "say"),
